@@ -1,0 +1,1 @@
+"""The front door: commands, configuration, the loop and its engines, data, evaluation, reports."""

@@ -1,0 +1,354 @@
+"""Typed configuration: a YAML file, dotted overrides, unknown keys refused with the nearest known one.
+
+Every rule that can be checked without loading a weight is checked here, before anything is loaded or written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
+
+from distill.world import import_deepspeed
+from objectives.didi_instruct import DidiInstructConfig
+from objectives.integral_kl import IntegralKLConfig
+from students.samplers import SAMPLERS
+from teachers.errors import UserError, nearest
+from teachers.process import Schedule
+from teachers.section import Section
+
+
+class ModelConfig(Section):
+    """Where a model comes from, and what its checkpoint does not say of itself (see `DenoiserSpec`)."""
+
+    path: str
+    tokenizer: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    mask_id: int | None = Field(None, ge=0)
+    shift: bool | None = None
+    attention: Literal["full", "block"] | None = None
+    block_size: PositiveInt | None = None
+
+
+class StudentConfig(Section):
+    """What the student starts from: "teacher", or a folder with the teacher's shapes."""
+
+    init: str = "teacher"
+
+
+class NewModelConfig(Section):
+    """A model to pretrain: a stock transformers architecture from scratch, or ``init`` from a checkpoint."""
+
+    type: str = "qwen3"
+    shape: dict[str, Any] = {}
+    init: str | None = None
+    attention: Literal["full", "block"] = "full"
+    block_size: PositiveInt | None = None
+    shift: bool = False
+
+    @model_validator(mode="after")
+    def _block(self) -> NewModelConfig:
+        if (self.attention == "block") != (self.block_size is not None):
+            raise ValueError("attention 'block' and block_size go together; set both or neither")
+        return self
+
+
+class TokenizerConfig(Section):
+    """An existing tokenizer (``path``), or a byte-level BPE trained on the corpus."""
+
+    path: str | None = None
+    vocabulary: int = Field(4096, ge=259)
+    plain_punctuation: bool = False
+
+
+class DataConfig(Section):
+    """A corpus: text, JSONL, Parquet, a folder of them, a saved dataset, a hub name, or ``bundled:novels``."""
+
+    path: str
+    heldout: str | None = None
+    length: int = Field(ge=2)
+    pack: bool = True
+    text_column: str = "text"
+    split: str = "train"
+    revision: str | None = None
+    heldout_fraction: float = Field(0.02, gt=0, lt=1)
+
+
+class OptimizerConfig(Section):
+    """AdamW with linear warm-up, a constant part and a decay to ``final`` × lr over the last ``decay`` of the run."""
+
+    lr: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: int = Field(0, ge=0)
+    decay: float = Field(0.0, ge=0, le=1)
+    final: float = Field(0.0, ge=0, le=1)
+    clip: float = Field(1.0, ge=0)
+
+
+class TrainConfig(Section):
+    """The loop. ``batch`` rows make an update, over all processes; ``micro_batch`` rows go through a network at once."""
+
+    updates: PositiveInt
+    batch: PositiveInt
+    micro_batch: PositiveInt | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = Field(0, ge=0)
+    ema: float = Field(0.999, ge=0, lt=1)
+    student: OptimizerConfig
+    critic: OptimizerConfig | None = None
+    log_every: PositiveInt = 10
+    checkpoint_every: PositiveInt = 500
+    checkpoint_minutes: float | None = Field(None, gt=0)
+    keep: PositiveInt = 2
+    wandb: str | None = None
+
+
+class EvaluateConfig(Section):
+    """Quality against step count: what `fewstep evaluate` measures, and what the loop watches while training."""
+
+    judge: str = "bundled:judge"
+    data: str | None = None
+    retokenize: bool = False
+    sampler: str = "ancestral"
+    draw: Literal["exact", "float32-gumbel"] = "exact"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    steps: list[PositiveInt] = [1, 2, 4, 8, 16, 32, 64]
+    teacher_steps: PositiveInt = 1024
+    samples: int = Field(1024, ge=2)
+    batch: PositiveInt = 256
+    bootstrap: PositiveInt = 1000
+    every: PositiveInt | None = None
+    watch_steps: PositiveInt = 8
+    watch_samples: int = Field(64, ge=2)
+    collapse: float = Field(0.9, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _sampler(self) -> EvaluateConfig:
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler {self.sampler!r} is unknown{nearest(self.sampler, list(SAMPLERS))}")
+        return self
+
+
+ObjectiveConfig = Annotated[IntegralKLConfig | DidiInstructConfig, Field(discriminator="name")]
+
+
+class DistillConfig(Section):
+    """A whole distillation."""
+
+    teacher: ModelConfig
+    student: StudentConfig = StudentConfig()
+    objective: ObjectiveConfig
+    data: DataConfig | None = None
+    length: int | None = Field(None, ge=2)
+    train: TrainConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    deepspeed: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> DistillConfig:
+        if self.train.critic is None:
+            raise ValueError("train.critic is missing; this objective trains a critic, give its lr")
+        _check_batch(self.train, self.objective.group)
+        if self.data is None and self.length is None:
+            raise ValueError("set data, or length to train on the teacher's own samples")
+        if self.data is not None and self.length not in (None, self.data.length):
+            raise ValueError(f"length {self.length} and data.length {self.data.length} differ; set only data.length")
+        steps = max(self.objective.steps)
+        if steps > self.sequence_length:
+            raise ValueError(f"objective.steps has {steps}, more steps than the {self.sequence_length} tokens of a row")
+        check_deepspeed(self.deepspeed, self.train.precision)
+        return self
+
+    @property
+    def sequence_length(self) -> int:
+        """L."""
+        return self.data.length if self.data is not None else self.length  # type: ignore[return-value]
+
+
+class PretrainConfig(Section):
+    """Training a masked-diffusion teacher ("elbo") or an autoregressive judge ("autoregressive") from scratch."""
+
+    objective: Literal["elbo", "autoregressive"] = "elbo"
+    process: Schedule = "log-linear"
+    model: NewModelConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig
+    train: TrainConfig
+    deepspeed: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> PretrainConfig:
+        _check_batch(self.train, 2 if self.objective == "elbo" else 1)
+        check_deepspeed(self.deepspeed, self.train.precision)
+        return self
+
+
+def _check_batch(train: TrainConfig, group: int) -> None:
+    micro = train.micro_batch or train.batch
+    if train.batch % micro:
+        raise ValueError(f"train.batch {train.batch} is not a multiple of train.micro_batch {micro}; change either")
+    if micro % group:
+        raise ValueError(f"train.micro_batch {micro} is not a multiple of {group}, the rows this objective groups")
+
+
+RESERVED = {
+    "train_batch_size": "train.batch",
+    "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.batch and train.micro_batch",
+    "gradient_clipping": "train.student.clip and train.critic.clip",
+    "optimizer": "train.student and train.critic",
+    "scheduler": "train.student and train.critic",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+}
+
+
+def check_deepspeed(section: dict[str, Any], precision: str) -> None:
+    """Check what is passed through to DeepSpeed: its own key names, none that fewstep sets, no known-broken pair."""
+    if not section:
+        return
+    import_deepspeed()
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    known = _deepspeed_keys()
+    for key in section:
+        if key in RESERVED:
+            raise ValueError(f"deepspeed.{key} is set by fewstep; set {RESERVED[key]} instead")
+        if key not in known:
+            raise ValueError(f"deepspeed.{key} is not a DeepSpeed key{nearest(key, sorted(known))}")
+    zero = section.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ValueError(f"deepspeed.zero_optimization is {zero!r}; give a section such as {{stage: 1}}")
+    fields = {name for n, f in DeepSpeedZeroConfig.model_fields.items() for name in (n, f.alias) if name}
+    for key in zero:
+        if key not in fields:
+            raise ValueError(f"deepspeed.zero_optimization.{key} is not a DeepSpeed key{nearest(key, sorted(fields))}")
+    stage = zero.get("stage", 1)
+    if stage not in (0, 1, 2, 3):
+        raise ValueError(f"deepspeed.zero_optimization.stage is {stage!r}; allowed are 0, 1, 2 and 3")
+    if stage == 0 and precision == "bfloat16":
+        raise ValueError(
+            "deepspeed.zero_optimization.stage 0 is wrong in bfloat16 (DeepSpeed's first step decays the weights twice); "
+            "use stage 1, or train.precision=float32"
+        )
+
+
+def _deepspeed_keys() -> set[str]:
+    """DeepSpeed's top-level keys, gathered from its own constants."""
+    from deepspeed.runtime import config as runtime
+    from deepspeed.runtime import constants
+
+    names = {v for k, v in vars(constants).items() if k.isupper() and isinstance(v, str) and v.isidentifier()}
+    return names | {"zero_optimization", "comms_logger", "flops_profiler", "autotuning", "aio"} | {
+        v for k, v in vars(runtime).items() if k.isupper() and isinstance(v, str) and v.isidentifier()
+    }
+
+
+AnyConfig = TypeVar("AnyConfig", DistillConfig, PretrainConfig)
+
+
+def load_config(kind: type[AnyConfig], path: str | Path, overrides: list[str] = ()) -> AnyConfig:  # type: ignore[assignment]
+    """Read a YAML config and apply ``key.sub=value`` overrides (values are YAML).
+
+    Raises:
+        UserError: unreadable file, unknown key (the nearest named), value out of range, or a failed cross-check.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"config {str(path)!r} does not exist; examples are in configs/") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"cannot read config {str(path)!r} ({reason}); it must be a UTF-8 YAML file") from error
+    if not isinstance(values, dict):
+        raise UserError(f"config {str(path)!r} holds {type(values).__name__}; it must be a YAML mapping of sections")
+    for override in overrides:
+        apply_override(values, override)
+    return validate(kind, values)
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one ``key.sub=value`` in nested ``values``."""
+    key, equals, text = override.partition("=")
+    if not equals or not key or key.startswith("-"):
+        raise UserError(f"override {override!r} is not of the form key.sub=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not YAML; quote it") from error
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if inner is None:
+            inner = values[section] = {}
+        if not isinstance(inner, dict):
+            raise UserError(f"override {override!r}: {section} is {inner!r}, not a section")
+        values = inner
+    values[last] = value
+
+
+def validate(kind: type[AnyConfig], values: dict[str, Any]) -> AnyConfig:
+    """Build a config; the first mistake becomes a one-line `UserError`."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(kind, error.errors()[0])) from error
+
+
+def _explain(kind: type[BaseModel], error: dict[str, Any]) -> str:
+    tags = {"integral_kl", "didi_instruct"}  # pydantic puts a union's tag into the path
+    path = [p for i, p in enumerate(error["loc"]) if not (i == 1 and error["loc"][0] == "objective" and p in tags)]
+    where = ".".join(str(p) for p in path)
+    if error["type"] == "extra_forbidden":
+        model = _model_at(kind, error["loc"][:-1])
+        names = list(model.model_fields) if model else []
+        section = f"section {'.'.join(map(str, path[:-1]))}" if path[:-1] else "the config"
+        return f"unknown key {where}{nearest(str(path[-1]), names)}; {section} allows {', '.join(names)}"
+    if error["type"] == "missing":
+        return f"{where} is missing; add it to the config"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    if error["type"] == "union_tag_invalid":
+        name = error["ctx"]["tag"]
+        return f"objective.name {name!r} is unknown{nearest(name, sorted(tags))}; allowed are {', '.join(sorted(tags))}"
+    return f"{where} is {error['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _model_at(kind: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The section class at a path of an error."""
+    current: Any = kind
+    for part in path:
+        options = [current] if isinstance(current, type) else _options(current)
+        for option in options:
+            if part in getattr(option, "model_fields", {}):
+                current = option.model_fields[part].annotation
+                break
+            if part in (getattr(option, "model_fields", {}).get("name", Field()).default, None):
+                current = option
+                break
+        else:
+            return None
+    options = [o for o in _options(current) if isinstance(o, type) and issubclass(o, BaseModel)]
+    return options[0] if options else None
+
+
+def _options(annotation: Any) -> list[Any]:
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return [o for a in get_args(annotation) for o in _options(a)]
+    return [annotation]
+
+
+def dump_config(config: BaseModel) -> str:
+    """The resolved config as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

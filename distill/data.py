@@ -1,0 +1,247 @@
+"""Corpora as rows of tokens: reading, tokenizing, packing, and an order that is a pure function of (seed, position)."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from distill.config import DataConfig, TokenizerConfig
+from distill.progress import track
+from teachers.errors import UserError
+from teachers.families.causal import BUNDLED, resolve_model
+
+TEXT, JSON, PARQUET = {".txt", ".md", ".text"}, {".json", ".jsonl", ".ndjson"}, {".parquet"}
+SPECIAL = {"eos_token": "<|endoftext|>", "mask_token": "<|mask|>", "pad_token": "<|pad|>"}
+# typographic punctuation costs three bytes a sign and says no more than its plain form
+PLAIN = {"“": '"', "”": '"', "‘": "'", "’": "'", "´": "'", "`": "'", "—": "--", "–": "-", "‐": "-", "…": "..."}
+
+
+def resolve_data(path: str) -> str:
+    """Turn ``bundled:NAME`` into the text that comes with the package; anything else is returned as it is."""
+    if not path.startswith("bundled:"):
+        return path
+    found = BUNDLED / f"{path.removeprefix('bundled:')}.txt"
+    if not found.is_file():
+        names = ", ".join(f"bundled:{p.stem}" for p in sorted(BUNDLED.glob("*.txt")))
+        raise UserError(f"no bundled text {path!r}; bundled texts: {names}")
+    return str(found)
+
+
+def read_documents(config: DataConfig) -> Iterator[str]:
+    """Yield every document of a corpus: text files (one document each), JSONL, Parquet, saved or hub datasets.
+
+    Raises:
+        UserError: missing, empty, unreadable or non-UTF-8 input, or no such column.
+    """
+    path = Path(resolve_data(config.path))
+    if path.is_dir() and (path / "dataset_info.json").is_file():
+        import datasets
+
+        yield from _column(datasets.load_from_disk(str(path)), config)
+    elif path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix in TEXT | JSON | PARQUET)
+        if not files:
+            raise UserError(f"data.path {config.path!r} holds no .txt, .jsonl or .parquet file; name a corpus file")
+        for file in files:
+            yield from _read_file(file, config)
+    elif path.is_file():
+        yield from _read_file(path, config)
+    elif path.suffix or config.path.startswith((".", "/", "~")) or config.path.count("/") > 1:
+        raise UserError(
+            f"data.path {config.path!r} does not exist; give a text, JSONL or Parquet file, or a dataset name"
+        )
+    else:
+        yield from _read_hub(config)
+
+
+def _read_file(path: Path, config: DataConfig) -> Iterator[str]:
+    if path.suffix in JSON | PARQUET:
+        import datasets
+
+        kind = "parquet" if path.suffix in PARQUET else "json"
+        try:
+            table = datasets.load_dataset(kind, data_files=str(path), split="train")
+        except Exception as error:  # datasets wraps parser errors in many types
+            cause = error.__cause__ or error
+            reason = (str(cause).strip() or type(cause).__name__).splitlines()[0][:160]
+            raise UserError(f"cannot read {path} as {kind} ({reason}); check that the file is whole") from error
+        yield from _column(table, config)
+        return
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from error
+    try:
+        yield codecs.decode(text, "utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8: byte 0x{text[error.start]:02x} at offset {error.start}; convert it, "
+            "e.g. with iconv -t utf-8"
+        ) from error
+
+
+def _read_hub(config: DataConfig) -> Iterator[str]:
+    import datasets
+
+    try:
+        table = datasets.load_dataset(config.path, revision=config.revision, split=config.split)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise UserError(
+            f"data.path {config.path!r} is neither a file nor a dataset that can be loaded ({reason}); "
+            "give a path, or check name, split and connection"
+        ) from error
+    yield from _column(table, config)
+
+
+def _column(table, config: DataConfig) -> Iterator[str]:
+    from datasets import DatasetDict
+
+    if isinstance(table, DatasetDict):
+        if config.split not in table:
+            raise UserError(f"data.split {config.split!r} is not in {config.path!r}; it has {', '.join(table)}")
+        table = table[config.split]
+    if config.text_column not in table.column_names:
+        raise UserError(
+            f"data.text_column {config.text_column!r} is not in {config.path!r}; "
+            f"its columns are {', '.join(table.column_names)}"
+        )
+    for document in table[config.text_column]:
+        if not isinstance(document, str):
+            raise UserError(
+                f"column {config.text_column!r} of {config.path!r} holds {type(document).__name__}, not text; "
+                "set data.text_column to a column of strings"
+            )
+        yield document
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A token stream, served as rows of ``length``.
+
+    Attributes:
+        tokens: (N,) all documents, each followed by the end-of-text token; or (rows × length,) when not packed.
+        bytes_per_token: UTF-8 bytes of normalised text a token stands for, for bits per byte.
+        packed: rows may start anywhere; each epoch starts at another offset.
+    """
+
+    tokens: np.ndarray
+    length: int
+    bytes_per_token: float
+    packed: bool = True
+
+    @property
+    def rows(self) -> int:
+        """Rows in an epoch."""
+        return max(1, len(self.tokens) // self.length - (1 if self.packed and len(self.tokens) > self.length else 0))
+
+    def batch(self, seed: int, positions: range | list[int]) -> Tensor:
+        """Rows at global ``positions`` of the endless shuffled order of ``seed``: (len(positions), length) int64."""
+        out = np.empty((len(positions), self.length), dtype=np.int64)
+        epoch_of, order, offset = None, None, 0
+        for i, position in enumerate(positions):
+            epoch, index = divmod(position, self.rows)
+            if epoch != epoch_of:
+                shuffle = np.random.default_rng([seed, epoch])
+                order, epoch_of = shuffle.permutation(self.rows), epoch
+                spare = len(self.tokens) - self.rows * self.length
+                offset = int(shuffle.integers(min(spare, self.length) + 1)) if self.packed else 0
+            start = offset + int(order[index]) * self.length
+            out[i] = self.tokens[start : start + self.length]
+        return torch.from_numpy(out)
+
+    def split(self, fraction: float) -> tuple[Corpus, Corpus]:
+        """Hold out the last ``fraction`` of the stream, in whole rows: (train, held-out)."""
+        held = max(1, int(len(self.tokens) // self.length * fraction)) * self.length
+        if len(self.tokens) - held < self.length:
+            raise UserError(
+                f"the corpus has {len(self.tokens)} tokens, too few to hold out a row of {self.length} and train on "
+                "another; give more text, set data.heldout to a file, or a smaller data.length"
+            )
+        cut = len(self.tokens) - held
+        parts = self.tokens[:cut], self.tokens[cut:]
+        return tuple(Corpus(p, self.length, self.bytes_per_token, self.packed) for p in parts)  # type: ignore[return-value]
+
+
+def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, path: str | None = None) -> Corpus:
+    """Read, tokenize and pack a corpus.
+
+    Args:
+        path: read this instead of ``config.path``, e.g. its held-out file.
+
+    Raises:
+        UserError: see `read_documents`; or fewer tokens than one row.
+    """
+    if path is not None:
+        config = config.model_copy(update={"path": path})
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        raise UserError("the tokenizer has no end-of-text token to put between documents; set its eos_token")
+    pieces, text_bytes, text_tokens, documents = [], 0, 0, 0
+    for document in track(read_documents(config), f"tokenizing {config.path}", unit="documents"):
+        if not document.strip():
+            continue
+        documents += 1
+        ids = np.asarray(tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int32)
+        text_bytes += len(_normalised(tokenizer, document).encode())
+        text_tokens += len(ids)
+        if config.pack:
+            pieces += [ids, np.asarray([eos], dtype=np.int32)]
+        elif len(ids) < config.length:
+            raise UserError(
+                f"document {documents} of {config.path!r} has {len(ids)} tokens, fewer than data.length "
+                f"{config.length}; set data.pack to true, or a smaller data.length"
+            )
+        else:
+            pieces.append(ids[: len(ids) // config.length * config.length])
+    if not documents:
+        raise UserError(f"data.path {config.path!r} holds no text; give a corpus that is not empty")
+    tokens = np.concatenate(pieces)
+    if len(tokens) < config.length:
+        raise UserError(
+            f"data.path {config.path!r} has {len(tokens)} tokens, fewer than data.length {config.length}; "
+            "give more text or a smaller data.length"
+        )
+    return Corpus(tokens, config.length, text_bytes / max(1, text_tokens), config.pack)
+
+
+def _normalised(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend.normalizer.normalize_str(text) if backend is not None and backend.normalizer is not None else text
+
+
+def train_tokenizer(config: TokenizerConfig, data: DataConfig) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on a corpus. The smallest vocabulary, 259, is the 256 bytes and three special tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    if config.plain_punctuation:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(k, v) for k, v in PLAIN.items()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocabulary,
+        special_tokens=list(SPECIAL.values()),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    needs_text = config.vocabulary > len(SPECIAL) + 256
+    tokenizer.train_from_iterator(read_documents(data) if needs_text else [], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=data.length, **SPECIAL)
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder, a hub name or ``bundled:NAME``; never remote code."""
+    try:
+        return AutoTokenizer.from_pretrained(resolve_model(name), revision=revision)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise UserError(f"cannot load a tokenizer from {name!r} ({reason}); name a folder that holds one") from error

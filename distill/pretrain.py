@@ -1,0 +1,122 @@
+"""`fewstep pretrain`: a masked-diffusion teacher or an autoregressive judge, from text."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.config import PretrainConfig, dump_config
+from distill.data import Corpus, load_corpus, load_tokenizer, train_tokenizer
+from distill.loop import train
+from distill.progress import console, track
+from distill.run_folder import RunFolder, write_whole
+from distill.world import start_world, stop_world
+from objectives.elbo import Autoregressive, MaskedElbo
+from objectives.objective import Objective
+from students.student import Ema
+from teachers.convert import from_autoregressive
+from teachers.denoiser import DenoiserSpec
+from teachers.errors import UserError
+from teachers.families.causal import CausalDenoiser, create_denoiser
+from teachers.process import MaskedProcess
+from teachers.randomness import RowStreams
+
+
+def pretrain(config: PretrainConfig, run_path: str | Path, resume: bool = False) -> Path:
+    """Train a model from text and save it, with its tokenizer, as ``RUN/model``.
+
+    Returns:
+        The model folder, which `fewstep distill` takes as ``teacher.path`` or ``evaluate.judge``.
+    """
+    world = start_world()
+    run = RunFolder(run_path)
+    if world.is_main:
+        run = (RunFolder.reopen if resume else RunFolder.create)(run_path, dump_config(config))
+        if not run.tokenizer.exists():
+            given = config.tokenizer.path
+            made = load_tokenizer(given) if given else train_tokenizer(config.tokenizer, config.data)
+            made.save_pretrained(run.tokenizer)
+    world.barrier()
+    tokenizer = load_tokenizer(str(run.tokenizer))
+    if config.data.heldout:
+        corpus, heldout = (load_corpus(config.data, tokenizer, p) for p in (config.data.path, config.data.heldout))
+    else:
+        corpus, heldout = load_corpus(config.data, tokenizer).split(config.data.heldout_fraction)
+    torch.manual_seed(config.train.seed)
+    denoiser = new_denoiser(config, tokenizer).to(world.device)
+    console.print(f"{sum(p.numel() for p in denoiser.parameters()):,} parameters, {len(corpus.tokens):,} tokens")
+    process = MaskedProcess(config.process)
+    objective = MaskedElbo(denoiser, process) if config.objective == "elbo" else Autoregressive(denoiser)
+
+    def watch(update: int, ema: Ema, state: dict[str, Any]) -> tuple[dict[str, float], bool, None]:
+        figures = held_out_figures(config, ema, heldout, process)
+        best = figures["heldout_nats"] < state.get("heldout_nats", math.inf)
+        if best:
+            state["heldout_nats"] = figures["heldout_nats"]
+        return figures, best, None
+
+    ema, _ = train(
+        objective, {"student": config.train.student}, corpus, config.train, config.deepspeed, run, world,
+        config.data.length, resume, watch, config.train.checkpoint_every,
+    )  # fmt: skip
+    folder = run.path / "model"
+    if world.is_main:
+        ema.denoiser.save(folder)
+        tokenizer.save_pretrained(folder)
+        figures = held_out_figures(config, ema, heldout, process, rows=1024)
+        write_whole(run.path / "heldout.json", json.dumps(figures, indent=1))
+        console.print(
+            f"held out: {figures['heldout_nats']:.4f} nats a token, {figures['bits_per_byte']:.4f} bits per byte "
+            f"({'ELBO, an upper bound' if config.objective == 'elbo' else 'exact'}); model in {folder}"
+        )
+    world.barrier()
+    stop_world()
+    return folder
+
+
+def new_denoiser(config: PretrainConfig, tokenizer: Any) -> CausalDenoiser:
+    """Build the network to train: from scratch, or converted from an autoregressive model."""
+    if tokenizer.mask_token_id is None:
+        raise UserError("the tokenizer has no mask token; train one, or add a mask_token to it")
+    autoregressive = config.objective == "autoregressive"
+    spec = DenoiserSpec(
+        mask_id=tokenizer.mask_token_id,
+        vocabulary=len(tokenizer),
+        max_length=config.data.length,
+        eos_id=tokenizer.eos_token_id,
+        pad_id=tokenizer.pad_token_id,
+        shift=autoregressive or config.model.shift,
+        attention="causal" if autoregressive else config.model.attention,
+        block_size=config.model.block_size,
+    )
+    if config.model.init:
+        return from_autoregressive(config.model.init, tokenizer, spec)
+    return create_denoiser(config.model.type, config.model.shape, spec)
+
+
+@torch.no_grad()
+def held_out_figures(
+    config: PretrainConfig, ema: Ema, heldout: Corpus, process: MaskedProcess, rows: int = 256
+) -> dict[str, float]:
+    """Nats a token and bits per byte of the averaged model on held-out rows: the ELBO bound, or exact for a judge."""
+    objective: Objective = (
+        MaskedElbo(ema.denoiser, process) if config.objective == "elbo" else Autoregressive(ema.denoiser)
+    )
+    rows = min(rows, heldout.rows) // 2 * 2 or 2
+    total, count = 0.0, 0.0
+    for start in track(range(0, rows, 32), "held-out text", total=math.ceil(rows / 32)):
+        part = range(start, min(start + 32, rows))
+        real = heldout.batch(0, part).to(ema.denoiser.device)
+        rollout = objective.rollout(real, len(part), RowStreams(1, (0,), part, ema.denoiser.device))
+        total += float(objective.loss("student", rollout).sum)
+        count += float(objective.count("student", rollout))
+    nats = total / count
+    return {
+        "heldout_nats": nats,
+        "bits_per_byte": nats / math.log(2) / heldout.bytes_per_token,
+        "heldout_tokens": int(count),
+    }

@@ -1,0 +1,1 @@
+"""The few-step generator: made from a teacher, rolled out, sampled, compressed, exported."""

@@ -1,0 +1,2 @@
+"""One rule a file; passes counted."""
+SAMPLERS = {"ancestral": None}

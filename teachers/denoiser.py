@@ -1,0 +1,88 @@
+"""The contract every teacher and every student keeps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Attention = Literal["full", "block", "causal"]
+
+
+@dataclass(frozen=True)
+class DenoiserSpec:
+    """What a sampler or an objective must know of a denoiser.
+
+    Attributes:
+        mask_id: the mask token.
+        vocabulary: V, the width of the logits, mask column included.
+        max_length: the longest canvas.
+        eos_id, pad_id: None where the tokenizer has none.
+        shift: the model predicts the *next* position, as autoregressive models do; `Denoiser.logits` undoes it.
+        attention: "full", "block" (causal between blocks, full within) or "causal" (an autoregressive judge).
+        block_size: for "block" attention.
+        time_conditioned: whether `logits` needs t.
+    """
+
+    mask_id: int
+    vocabulary: int
+    max_length: int
+    eos_id: int | None = None
+    pad_id: int | None = None
+    shift: bool = False
+    attention: Attention = "full"
+    block_size: int | None = None
+    time_conditioned: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint's config."""
+        return asdict(self)
+
+
+class Denoiser(nn.Module, ABC):
+    """p(x₀ | z): a network that predicts every clean token from a partly masked canvas."""
+
+    spec: DenoiserSpec
+
+    @abstractmethod
+    def logits(
+        self,
+        z: Tensor,
+        t: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        select: Tensor | None = None,
+    ) -> Tensor:
+        """Unshifted float32 log-probabilities of x₀, the mask column −∞.
+
+        Args:
+            z: (B, L) tokens, masked where unknown.
+            t: (B,) times, for time-conditioned families only.
+            attention_mask: (B, L), 1 where a token is real and 0 where it is padding.
+            position_ids: (B, L).
+            select: (B, L) bool; only these positions reach the head.
+
+        Returns:
+            (B, L, V), or (N, V) in row-major order of ``select``.
+        """
+
+    def hidden_states(self, z: Tensor) -> Tensor:
+        """(B, L, H) final hidden states, in the positions of the tokens they describe; for critics."""
+        raise TypeError(f"{type(self).__name__} has no hidden states to read; use the auxiliary critic instead")
+
+    @abstractmethod
+    def save(self, folder: str | Path) -> None:
+        """Write config and safetensors weights, so that `load_denoiser` gives the same denoiser back."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """`logits`, so that wrappers such as DeepSpeed's engine can call the module."""
+        return self.logits(*args, **kwargs)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device

@@ -1,0 +1,184 @@
+"""Any stock transformers causal language model as a denoiser: Qwen3, Qwen2, Llama and what is shaped like them.
+
+No model code: the stock class, an attention mask and a `shift` flag. A full-attention denoiser is the same network with
+``config.is_causal = False``, which transformers saves, so an exported folder is bidirectional for whoever loads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from teachers.denoiser import Denoiser, DenoiserSpec
+from teachers.errors import UserError, nearest
+from teachers.masks import attention_mask_4d
+
+BUNDLED = Path(__file__).parents[1] / "bundled"
+
+
+class CausalDenoiser(Denoiser):
+    """A transformers causal language model read through a `DenoiserSpec`."""
+
+    def __init__(self, model: PreTrainedModel, spec: DenoiserSpec):
+        super().__init__()
+        if spec.time_conditioned:
+            raise UserError("a stock causal language model takes no time input; set time_conditioned to false")
+        if not 0 <= spec.mask_id < spec.vocabulary:
+            raise UserError(f"mask id {spec.mask_id} is outside the model's vocabulary of {spec.vocabulary} entries")
+        model.config.is_causal = spec.attention == "causal"
+        model.config.use_cache = False
+        model.config.mask_token_id = spec.mask_id
+        model.config.fewstep = spec.as_dict()
+        self.model = model
+        self.spec = spec
+
+    def hidden_states(
+        self, z: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """(B, L, H); under `shift`, position i holds the state that predicts token i, read at i−1 (position 0: its own)."""
+        if self.spec.attention == "block":
+            attention_mask = attention_mask_4d(
+                "block", z.shape[1], self.model.dtype, z.device, self.spec.block_size, attention_mask
+            )
+        hidden = self.model.base_model(
+            input_ids=z, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        if self.spec.shift:
+            hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
+        return hidden
+
+    def logits(
+        self,
+        z: Tensor,
+        t: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        select: Tensor | None = None,
+    ) -> Tensor:
+        """See `Denoiser.logits`."""
+        hidden = self.hidden_states(z, attention_mask, position_ids)
+        if select is not None:
+            hidden = hidden[select]
+        logits = self.model.get_output_embeddings()(hidden).float()
+        forbidden = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        forbidden[self.spec.mask_id] = True
+        return logits.masked_fill(forbidden, -torch.inf).log_softmax(-1)
+
+    def save(self, folder: str | Path) -> None:
+        """See `Denoiser.save`."""
+        self.model.save_pretrained(folder)
+
+
+def resolve_model(name: str) -> str:
+    """Turn ``bundled:NAME`` into the folder that comes with the package; anything else is returned as it is."""
+    if not name.startswith("bundled:"):
+        return name
+    allowed = sorted(p.name for p in BUNDLED.iterdir() if p.is_dir() and not p.name.startswith("_"))
+    wanted = name.removeprefix("bundled:")
+    if wanted not in allowed:
+        names = ", ".join(f"bundled:{a}" for a in allowed) or "none in this installation"
+        raise UserError(f"no bundled model {wanted!r}{nearest(wanted, allowed)}; bundled models: {names}")
+    return str(BUNDLED / wanted)
+
+
+def create_denoiser(model_type: str, shape: dict[str, Any], spec: DenoiserSpec) -> CausalDenoiser:
+    """Build a randomly initialised denoiser of a stock architecture.
+
+    Args:
+        model_type: transformers' name: "qwen3", "llama", "qwen2", …
+        shape: fields of that architecture's config, e.g. ``hidden_size``.
+    """
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=spec.vocabulary,
+        max_position_embeddings=spec.max_length,
+        eos_token_id=spec.eos_id,
+        pad_token_id=spec.pad_id,
+        bos_token_id=None,
+        **shape,
+    )
+    return CausalDenoiser(AutoModelForCausalLM.from_config(config), spec)
+
+
+def load_pretrained(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Load a stock causal language model in float32, from safetensors only; every failure is a `UserError`."""
+    path = resolve_model(name)
+    if Path(path).exists() and not (Path(path) / "config.json").is_file():
+        raise UserError(f"{name} is not a model folder: it has no config.json; give a folder saved by save_pretrained")
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            dtype=torch.float32,
+        )
+    except Exception as error:  # transformers, safetensors and the hub raise a dozen types for one thing: unreadable
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"cannot load model {name!r} ({reason}); give a folder with config.json and whole safetensors weights, "
+            "or a hub name that can be reached"
+        ) from error
+
+
+def load_denoiser(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    mask_id: int | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **overrides: Any,
+) -> CausalDenoiser:
+    """Load a denoiser: a fewstep checkpoint as it was saved, or any causal language model with the spec you name.
+
+    Args:
+        name: a folder, a hub name or ``bundled:NAME``.
+        tokenizer: where the mask token is looked for when neither ``mask_id`` nor the config names it.
+        mask_id: overrides both.
+        overrides: fields of `DenoiserSpec`; they win over what the checkpoint says. None means not set.
+    """
+    model = load_pretrained(name, revision, trust_remote_code)
+    saved = {k: v for k, v in (getattr(model.config, "fewstep", None) or {}).items() if k in SPEC_FIELDS}
+    overrides = {k: v for k, v in overrides.items() if v is not None}
+    tokenizer_mask = tokenizer.mask_token_id if tokenizer is not None else None
+    for candidate in (mask_id, getattr(model.config, "mask_token_id", None), tokenizer_mask):
+        if candidate is not None:
+            mask_id = candidate
+            break
+    else:
+        raise UserError(f"{name!r} names no mask token, nor does its tokenizer; set mask_id in the config")
+    config_vocabulary = model.get_output_embeddings().weight.shape[0]
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, config_vocabulary, mask_id, name)
+    values = {
+        "max_length": model.config.max_position_embeddings,
+        "eos_id": tokenizer.eos_token_id if tokenizer is not None else model.config.eos_token_id,
+        "pad_id": tokenizer.pad_token_id if tokenizer is not None else model.config.pad_token_id,
+        **saved,
+        **overrides,
+        "mask_id": mask_id,
+        "vocabulary": config_vocabulary,
+    }
+    return CausalDenoiser(model, DenoiserSpec(**values))
+
+
+SPEC_FIELDS = {f.name for f in fields(DenoiserSpec)}
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int, mask_id: int, name: str) -> None:
+    """Refuse a tokenizer that can produce tokens the model does not have, or that calls another token the mask."""
+    if len(tokenizer) > vocabulary:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} entries but model {name!r} has {vocabulary}; "
+            "give the tokenizer the model was trained with"
+        )
+    if tokenizer.mask_token_id is not None and tokenizer.mask_token_id != mask_id:
+        raise UserError(
+            f"the tokenizer's mask token is {tokenizer.mask_token_id} but model {name!r} uses {mask_id}; "
+            "give the model's own tokenizer, or set mask_id"
+        )
