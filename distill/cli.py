@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,8 @@ import typer
 
 from distill.progress import console
 from teachers.errors import UserError
+
+os.environ.setdefault("TQDM_DISABLE", "1")  # other libraries' bars; ours are rich
 
 app = typer.Typer(
     name="fewstep",
@@ -51,3 +54,51 @@ def distill(config: Config, overrides: Overrides = None, run: Run = None, resume
     from distill.distil import distil as command
 
     command(load_config(DistillConfig, config, overrides or []), run or Path("runs") / config.stem, resume)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path | None, typer.Argument(help="A distillation's folder.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value of the evaluate section.")] = None,
+    student: Annotated[str | None, typer.Option(help="A student instead of a run: folder or name.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="A teacher instead of a run: folder or name.")] = None,
+    judge: Annotated[str | None, typer.Option(help="The autoregressive model that scores the text.")] = None,
+    data: Annotated[str | None, typer.Option(help="Held-out real text, for reference.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A new folder for the results; the run's own by default.")] = None,
+) -> None:
+    """Measure perplexity against step count: a table, evaluation.json and evaluation.png."""
+    from distill.evaluate_command import evaluate_command
+
+    values = list(overrides or [])
+    if run is not None and "=" in run.name:  # no run given: the first override took its place
+        values, run = [str(run), *values], None
+    evaluate_command(run, student, teacher, judge, data, out, values)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run or a model folder.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the checkpoint.")],
+    compress: Annotated[str | None, typer.Option(help="int8, or nothing for float32.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps written into generation_config.json.")] = 8,
+) -> None:
+    """Write a folder that stock transformers loads, with a model card."""
+    from distill.export import export_command
+
+    export_command(run, out, compress, steps)
+
+
+@app.command()
+def generate(
+    folder: Annotated[str, typer.Argument(help="An exported folder, a run, or bundled:teacher.")],
+    steps: Annotated[int | None, typer.Option(help="Denoising steps [default: the folder's own].")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text to continue.")] = None,
+    num: Annotated[int, typer.Option(help="How many texts.")] = 1,
+    length: Annotated[int | None, typer.Option(help="Tokens of each text, prompt included.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For the same texts again.")] = None,
+    sampler: Annotated[str, typer.Option(help="ancestral or top_k.")] = "ancestral",
+) -> None:
+    """Write text."""
+    from distill.generate import generate_command
+
+    generate_command(folder, steps, prompt, num, length, seed, sampler)

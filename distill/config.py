@@ -25,6 +25,7 @@ class ModelConfig(Section):
     """Where a model comes from, and what its checkpoint does not say of itself (see `DenoiserSpec`)."""
 
     path: str
+    process: Schedule = "log-linear"
     tokenizer: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
@@ -112,6 +113,8 @@ class EvaluateConfig(Section):
     """Quality against step count: what `fewstep evaluate` measures, and what the loop watches while training."""
 
     judge: str = "bundled:judge"
+    length: int | None = Field(None, ge=2)
+    seed: int = Field(0, ge=0)
     data: str | None = None
     retokenize: bool = False
     sampler: str = "ancestral"
@@ -124,7 +127,8 @@ class EvaluateConfig(Section):
     bootstrap: PositiveInt = 1000
     every: PositiveInt | None = None
     watch_steps: PositiveInt = 8
-    watch_samples: int = Field(64, ge=2)
+    watch_samples: int = Field(128, ge=2)
+    entropy_floor: float = Field(0.97, gt=0, lt=1)
     collapse: float = Field(0.9, gt=0, lt=1)
 
     @model_validator(mode="after")
@@ -138,13 +142,19 @@ ObjectiveConfig = Annotated[IntegralKLConfig | DidiInstructConfig, Field(discrim
 
 
 class DistillConfig(Section):
-    """A whole distillation."""
+    """A whole distillation.
+
+    Without ``data``, rows are ``length`` tokens long, and an objective that needs real samples gets ``teacher_samples``
+    rows that the teacher wrote in ``teacher_sample_steps`` steps before training starts.
+    """
 
     teacher: ModelConfig
     student: StudentConfig = StudentConfig()
     objective: ObjectiveConfig
     data: DataConfig | None = None
     length: int | None = Field(None, ge=2)
+    teacher_samples: int = Field(2048, ge=1)
+    teacher_sample_steps: PositiveInt = 256
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     deepspeed: dict[str, Any] = {}
@@ -160,7 +170,9 @@ class DistillConfig(Section):
             raise ValueError(f"length {self.length} and data.length {self.data.length} differ; set only data.length")
         steps = max(self.objective.steps)
         if steps > self.sequence_length:
-            raise ValueError(f"objective.steps has {steps}, more steps than the {self.sequence_length} tokens of a row")
+            raise ValueError(
+                f"objective.steps has {steps}, more steps than the {self.sequence_length} tokens of a row; leave it out"
+            )
         check_deepspeed(self.deepspeed, self.train.precision)
         return self
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from distill.config import PretrainConfig, dump_config
 from distill.data import Corpus, load_corpus, load_tokenizer, train_tokenizer
+from distill.engines import micro_batch
 from distill.loop import train
 from distill.progress import console, track
-from distill.run_folder import RunFolder, write_whole
+from distill.run_folder import RunFolder, check_new_folder, write_whole
 from distill.world import start_world, stop_world
 from objectives.elbo import Autoregressive, MaskedElbo
 from objectives.objective import Objective
@@ -29,25 +31,32 @@ from teachers.randomness import RowStreams
 def pretrain(config: PretrainConfig, run_path: str | Path, resume: bool = False) -> Path:
     """Train a model from text and save it, with its tokenizer, as ``RUN/model``.
 
+    Everything that can be wrong with the input is found before the folder is made.
+
     Returns:
         The model folder, which `fewstep distill` takes as ``teacher.path`` or ``evaluate.judge``.
     """
     world = start_world()
+    micro_batch(config.train, world)
+    text = dump_config(config)
+    if resume:
+        RunFolder.reopen(run_path, text)
+    else:
+        check_new_folder(run_path)
     run = RunFolder(run_path)
-    if world.is_main:
-        run = (RunFolder.reopen if resume else RunFolder.create)(run_path, dump_config(config))
-        if not run.tokenizer.exists():
-            given = config.tokenizer.path
-            made = load_tokenizer(given) if given else train_tokenizer(config.tokenizer, config.data)
-            made.save_pretrained(run.tokenizer)
-    world.barrier()
-    tokenizer = load_tokenizer(str(run.tokenizer))
+    tokenizer = world.broadcast(tokenizer_of(config, run) if world.is_main else None)
     if config.data.heldout:
         corpus, heldout = (load_corpus(config.data, tokenizer, p) for p in (config.data.path, config.data.heldout))
     else:
         corpus, heldout = load_corpus(config.data, tokenizer).split(config.data.heldout_fraction)
     torch.manual_seed(config.train.seed)
     denoiser = new_denoiser(config, tokenizer).to(world.device)
+    world.barrier()  # nobody still looks at the folder
+    if world.is_main:
+        if not resume:
+            run = RunFolder.create(run_path, text)
+        tokenizer.save_pretrained(run.tokenizer)
+    world.barrier()
     console.print(f"{sum(p.numel() for p in denoiser.parameters()):,} parameters, {len(corpus.tokens):,} tokens")
     process = MaskedProcess(config.process)
     objective = MaskedElbo(denoiser, process) if config.objective == "elbo" else Autoregressive(denoiser)
@@ -76,6 +85,12 @@ def pretrain(config: PretrainConfig, run_path: str | Path, resume: bool = False)
     world.barrier()
     stop_world()
     return folder
+
+
+def tokenizer_of(config: PretrainConfig, run: RunFolder) -> PreTrainedTokenizerBase:
+    """The run's own tokenizer when it is continued, else the one that the config names, else a new one."""
+    path = str(run.tokenizer) if run.tokenizer.exists() else config.tokenizer.path
+    return load_tokenizer(path) if path else train_tokenizer(config.tokenizer, config.data)
 
 
 def new_denoiser(config: PretrainConfig, tokenizer: Any) -> CausalDenoiser:

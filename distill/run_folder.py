@@ -18,8 +18,8 @@ FREE_TO_CHANGE = {
 }  # fmt: skip
 
 
-def new_folder(path: str | Path) -> Path:
-    """Create an output folder.
+def check_new_folder(path: str | Path) -> Path:
+    """Check, without creating anything, that an output folder can be made, before hours are spent on what goes into it.
 
     Raises:
         UserError: it exists and is not empty, or can not be written.
@@ -28,6 +28,23 @@ def new_folder(path: str | Path) -> Path:
     try:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path} exists and is not an empty folder; name a new one, or remove it first")
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error.strerror}; name a folder you may write to") from error
+    above = next(p for p in [path, *path.absolute().parents] if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        reason = "may not be written to" if above.is_dir() else "is a file"
+        raise UserError(f"cannot write to {path}: {above} {reason}; name a folder you may write to")
+    return path
+
+
+def new_folder(path: str | Path) -> Path:
+    """Create an output folder.
+
+    Raises:
+        UserError: it exists and is not empty, or can not be written.
+    """
+    path = check_new_folder(path)
+    try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".write-test-{os.getpid()}"
         probe.touch()

@@ -1,15 +1,252 @@
-"""The integral-KL family."""
+"""Integral KL between student and teacher: one family, three free choices, and our default among them.
+
+D(q_ν‖q_θ) = ∫₀¹ ω(t) KL(q_ν(z_t) ‖ q_θ(z_t)) dt over the corrupted marginals of what the student and the teacher write.
+The choices are the student's *rollout* (students/rollout.py), the *ratio* that estimates log q_ν − log q_θ
+(objectives/ratios.py) and the *gradient* estimator (objectives/gradients.py). DiDi-Instruct (2509.25035), Di[M]O
+(2503.15457) and IDLM (2602.19066) are points of the family; objectives/didi_instruct.py names the first.
+"""
+
 from __future__ import annotations
 
-from typing import Literal
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from objectives.divergences import entropy, jeffreys, kl
+from objectives.gradients import grouped_advantage, grouped_token_advantage, marginalised, per_token, score_function
+from objectives.objective import LossOutput, Objective, Rollout
+from objectives.ratios import AuxiliaryRatio, DiscriminatorRatio, Ratio
+from students.rollout import Trajectory, k_step, one_move, two_moves
+from teachers.denoiser import Denoiser
+from teachers.process import MaskedProcess
+from teachers.randomness import RowStreams, beta, uniform
 from teachers.section import Section
 
 
 class IntegralKLConfig(Section):
+    """Our default: the student's own K-step states, an auxiliary denoiser, marginalised over the vocabulary.
+
+    Attributes:
+        rollout: "one_move", "two_moves" or "k_step".
+        steps: the step counts K that "k_step" draws from [own].
+        ratio: "auxiliary" or "discriminator".
+        gradient: "marginalised" (auxiliary only), "per_token" or "score_function".
+        coupled_time: corrupt the sample at the time of the state it was drawn from (2509.25035); else at t ~ π.
+        pi: whole (a, b) of the Beta law of τ (two_moves) or of t (uncoupled).
+        clamp_time: t and τ stay within.
+        omega: ω(t): "elbo" = −α'/(1−α), clamped to ``clamp_omega``, or "uniform" = 1.
+        importance: divide ω by the density of π.
+        reward_clamp: of log-ratios, ±.
+        advantage_clamp, group_size: of grouped reward normalisation; 1 for marginalised gradients, which need none.
+        label_smoothing: of the auxiliary denoiser's targets.
+        discriminator_blocks, discriminator_targets: last blocks that train; soft labels of real and fake.
+        teacher_kl, teacher_divergence: weight and kind of the divergence to the teacher at the student's states.
+        entropy_bonus: weight of the student's entropy at its states.
+    """
+
     name: Literal["integral_kl"] = "integral_kl"
-    steps: list[int] = [4, 8, 16]
+    rollout: Literal["one_move", "two_moves", "k_step"] = "k_step"
+    steps: list[PositiveInt] = Field([8, 16], min_length=1)
+    ratio: Literal["auxiliary", "discriminator"] = "auxiliary"
+    gradient: Literal["marginalised", "per_token", "score_function"] = "marginalised"
+    coupled_time: bool = False
+    pi: tuple[PositiveInt, PositiveInt] = (1, 1)
+    clamp_time: tuple[float, float] = (0.02, 0.98)
+    omega: Literal["elbo", "uniform"] = "elbo"
+    clamp_omega: tuple[float, float] = (0.1, 10.0)
+    importance: bool = False
+    reward_clamp: float = Field(5.0, gt=0)
+    reward_epsilon: float = Field(1e-6, gt=0)
+    advantage_clamp: float = Field(3.0, gt=0)
+    group_size: PositiveInt = 1
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    discriminator_blocks: PositiveInt = 4
+    discriminator_targets: tuple[float, float] = (0.9, 0.1)
+    teacher_kl: float = Field(0.0, ge=0)
+    teacher_divergence: Literal["kl", "jeffreys"] = "kl"
+    entropy_bonus: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> IntegralKLConfig:
+        if self.gradient == "marginalised" and self.ratio != "auxiliary":
+            raise ValueError(
+                "gradient 'marginalised' needs a reward for every vocabulary entry; set ratio to 'auxiliary', or "
+                "gradient to 'per_token' or 'score_function'"
+            )
+        if self.gradient != "marginalised" and self.group_size < 2:
+            raise ValueError(f"group_size is {self.group_size}; gradient {self.gradient!r} needs groups of at least 2")
+        if self.coupled_time and self.rollout == "one_move":
+            raise ValueError("coupled_time needs an intermediate state; set rollout to 'two_moves' or 'k_step'")
+        low, high = self.clamp_time
+        if not 0 < low < high <= 1:
+            raise ValueError(f"clamp_time is {self.clamp_time}; give 0 < low < high ≤ 1")
+        return self
 
     @property
     def group(self) -> int:
-        return 1
+        """Rows that must stay in one micro-batch."""
+        return self.group_size
+
+
+@dataclass
+class IntegralKLRollout(Rollout):
+    """What the student did, and its corruption.
+
+    Attributes:
+        states, revealed: (B, M, L), see `students.rollout.Trajectory`.
+        sample: (B, L) the student's clean tokens.
+        fake: (B, L) the sample corrupted at t.
+        real: (B, L) a real row corrupted at the same t and positions, or None.
+        weight: (B,) ω(t), or ω(t)/π(t).
+    """
+
+    states: Tensor
+    revealed: Tensor
+    sample: Tensor
+    fake: Tensor
+    real: Tensor | None
+    weight: Tensor
+
+
+def beta_density(t: Tensor, a: int, b: int) -> Tensor:
+    """Density of Beta(a, b) at t."""
+    constant = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    return torch.exp(constant + (a - 1) * torch.log(t) + (b - 1) * torch.log1p(-t))
+
+
+class IntegralKL(Objective):
+    """The wiring of a rollout, a ratio and a gradient."""
+
+    phases: ClassVar = ("critic", "student")
+
+    def __init__(
+        self, config: IntegralKLConfig, teacher: Denoiser, student: Denoiser, process: MaskedProcess, length: int
+    ):
+        self.config, self.teacher, self.student, self.process = config, teacher, student, process
+        self.length, self.group = length, config.group
+        self.ratio: Ratio
+        if config.ratio == "auxiliary":
+            self.ratio = AuxiliaryRatio(teacher, config.label_smoothing, config.reward_clamp)
+        else:
+            self.ratio = DiscriminatorRatio(
+                teacher,
+                config.discriminator_blocks,
+                config.discriminator_targets,
+                config.reward_epsilon,
+                config.reward_clamp,
+            )
+
+    def network(self, phase: str) -> nn.Module:
+        """The critic, or the student."""
+        return self.student if phase == "student" else self.ratio.network
+
+    @torch.no_grad()
+    def rollout(self, real: Tensor | None, rows: int, randomness: RowStreams) -> IntegralKLRollout:
+        """Let the student write, then corrupt what it wrote (and real rows alike)."""
+        self.ratio.refresh()
+        drawn = beta(randomness, rows, *self.config.pi).clamp(*self.config.clamp_time)
+        # one time for a whole group: a baseline over different noise levels would mix them
+        drawn = drawn.view(-1, self.group)[:, :1].expand(-1, self.group).reshape(-1)
+        trajectory = self._trajectory(drawn, rows, randomness)
+        t = trajectory.time.clamp(*self.config.clamp_time) if self.config.coupled_time else drawn
+        masked = uniform(randomness, rows, self.length) >= self.process.alpha(t)[:, None]
+        mask_id = self.student.spec.mask_id
+        weight = torch.ones_like(t)
+        if self.config.omega == "elbo":
+            weight = self.process.elbo_weight(t).clamp(*self.config.clamp_omega)
+        if self.config.importance:
+            weight = weight / beta_density(t, *self.config.pi)
+        return IntegralKLRollout(
+            trajectory.states,
+            trajectory.revealed,
+            trajectory.sample,
+            torch.where(masked, mask_id, trajectory.sample),
+            torch.where(masked, mask_id, real) if self.ratio.needs_real and real is not None else None,
+            weight.float(),
+        )
+
+    def _trajectory(self, tau: Tensor, rows: int, randomness: RowStreams) -> Trajectory:
+        if self.config.rollout == "one_move":
+            return one_move(self.student, rows, self.length, randomness)
+        if self.config.rollout == "two_moves":
+            return two_moves(self.student, self.process, tau, self.length, randomness)
+        return k_step(self.student, self.process, self.config.steps, self.length, randomness)
+
+    def count(self, phase: str, rollout: IntegralKLRollout) -> Tensor:  # type: ignore[override]
+        """Masked tokens for the critic, rows for the student."""
+        if phase == "critic":
+            return (rollout.fake == self.student.spec.mask_id).sum()
+        return torch.tensor(len(rollout.sample))
+
+    def loss(self, phase: str, rollout: IntegralKLRollout) -> LossOutput:  # type: ignore[override]
+        """The critic's loss, or the gradient estimator's."""
+        if phase == "critic":
+            count = self.count(phase, rollout)
+            loss, sums = self.ratio.loss(rollout.fake, rollout.sample, rollout.real, self.student.spec.mask_id)
+            return LossOutput(loss, {name: (value, count) for name, value in sums.items()})
+        return self._student_loss(rollout)
+
+    def _student_loss(self, rollout: IntegralKLRollout) -> LossOutput:
+        config, mask_id = self.config, self.student.spec.mask_id
+        corrupted = rollout.fake == mask_id
+        reward = None if config.gradient == "marginalised" else self.ratio.reward(rollout.fake, rollout.sample)
+        divergence, log_prob, regulariser = 0.0, 0.0, 0.0  # (B,) each
+        entropies, rewards = [], []
+        moves, length = rollout.states.shape[1:]
+        for m in range(moves):
+            z, revealed = rollout.states[:, m], rollout.revealed[:, m]
+            masked = z == mask_id  # the regularisers look at all of them, the gradient at those the move revealed
+            log_probs = self.student(z, select=masked)
+            used = revealed & corrupted
+            if config.gradient == "marginalised":
+                table = self.ratio.table(rollout.fake, used)  # type: ignore[attr-defined]
+                terms = marginalised(log_probs[used[masked]], table)
+                divergence = divergence + row_sums(terms, used) / length
+                rewards.append(-terms.detach())
+            else:
+                drawn = log_probs.gather(-1, rollout.sample[masked][:, None]).squeeze(-1)
+                if config.gradient == "per_token":
+                    advantage = grouped_token_advantage(reward, corrupted, self.group, config.advantage_clamp)
+                    terms = per_token(drawn[used[masked]], advantage[used])
+                    divergence = divergence + row_sums(terms, used) / length
+                else:
+                    log_prob = log_prob + row_sums(drawn[revealed[masked]], revealed)
+            terms, state_entropies = self._regularise(log_probs, z, masked)
+            regulariser = regulariser + terms / moves
+            entropies.append(state_entropies)
+        if reward is not None:
+            rewards.append(reward[corrupted])
+        if config.gradient == "score_function":
+            mean_reward = (reward * corrupted).sum(1) / corrupted.sum(1).clamp(min=1)
+            advantage = grouped_advantage(mean_reward, self.group, config.advantage_clamp)
+            divergence = score_function(log_prob, advantage)
+        return LossOutput(
+            (rollout.weight * divergence + regulariser).sum(),
+            {"entropy": _sum_count(torch.cat(entropies)), "reward": _sum_count(torch.cat(rewards))},
+        )
+
+    def _regularise(self, log_probs: Tensor, z: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) mean divergence to the teacher minus the entropy bonus; and (N,) every masked token's entropy."""
+        config = self.config
+        with torch.set_grad_enabled(config.entropy_bonus > 0 and torch.is_grad_enabled()):
+            entropies = entropy(log_probs)
+        terms = -config.entropy_bonus * entropies
+        if config.teacher_kl:
+            with torch.no_grad():
+                teacher = self.teacher.logits(z, select=masked)
+            divergence = jeffreys if config.teacher_divergence == "jeffreys" else kl
+            terms = terms + config.teacher_kl * divergence(teacher, log_probs)
+        return row_sums(terms, masked) / masked.sum(1).clamp(min=1), entropies.detach()
+
+
+def row_sums(values: Tensor, where: Tensor) -> Tensor:
+    """Sum (N,) values, given at the True positions of (B, L) ``where`` in row-major order, over each row: (B,)."""
+    return torch.zeros(where.shape, dtype=values.dtype, device=values.device).masked_scatter(where, values).sum(1)
+
+
+def _sum_count(values: Tensor) -> tuple[Tensor, Tensor]:
+    return values.detach().sum(), torch.tensor(float(values.numel()))

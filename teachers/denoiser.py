@@ -74,6 +74,10 @@ class Denoiser(nn.Module, ABC):
         """(B, L, H) final hidden states, in the positions of the tokens they describe; for critics."""
         raise TypeError(f"{type(self).__name__} has no hidden states to read; use the auxiliary critic instead")
 
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks, first to last; for critics that train only the last few."""
+        raise TypeError(f"{type(self).__name__} has no blocks to choose from; use the auxiliary critic instead")
+
     @abstractmethod
     def save(self, folder: str | Path) -> None:
         """Write config and safetensors weights, so that `load_denoiser` gives the same denoiser back."""

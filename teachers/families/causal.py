@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from teachers.denoiser import Denoiser, DenoiserSpec
@@ -69,6 +69,10 @@ class CausalDenoiser(Denoiser):
         forbidden[self.spec.mask_id] = True
         return logits.masked_fill(forbidden, -torch.inf).log_softmax(-1)
 
+    def blocks(self) -> nn.ModuleList:
+        """See `Denoiser.blocks`."""
+        return self.model.base_model.layers
+
     def save(self, folder: str | Path) -> None:
         """See `Denoiser.save`."""
         self.model.save_pretrained(folder)
@@ -111,12 +115,13 @@ def load_pretrained(name: str, revision: str | None = None, trust_remote_code: b
     if Path(path).exists() and not (Path(path) / "config.json").is_file():
         raise UserError(f"{name} is not a model folder: it has no config.json; give a folder saved by save_pretrained")
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             path,
             revision=revision,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             dtype=torch.float32,
+            output_loading_info=True,
         )
     except Exception as error:  # transformers, safetensors and the hub raise a dozen types for one thing: unreadable
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
@@ -124,6 +129,18 @@ def load_pretrained(name: str, revision: str | None = None, trust_remote_code: b
             f"cannot load model {name!r} ({reason}); give a folder with config.json and whole safetensors weights, "
             "or a hub name that can be reached"
         ) from error
+    if report["missing_keys"]:  # transformers makes these up at random and only warns
+        raise UserError(
+            f"model {name!r} has no weights for {min(report['missing_keys'])}; its safetensors files are not whole, "
+            "or of another architecture than its config.json"
+        )
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and quantizer.quantization_config.quant_method == "compressed-tensors":
+        # the format unpacks at the whole model's first forward, and a denoiser calls only its base model
+        quantizer.compressor.decompress_model(model)
+        for module in model.modules():  # the shape it was packed from stays behind, as a parameter that cannot train
+            module._parameters.pop("weight_shape", None)
+    return model
 
 
 def load_denoiser(

@@ -1,0 +1,114 @@
+"""`fewstep distill`: a frozen teacher in, a few-step student out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from distill.config import DistillConfig, ModelConfig, dump_config
+from distill.data import Corpus, load_corpus, load_tokenizer
+from distill.loop import train
+from distill.progress import console
+from distill.run_folder import RunFolder
+from distill.watch import CollapseWatch
+from distill.world import World, start_world, stop_world
+from objectives.integral_kl import IntegralKL
+from students.samplers.ancestral import sample as ancestral
+from students.student import cast, frozen, trainable_copy
+from teachers.errors import UserError
+from teachers.families.causal import CausalDenoiser, load_denoiser
+from teachers.process import MaskedProcess
+
+
+def load_teacher(config: ModelConfig) -> tuple[CausalDenoiser, PreTrainedTokenizerBase]:
+    """The frozen teacher in float32 and its tokenizer, checked against each other."""
+    tokenizer = load_tokenizer(config.tokenizer or config.path, config.revision if config.tokenizer is None else None)
+    teacher = load_denoiser(
+        config.path,
+        tokenizer,
+        config.mask_id,
+        config.revision,
+        config.trust_remote_code,
+        shift=config.shift,
+        attention=config.attention,
+        block_size=config.block_size,
+    )
+    if teacher.spec.attention == "causal":
+        raise UserError(
+            f"teacher.path {config.path!r} is an autoregressive model; convert it with fewstep pretrain and model.init"
+        )
+    return frozen(teacher), tokenizer
+
+
+def load_student(config: DistillConfig, teacher: CausalDenoiser) -> CausalDenoiser:
+    """The network to train: a copy of the teacher, or a checkpoint with the same vocabulary."""
+    if config.student.init == "teacher":
+        return trainable_copy(teacher)
+    student = load_denoiser(config.student.init, mask_id=teacher.spec.mask_id)
+    if student.spec.vocabulary != teacher.spec.vocabulary:
+        raise UserError(
+            f"student.init {config.student.init!r} has {student.spec.vocabulary} vocabulary entries and the teacher "
+            f"{teacher.spec.vocabulary}; start from a model with the teacher's vocabulary"
+        )
+    return trainable_copy(student)
+
+
+def teacher_corpus(config: DistillConfig, teacher: CausalDenoiser, world: World) -> Corpus:
+    """Rows written by the teacher, for objectives that need real samples where there are none; equal on every process."""
+    generator = torch.Generator(world.device).manual_seed(config.train.seed)
+    shape = (config.teacher_samples, config.sequence_length)
+    canvas = torch.full(shape, teacher.spec.mask_id, device=world.device)
+    console.print(f"sampling {shape[0]} rows from the teacher at {config.teacher_sample_steps} steps")
+    process = MaskedProcess(config.teacher.process)
+    parts = [ancestral(teacher, c, config.teacher_sample_steps, generator, process).tokens for c in canvas.split(256)]
+    return Corpus(torch.cat(parts).cpu().numpy().reshape(-1), shape[1], 1.0, packed=False)
+
+
+def distil(config: DistillConfig, run_path: str | Path, resume: bool = False) -> Path:
+    """Train a student and leave it, averaged, in the run folder's checkpoints.
+
+    Everything that can be wrong with the input is found before the folder is made.
+
+    Returns:
+        The run folder, for `fewstep evaluate` and `fewstep export`.
+    """
+    world = start_world()
+    text = dump_config(config)
+    if resume:
+        RunFolder.reopen(run_path, text)
+    teacher, tokenizer = load_teacher(config.teacher)
+    length = config.sequence_length
+    if length > teacher.spec.max_length:
+        raise UserError(
+            f"data.length {length} is longer than the teacher's {teacher.spec.max_length} positions; set a smaller one"
+        )
+    student = load_student(config, teacher)
+    watch = CollapseWatch(config, teacher, tokenizer, world) if config.evaluate.every else None
+    process = MaskedProcess(config.teacher.process)
+    corpus = load_corpus(config.data, tokenizer).split(config.data.heldout_fraction)[0] if config.data else None
+
+    run = RunFolder(run_path)
+    if world.is_main and not resume:
+        run = RunFolder.create(run_path, text)
+        tokenizer.save_pretrained(run.tokenizer)
+    world.barrier()
+    torch.manual_seed(config.train.seed)  # the discriminator's head is the only random initialisation
+    objective = IntegralKL(config.objective, teacher.to(world.device), student.to(world.device), process, length)
+    if corpus is None and objective.ratio.needs_real:
+        corpus = teacher_corpus(config, teacher, world)
+    if config.train.precision == "bfloat16":
+        cast(teacher, torch.bfloat16)
+    assert config.train.critic is not None  # checked with the config
+    optimizers = {"critic": config.train.critic, "student": config.train.student}
+    _, stopped = train(
+        objective, optimizers, corpus if objective.ratio.needs_real else None, config.train, config.deepspeed, run,
+        world, length, resume, watch, config.evaluate.every,
+    )  # fmt: skip
+    if world.is_main:
+        if stopped:
+            console.print(f"[yellow]stopped early:[/yellow] {stopped}", highlight=False)
+        console.print(f"student in {run.path}; next: fewstep evaluate {run.path}", highlight=False, soft_wrap=True)
+    stop_world()
+    return run.path

@@ -1,0 +1,260 @@
+"""Quality against step count: sample teacher and student at every number of steps, judge the text, count the passes."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from distill.config import EvaluateConfig
+from distill.judge import Judge
+from distill.metrics import bigram_entropy, distinct_2, perplexity, perplexity_interval, unigram_entropy
+from distill.progress import progress_bar
+from students.samplers import LOG_LINEAR, SAMPLERS
+from teachers.denoiser import Denoiser
+from teachers.errors import UserError
+from teachers.process import MaskedProcess
+
+
+@torch.inference_mode()
+def evaluate(
+    teacher: Denoiser | None,
+    student: Denoiser | None,
+    judge: Judge,
+    config: EvaluateConfig,
+    length: int,
+    reference: Tensor | None = None,
+    seed: int = 0,
+    process: MaskedProcess = LOG_LINEAR,
+) -> dict[str, Any]:
+    """Measure unconditional samples of teacher and student, and real text, all over the same number of tokens.
+
+    Args:
+        teacher: sampled at ``config.steps`` and ``config.teacher_steps``; None to leave it out.
+        student: sampled at ``config.steps``; None to leave it out.
+        length: L, tokens of every sample.
+        reference: (≥ ``config.samples``, L) held-out real rows; only the first ``config.samples`` are read.
+
+    Returns:
+        What ``evaluation.json`` holds: ``judge``, ``sampling``, ``reference`` (or None) and ``rows``. Entropies in
+        nats, ``nfe`` in passes a sequence, ``seconds`` of sampling alone.
+
+    Raises:
+        UserError: more steps than tokens, too little real text, or a length that does not fit.
+    """
+    check(teacher, student, judge, config, length, reference)
+    plan = [("teacher", teacher, {*config.steps, config.teacher_steps}), ("student", student, set(config.steps))]
+    plan = [(name, model, steps) for name, model, steps in plan if model is not None]
+    rows: list[dict[str, Any]] = []
+    with progress_bar() as bar:
+        progress = _Counter(bar, sum(config.samples * (min(k, length) + 1) for *_, steps in plan for k in steps))
+        real = None
+        if reference is not None:
+            progress.say("real text")
+            real = _figures(reference[: config.samples], judge, config, seed)
+        for name, model, all_steps in plan:
+            model = at_precision(model, config.precision)
+            for steps in sorted(all_steps):
+                progress.say(f"{name}, {steps} steps")
+                drawn = draw(model, config, steps, config.samples, length, seed, process, progress)
+                progress.say(f"{name}, {steps} steps, judge")
+                figures = _figures(drawn.tokens, judge, config, seed, progress)
+                progress.finish(config.samples * (min(steps, length) + 1))
+                costs = {"nfe": drawn.nfe, "critic_nfe": drawn.critic_nfe}
+                speed = {"seconds": drawn.seconds, "tokens_per_second": drawn.tokens.numel() / drawn.seconds}
+                rows.append({"model": name, "sampler": config.sampler, "steps": steps, **costs, **figures, **speed})
+    device = next(model for _, model, _ in plan).device
+    return {
+        "judge": {"name": judge.name, "parameters": judge.parameters, "retokenized": judge.retokenized},
+        "sampling": {
+            "sampler": config.sampler,
+            "draw": config.draw,
+            "precision": config.precision,
+            "process": process.schedule,
+            "samples": config.samples,
+            "length": length,
+            "batch": config.batch,
+            "seed": seed,
+            "bootstrap": config.bootstrap,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "torch": str(torch.__version__),
+        },
+        "reference": real,
+        "rows": rows,
+    }
+
+
+def quick_figures(
+    denoiser: Denoiser,
+    judge: Judge,
+    steps: int,
+    samples: int,
+    length: int,
+    seed: int,
+    process: MaskedProcess,
+    config: EvaluateConfig,
+) -> dict[str, float]:
+    """Judge perplexity, unigram and bigram entropy (nats) and distinct-2 of a few samples; for watching a training run.
+
+    The same seed gives the same noise, so two calls differ by the network alone. Sampling is in the network's own
+    precision.
+    """
+    drawn = draw(denoiser, config, steps, samples, length, seed, process)
+    nats, tokens = judge.score(drawn.tokens)
+    return {"judge_perplexity": perplexity(nats, tokens), **_diversity(drawn.tokens.numpy())}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples (N, L) on the CPU, mean passes a sequence, and the seconds that sampling took."""
+
+    tokens: Tensor
+    nfe: float
+    critic_nfe: float
+    seconds: float
+
+
+@torch.no_grad()
+def draw(
+    denoiser: Denoiser,
+    config: EvaluateConfig,
+    steps: int,
+    samples: int,
+    length: int,
+    seed: int,
+    process: MaskedProcess = LOG_LINEAR,
+    progress: _Counter | None = None,
+) -> Drawn:
+    """Fill all-masked canvases with ``config.sampler``, a batch at a time; noise is fixed by (seed, steps)."""
+    generator = torch.Generator(denoiser.device)
+    generator.manual_seed(int(np.random.SeedSequence([seed, steps]).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    network = denoiser if progress is None else _Watched(denoiser, progress)
+    tokens, nfe, critic_nfe = [], 0, 0
+    start = time.perf_counter()
+    for first in range(0, samples, config.batch):
+        rows = min(config.batch, samples - first)
+        canvas = torch.full((rows, length), denoiser.spec.mask_id, device=denoiser.device)
+        out = SAMPLERS[config.sampler](network, canvas, steps, generator, process, config.draw)
+        tokens.append(out.tokens.cpu())
+        nfe, critic_nfe = nfe + int(out.nfe.sum()), critic_nfe + int(out.critic_nfe.sum())
+    seconds = time.perf_counter() - start
+    return Drawn(torch.cat(tokens), nfe / samples, critic_nfe / samples, seconds)
+
+
+def at_precision(denoiser: Denoiser, precision: str) -> Denoiser:
+    """The denoiser, or a bfloat16 copy of it. Logits are float32 either way (see `Denoiser.logits`).
+
+    Only parameters are cast: rotary frequencies are buffers, and in bfloat16 they would misplace late positions.
+    """
+    if precision == "float32":
+        return denoiser
+    network = copy.deepcopy(denoiser)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    return network
+
+
+def check(
+    teacher: Denoiser | None,
+    student: Denoiser | None,
+    judge: Judge,
+    config: EvaluateConfig,
+    length: int,
+    reference: Tensor | None,
+) -> None:
+    """Refuse what `evaluate` can not measure, before anything is sampled."""
+    models = [model for model in (teacher, student) if model is not None]
+    if not models:
+        raise UserError("there is no model to evaluate; give a run, a student or a teacher")
+    if len({(model.spec.vocabulary, model.spec.mask_id) for model in models}) > 1:
+        raise UserError(
+            f"teacher and student have {teacher.spec.vocabulary} and {student.spec.vocabulary} tokens, masks "  # type: ignore[union-attr]
+            f"{teacher.spec.mask_id} and {student.spec.mask_id}; give a student that was made from this teacher"  # type: ignore[union-attr]
+        )
+    context = min(model.spec.max_length for model in models)
+    if length > context:
+        raise UserError(f"evaluate.length is {length} but the model takes at most {context} tokens; set a smaller one")
+    if max(config.steps) > length:
+        raise UserError(
+            f"evaluate.steps has {max(config.steps)}, more steps than the {length} tokens of a sample; "
+            f"leave out steps above {length} (teacher_steps may exceed it)"
+        )
+    if not judge.retokenized and length > judge.max_length:
+        raise UserError(
+            f"samples have {length} tokens but judge {judge.name!r} reads at most {judge.max_length}; "
+            "set a smaller evaluate.length, or a judge with a longer context"
+        )
+    if reference is not None and len(reference) < config.samples:
+        raise UserError(
+            f"evaluate.samples is {config.samples} but the held-out text has {len(reference)} rows of {length} tokens, "
+            f"not as many; set evaluate.samples={len(reference)} or fewer, or give more text in evaluate.data"
+        )
+    if reference is not None and reference.shape[1] != length:
+        raise UserError(
+            f"held-out rows have {reference.shape[1]} tokens, samples {length}; give rows of {length} tokens"
+        )
+
+
+def _figures(
+    rows: Tensor,
+    judge: Judge,
+    config: EvaluateConfig,
+    seed: int,
+    progress: _Counter | None = None,
+) -> dict[str, Any]:
+    nats, tokens = judge.score(rows, None if progress is None else progress.advance)
+    return {
+        "samples": len(rows),
+        "judge_perplexity": perplexity(nats, tokens),
+        "judge_perplexity_ci": list(perplexity_interval(nats, tokens, config.bootstrap, seed)),
+        **_diversity(rows.numpy()),
+    }
+
+
+def _diversity(rows: np.ndarray) -> dict[str, float]:
+    return {
+        "unigram_entropy": unigram_entropy(rows),
+        "bigram_entropy": bigram_entropy(rows),
+        "distinct_2": distinct_2(rows),
+    }
+
+
+class _Counter:
+    """One bar over a whole evaluation, in rows that went through a network."""
+
+    def __init__(self, bar: Progress, total: int):
+        self.bar, self.done = bar, 0
+        self.task = bar.add_task("evaluating", total=total, note="")
+
+    def say(self, what: str) -> None:
+        self.bar.update(self.task, note=what)
+
+    def advance(self, rows: int) -> None:
+        self.bar.advance(self.task, rows)
+
+    def finish(self, expected: int) -> None:
+        """Count a part as done: it was planned before its real number of passes was known."""
+        self.done += expected
+        self.bar.update(self.task, completed=self.done)
+
+
+class _Watched(Denoiser):
+    """A denoiser whose passes move the bar."""
+
+    def __init__(self, denoiser: Denoiser, progress: _Counter):
+        super().__init__()
+        self.inner, self.spec, self.progress = denoiser, denoiser.spec, progress
+
+    def logits(self, z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.progress.advance(len(z))
+        return self.inner.logits(z, *args, **kwargs)
+
+    def save(self, folder: str | Path) -> None:
+        self.inner.save(folder)

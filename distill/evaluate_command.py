@@ -1,0 +1,157 @@
+"""`fewstep evaluate`: what to load, and the files that the measurement becomes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from distill.checkpoint import best_checkpoint, verify_checkpoint
+from distill.config import DataConfig, DistillConfig, EvaluateConfig, apply_override, load_config, validate
+from distill.data import load_corpus, load_tokenizer
+from distill.distil import load_teacher
+from distill.evaluate import at_precision, check, draw, evaluate
+from distill.judge import Judge
+from distill.progress import console
+from distill.report import plot_evaluation, print_table
+from distill.run_folder import RunFolder, new_folder, write_whole
+from distill.world import keep_memory
+from teachers.denoiser import Denoiser
+from teachers.errors import UserError
+from teachers.families.causal import load_denoiser
+from teachers.process import MaskedProcess
+
+SHOWN = 4  # samples of each model in samples.txt
+SHOWN_STEPS = 8
+
+
+def evaluate_command(
+    run: Path | None,
+    student: str | None = None,
+    teacher: str | None = None,
+    judge: str | None = None,
+    data: str | None = None,
+    out: Path | None = None,
+    overrides: list[str] = (),  # type: ignore[assignment]
+) -> Path:
+    """Evaluate a run's best checkpoint against its teacher, or any student and teacher against each other.
+
+    Writes ``evaluation.json``, ``evaluation.png`` and ``samples.txt`` into the run, or into the new folder ``out``.
+
+    Args:
+        run: a distillation's folder; it says which teacher, student, tokenizer, judge and text.
+        student, teacher: folders or names, instead of ``run``; one of them may be left out.
+        judge, data: override ``evaluate.judge`` and ``evaluate.data``.
+        overrides: ``key=value`` of the `EvaluateConfig` section, e.g. ``samples=64``.
+
+    Returns:
+        The path of ``evaluation.json``.
+    """
+    keep_memory()
+    overrides = [o.removeprefix("evaluate.") for o in overrides]
+    overrides += [
+        f"{key}={json.dumps(value)}" for key, value in (("judge", judge), ("data", data)) if value is not None
+    ]
+    if run is not None and (student or teacher):
+        raise UserError(f"run {run} names its own student and teacher; leave out --student and --teacher, or the run")
+    if run is None and out is None:
+        raise UserError("there is no run to write the evaluation into; name a new folder with --out")
+    found = _from_run(RunFolder.open(run), overrides) if run is not None else _from_names(student, teacher, overrides)
+    config, models, names, tokenizer, process, text = found
+    length = config.length or (text.length if text else min(m.spec.max_length for m in models.values()))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    models = {kind: model.requires_grad_(False).eval().to(device) for kind, model in models.items()}
+    reader = Judge(config.judge, tokenizer, config.retokenize, device)
+    pair = models.get("teacher"), models.get("student")
+    check(*pair, reader, config, length, None)
+    folder = new_folder(out) if out is not None else RunFolder(run).path  # type: ignore[arg-type]
+    reference = _reference(text, config, length, tokenizer) if text else None
+    result = evaluate(*pair, reader, config, length, reference, config.seed, process)
+    described = {k: {"name": names[k], "parameters": sum(p.numel() for p in m.parameters())} for k, m in models.items()}
+    result = {"models": described, **result}
+    path = folder / "evaluation.json"
+    write_whole(path, json.dumps(result, indent=1) + "\n")
+    plot_evaluation(result, folder / "evaluation.png")
+    write_whole(folder / "samples.txt", _samples_text(models, config, length, tokenizer, process))
+    print_table(result)
+    console.print(f"written: {path}, evaluation.png and samples.txt", highlight=False, soft_wrap=True)
+    return path
+
+
+Found = tuple[
+    EvaluateConfig, dict[str, Denoiser], dict[str, str], PreTrainedTokenizerBase, MaskedProcess, DataConfig | None
+]
+
+
+def _from_run(run: RunFolder, overrides: list[str]) -> Found:
+    config = load_config(DistillConfig, run.config, [f"evaluate.{o}" for o in overrides])
+    checkpoint = best_checkpoint(run)
+    if checkpoint is None:
+        raise UserError(
+            f"run {run.path} has no checkpoint yet; let it train until it has saved one, then evaluate again"
+        )
+    verify_checkpoint(checkpoint)
+    tokenizer = load_tokenizer(str(run.tokenizer))
+    models: dict[str, Denoiser] = {
+        "teacher": load_teacher(config.teacher)[0],
+        "student": load_denoiser(str(checkpoint / "student-ema"), tokenizer),
+    }
+    names = {"teacher": config.teacher.path, "student": str(checkpoint / "student-ema")}
+    evaluation, text = config.evaluate, config.data
+    if evaluation.data is not None:
+        shape = text or DataConfig(path=evaluation.data, length=config.sequence_length)
+        text = shape.model_copy(update={"path": evaluation.data, "heldout": evaluation.data})
+    if evaluation.length is None:
+        evaluation = evaluation.model_copy(update={"length": config.sequence_length})
+    return evaluation, models, names, tokenizer, MaskedProcess(config.teacher.process), text
+
+
+def _from_names(student: str | None, teacher: str | None, overrides: list[str]) -> Found:
+    values: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(values, override)
+    config = validate(EvaluateConfig, values)  # type: ignore[type-var]
+    names = {kind: name for kind, name in (("teacher", teacher), ("student", student)) if name}
+    if not names:
+        raise UserError("there is nothing to evaluate; give a run folder, or --student and/or --teacher")
+    tokenizer = load_tokenizer(next(iter(names.values())))
+    models: dict[str, Denoiser] = {kind: load_denoiser(name, tokenizer) for kind, name in names.items()}
+    text = None
+    if config.data is not None:
+        length = config.length or min(m.spec.max_length for m in models.values())
+        text = DataConfig(path=config.data, heldout=config.data, length=length)
+    return config, models, names, tokenizer, MaskedProcess(), text
+
+
+def _reference(text: DataConfig, config: EvaluateConfig, length: int, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Held-out rows, at most ``config.samples``, none twice."""
+    text = text.model_copy(update={"length": length})
+    if text.heldout is not None:
+        corpus = load_corpus(text, tokenizer, text.heldout)
+    else:
+        corpus = load_corpus(text, tokenizer).split(text.heldout_fraction)[1]
+    return corpus.batch(config.seed, range(min(config.samples, corpus.rows)))
+
+
+def _samples_text(
+    models: dict[str, Denoiser],
+    config: EvaluateConfig,
+    length: int,
+    tokenizer: PreTrainedTokenizerBase,
+    process: MaskedProcess,
+) -> str:
+    """A few samples to read: the student at 8 steps, the teacher at ``teacher_steps``."""
+    parts = []
+    for kind, steps in (("student", min(SHOWN_STEPS, length)), ("teacher", config.teacher_steps)):
+        if kind not in models:
+            continue
+        model = at_precision(models[kind], config.precision)
+        drawn = draw(model, config, steps, SHOWN, length, config.seed, process)
+        for number, row in enumerate(drawn.tokens.tolist(), 1):
+            text = tokenizer.decode(row, clean_up_tokenization_spaces=False)
+            parts.append(f"=== {kind}, {steps} steps, sample {number} ===\n{text}\n")
+    return "\n".join(parts)

@@ -1,0 +1,59 @@
+"""Figures of a set of samples: pure functions of arrays, nats throughout."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def perplexity(nats: np.ndarray, tokens: np.ndarray) -> float:
+    """exp of the mean negative log-likelihood over all scored tokens.
+
+    Args:
+        nats: (N,) summed negative log-likelihood of each sample.
+        tokens: (N,) scored tokens of each sample.
+    """
+    return float(np.exp(nats.sum() / tokens.sum()))
+
+
+def perplexity_interval(
+    nats: np.ndarray, tokens: np.ndarray, resamples: int, seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of `perplexity`, resampling whole samples (tokens of one text are not independent).
+
+    Args:
+        nats, tokens: (N,), as for `perplexity`.
+        resamples: bootstrap draws.
+        level: nominal coverage.
+    """
+    chosen = np.random.default_rng(seed).integers(len(nats), size=(resamples, len(nats)))
+    draws = nats[chosen].sum(1) / tokens[chosen].sum(1)
+    low, high = np.exp(np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]))
+    return float(low), float(high)
+
+
+def unigram_entropy(rows: np.ndarray) -> float:
+    """Mean over samples of the entropy of each sample's own token counts, in nats; rows: (N, L)."""
+    return float(np.mean([_entropy(np.unique(row, return_counts=True)[1]) for row in rows]))
+
+
+def bigram_counts(rows: np.ndarray) -> np.ndarray:
+    """How often each distinct bigram occurs, all samples pooled, none across two samples; rows: (N, L)."""
+    width = int(rows.max()) + 1
+    pairs = rows[:, :-1].astype(np.int64) * width + rows[:, 1:]
+    return np.unique(pairs, return_counts=True)[1]
+
+
+def bigram_entropy(rows: np.ndarray) -> float:
+    """Entropy of the pooled bigrams in nats; grows with the number of tokens, so compare equal numbers only."""
+    return _entropy(bigram_counts(rows))
+
+
+def distinct_2(rows: np.ndarray) -> float:
+    """Distinct bigrams over all bigrams, pooled; falls with the number of tokens, so compare equal numbers only."""
+    counts = bigram_counts(rows)
+    return float(len(counts) / counts.sum())
+
+
+def _entropy(counts: np.ndarray) -> float:
+    share = counts / counts.sum()
+    return float(-(share * np.log(share)).sum())

@@ -1,0 +1,158 @@
+"""An evaluation as people read it: a table on the terminal, a table in a model card, and a picture."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+COLUMNS = [
+    "model", "steps", "NFE", "critic NFE", "judge PPL", "95% interval", "unigram H", "bigram H", "distinct-2",
+    "seconds", "tokens/s",
+]  # fmt: skip
+COLOURS = {"teacher": "#3b6fb6", "student": "#d1495b", "real text": "#4f7a52"}
+
+
+def table_rows(result: dict[str, Any]) -> list[list[str]]:
+    """Cells under `COLUMNS`: real text first, then teacher, then student; "–" where nothing applies."""
+    rows = []
+    if result["reference"] is not None:
+        rows.append(["real text", "–", "–", "–", *_quality(result["reference"]), "–", "–"])
+    for row in result["rows"]:
+        cost = [row["model"], str(row["steps"]), f"{row['nfe']:.1f}", f"{row['critic_nfe']:.1f}"]
+        rows.append([*cost, *_quality(row), f"{row['seconds']:.1f}", f"{row['tokens_per_second']:,.0f}"])
+    return rows
+
+
+def _quality(row: dict[str, Any]) -> list[str]:
+    low, high = row["judge_perplexity_ci"]
+    interval = f"{_perplexity(low)}–{_perplexity(high)}"
+    entropies = [f"{row['unigram_entropy']:.3f}", f"{row['bigram_entropy']:.3f}", f"{row['distinct_2']:.3f}"]
+    return [_perplexity(row["judge_perplexity"]), interval, *entropies]
+
+
+def _perplexity(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}" if value < 100 else f"{value:.1f}"
+
+
+def caption(result: dict[str, Any]) -> str:
+    """One line: what was sampled, how, and who judged."""
+    sampling, judge = result["sampling"], result["judge"]
+    read = ", retokenized" if judge["retokenized"] else ""
+    return (
+        f"{sampling['samples']} samples of {sampling['length']} tokens a row; {sampling['sampler']} sampler, "
+        f"{sampling['draw']} draws, {sampling['precision']}; judge {judge['name']} "
+        f"({judge['parameters'] / 1e6:,.1f} M parameters{read}); entropies in nats; NFE: mean passes a sequence"
+    )
+
+
+def print_table(result: dict[str, Any], console: Console | None = None) -> None:
+    """Print the table on standard output, or on ``console``."""
+    table = Table(title="Quality against steps", caption=caption(result), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in COLUMNS:
+        heading = column.replace(" ", "\n")
+        table.add_column(heading, justify="left" if column == "model" else "right", no_wrap=True)
+    before = None
+    for cells in table_rows(result):
+        if before not in (None, cells[0]):
+            table.add_section()
+        before = cells[0]
+        table.add_row(*cells, style="bold" if cells[0] == "student" else None)
+    console = console or Console()
+    # a narrow terminal wraps the lines; cutting figures off would be worse
+    needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    console.width = max(console.width, needed)
+    console.print(table)
+
+
+def markdown_table(result: dict[str, Any]) -> str:
+    """The same table in Markdown, its caption below; for model cards."""
+    lines = [f"| {' | '.join(COLUMNS)} |", f"| --- |{' ---: |' * (len(COLUMNS) - 1)}"]
+    lines += [f"| {' | '.join(cells)} |" for cells in table_rows(result)]
+    return "\n".join([*lines, "", caption(result)]) + "\n"
+
+
+def plot_evaluation(result: dict[str, Any], path: Path) -> None:
+    """Draw judge perplexity and bigram entropy against steps; the PNG is written whole or not at all.
+
+    The teacher at more steps than the student is tried at is a horizontal line, and so is real text.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.8), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    curves, limit = _curves(result)
+    for axes, key in ((left, "judge_perplexity"), (right, "bigram_entropy")):
+        for model, rows in curves.items():
+            steps = [row["steps"] for row in rows]
+            axes.plot(
+                steps,
+                [row[key] for row in rows],
+                color=COLOURS[model],
+                marker="o",
+                markersize=5,
+                linewidth=2,
+                label=model,
+            )
+            if key == "judge_perplexity":
+                low, high = zip(*(row["judge_perplexity_ci"] for row in rows), strict=True)
+                axes.fill_between(steps, low, high, color=COLOURS[model], alpha=0.2, linewidth=0)
+        if limit is not None:
+            label = f"teacher, {limit['steps']:,} steps"
+            axes.axhline(limit[key], color=COLOURS["teacher"], linestyle="--", linewidth=1.4, label=label)
+        if result["reference"] is not None:
+            axes.axhline(
+                result["reference"][key], color=COLOURS["real text"], linestyle=":", linewidth=1.8, label="real text"
+            )
+        ticks = sorted({row["steps"] for rows in curves.values() for row in rows})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.set_xlabel("sampling steps")
+        axes.minorticks_off()
+        axes.grid(alpha=0.25, linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.set_yscale("log")
+    _plain_log_ticks(left)
+    left.set_ylabel("judge perplexity (lower is better)")
+    left.set_title("Quality", loc="left", fontweight="bold")
+    right.set_ylabel("bigram entropy (nats)")
+    right.set_title("Diversity", loc="left", fontweight="bold")
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    sampling = result["sampling"]
+    figure.supxlabel(
+        f"{sampling['samples']} samples of {sampling['length']} tokens, {sampling['sampler']} sampler, "
+        f"{sampling['draw']} draws; band: 95% bootstrap interval",
+        fontsize=8.5, color="#555555",
+    )  # fmt: skip
+    partial = path.with_name(f".partial-{path.name}")
+    figure.savefig(partial, format="png")
+    os.replace(partial, path)
+
+
+def _curves(result: dict[str, Any]) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any] | None]:
+    """Rows by model, and the many-step teacher apart when its steps are beyond the others'."""
+    rows = result["rows"]
+    teacher = [row for row in rows if row["model"] == "teacher"]
+    student = [row for row in rows if row["model"] == "student"]
+    limit = None
+    if len(teacher) > 1 and (not student or teacher[-1]["steps"] > student[-1]["steps"]):
+        limit = teacher.pop()
+    return {name: part for name, part in (("teacher", teacher), ("student", student)) if part}, limit
+
+
+def _plain_log_ticks(axes: Any) -> None:
+    """Label a log axis with plain numbers, densely enough for a range of less than a decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = axes.get_ylim()
+    digits = (1, 1.5, 2, 3, 4, 5, 6, 8) if high / low < 10 else (1, 2, 5) if high / low < 1000 else (1,)
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=digits, numticks=20))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))

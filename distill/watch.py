@@ -1,0 +1,73 @@
+"""Collapse is watched: the averaged student's quality and entropies, while training, against the teacher's own.
+
+The loss does not show collapse and unigram entropy shows it late, so bigram entropy decides.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from distill.config import DistillConfig
+from distill.evaluate import quick_figures
+from distill.judge import Judge
+from distill.progress import console
+from distill.world import World
+from students.student import Ema
+from teachers.denoiser import Denoiser
+from teachers.process import MaskedProcess
+
+
+class CollapseWatch:
+    """Called by the loop; see `distill.loop.Watch`.
+
+    The best checkpoint is the one of lowest judge perplexity among those whose bigram entropy is at least
+    ``evaluate.entropy_floor`` of the teacher's at the same step count. Below ``evaluate.collapse`` of it the run stops.
+    """
+
+    def __init__(self, config: DistillConfig, teacher: Denoiser, tokenizer: PreTrainedTokenizerBase, world: World):
+        self.config, self.teacher, self.world = config.evaluate, teacher, world
+        self.length, self.process = config.sequence_length, MaskedProcess(config.teacher.process)
+        self.seed = config.train.seed
+        self.judge = Judge(config.evaluate.judge, tokenizer, config.evaluate.retokenize, world.device)
+
+    def __call__(self, update: int, ema: Ema, state: dict[str, Any]) -> tuple[dict[str, float], bool, str | None]:
+        """Measure; keep in ``state`` what a resumed run needs."""
+        result = self._measure(update, ema, state) if self.world.is_main else None
+        metrics, best, stopped, now = self.world.broadcast(result)
+        state.update(now)
+        return metrics, best, stopped
+
+    def _figures(self, denoiser: Denoiser) -> dict[str, float]:
+        config = self.config
+        return quick_figures(
+            denoiser, self.judge, config.watch_steps, config.watch_samples, self.length, self.seed, self.process, config
+        )
+
+    def _measure(
+        self, update: int, ema: Ema, state: dict[str, Any]
+    ) -> tuple[dict[str, float], bool, str | None, dict[str, Any]]:
+        state = dict(state)
+        if "teacher" not in state:
+            state["teacher"] = self._figures(self.teacher)
+        teacher, student = state["teacher"], self._figures(ema.denoiser)
+        kept = student["bigram_entropy"] / teacher["bigram_entropy"]
+        best, stopped = False, None
+        if kept >= self.config.entropy_floor and student["judge_perplexity"] < state.get("best", math.inf):
+            best, state["best"] = True, student["judge_perplexity"]
+        if kept < self.config.collapse:
+            stopped = (
+                f"collapse at update {update}: bigram entropy {student['bigram_entropy']:.3f} is {kept:.1%} of the "
+                f"teacher's {teacher['bigram_entropy']:.3f} (evaluate.collapse is {self.config.collapse:.0%}); the best "
+                "checkpoint stays marked; lower train.student.lr or train fewer updates"
+            )
+        console.print(
+            f"update {update}: judge perplexity {student['judge_perplexity']:.2f} at {self.config.watch_steps} steps "
+            f"(teacher {teacher['judge_perplexity']:.2f}), bigram entropy {student['bigram_entropy']:.3f} "
+            f"({teacher['bigram_entropy']:.3f}){', best so far' if best else ''}",
+            highlight=False,
+        )
+        metrics = {f"watch/{k}": v for k, v in student.items()} | {f"watch/teacher_{k}": v for k, v in teacher.items()}
+        return metrics, best, stopped, state

@@ -1,0 +1,126 @@
+"""Estimates of the density ratio between the student's and the teacher's corrupted marginals.
+
+A ratio owns the critic phase: it trains a network on the student's samples and turns it into rewards, log q_θ − log q_ν:
+positive where the teacher finds a token likelier than the student makes it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from objectives.divergences import log_ratio
+from objectives.elbo import masked_cross_entropy
+from students.critic import Discriminator, auxiliary_denoiser
+from teachers.denoiser import Denoiser
+
+
+def smoothed_cross_entropy(log_probs: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """(1−ε) · −log p(target) + ε · mean_v −log p(v), the mean over columns that are not −∞.
+
+    Args:
+        log_probs: (N, V). targets: (N,).
+
+    Returns:
+        (N,), nats.
+    """
+    hit = -log_probs.gather(-1, targets[:, None]).squeeze(-1)
+    if smoothing == 0:
+        return hit
+    possible = log_probs > -torch.inf
+    spread = -log_probs.masked_fill(~possible, 0.0).sum(-1) / possible.sum(-1)
+    return (1 - smoothing) * hit + smoothing * spread
+
+
+def soft_bce(logits: Tensor, target: float) -> Tensor:
+    """Binary cross-entropy of ``logits`` with a soft target in [0, 1], elementwise, nats."""
+    return nn.functional.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target), reduction="none")
+
+
+def clamped_log_odds(logits: Tensor, epsilon: float, clamp: float) -> Tensor:
+    """log(p+ε) − log(1−p+ε) of p = σ(logits), clamped to ±``clamp`` (DiDi-Instruct, 2509.25035 [code])."""
+    p = logits.sigmoid()
+    return (torch.log(p + epsilon) - torch.log1p(epsilon - p)).clamp(-clamp, clamp)
+
+
+class Ratio(ABC):
+    """A density-ratio estimator: a network, its loss, and the reward it gives."""
+
+    network: nn.Module
+    needs_real: bool
+
+    def refresh(self) -> None:
+        """Once an update, before any loss."""
+
+    @abstractmethod
+    def loss(self, fake: Tensor, sample: Tensor, real: Tensor | None, mask_id: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum of the critic's loss over masked positions of ``fake`` (B, L), and sums of metrics.
+
+        Args:
+            fake: the student's ``sample`` (B, L), corrupted.
+            real: (B, L) real tokens, corrupted at the same time and positions, where `needs_real`.
+        """
+
+    @abstractmethod
+    def reward(self, fake: Tensor, sample: Tensor) -> Tensor:
+        """(B, L) reward of the token at each position; meaningful on masked positions of ``fake``."""
+
+
+class AuxiliaryRatio(Ratio):
+    """log p_θ − log p_ψ with ψ a denoiser trained on the student's samples (Di[M]O 2503.15457, IDLM 2602.19066)."""
+
+    needs_real = False
+
+    def __init__(self, teacher: Denoiser, label_smoothing: float, clamp: float):
+        self.teacher, self.network = teacher, auxiliary_denoiser(teacher)
+        self.label_smoothing, self.clamp = label_smoothing, clamp
+
+    def loss(self, fake: Tensor, sample: Tensor, real: Tensor | None, mask_id: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Masked cross-entropy of the student's own samples."""
+        masked = fake == mask_id
+        log_probs = self.network(fake, select=masked)
+        loss = smoothed_cross_entropy(log_probs, sample[masked], self.label_smoothing).sum()
+        return loss, {"nats": masked_cross_entropy(log_probs.detach(), sample, masked).sum()}
+
+    @torch.no_grad()
+    def table(self, fake: Tensor, select: Tensor) -> Tensor:
+        """(N, V) reward of every vocabulary entry at the positions of ``select``, clamped; the mask column 0."""
+        ours, theirs = (model.logits(fake, select=select) for model in (self.network, self.teacher))
+        return log_ratio(theirs, ours).clamp(-self.clamp, self.clamp)
+
+    @torch.no_grad()
+    def reward(self, fake: Tensor, sample: Tensor) -> Tensor:
+        """The table read at the sampled tokens."""
+        everywhere = torch.ones_like(fake, dtype=torch.bool)
+        return self.table(fake, everywhere).gather(-1, sample.reshape(-1, 1)).view(fake.shape)
+
+
+class DiscriminatorRatio(Ratio):
+    """A classifier between real and student tokens; its log-odds are the reward (DiDi-Instruct, 2509.25035)."""
+
+    needs_real = True
+
+    def __init__(self, teacher: Denoiser, blocks: int, targets: tuple[float, float], epsilon: float, clamp: float):
+        self.network = Discriminator(teacher, blocks)
+        self.real_target, self.fake_target = targets
+        self.epsilon, self.clamp = epsilon, clamp
+
+    def refresh(self) -> None:
+        """Renew the spectral norms."""
+        self.network.refresh()  # type: ignore[operator]
+
+    def loss(self, fake: Tensor, sample: Tensor, real: Tensor | None, mask_id: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """(BCE(real, 0.9) + BCE(fake, 0.1)) / 2 on masked positions."""
+        assert real is not None
+        masked = fake == mask_id
+        on_fake, on_real = self.network(fake)[masked], self.network(real)[masked]
+        loss = (soft_bce(on_real, self.real_target) + soft_bce(on_fake, self.fake_target)).sum() / 2
+        right = ((on_real > 0).sum() + (on_fake < 0).sum()) / 2
+        return loss, {"accuracy": right.to(loss)}
+
+    @torch.no_grad()
+    def reward(self, fake: Tensor, sample: Tensor) -> Tensor:
+        """Clamped log-odds of being real. The discriminator sees the context of a masked token, not the token."""
+        return clamped_log_odds(self.network(fake), self.epsilon, self.clamp)

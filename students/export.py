@@ -1,0 +1,242 @@
+"""A student as a folder that stock transformers loads: weights, configs, tokenizer and a model card."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from students.compress import int8_config, int8_state
+from teachers.denoiser import DenoiserSpec
+from teachers.errors import UserError
+from teachers.families.causal import CausalDenoiser
+from teachers.process import Schedule
+
+Compression = Literal["int8"]
+LARGEST_KL = 0.01  # nats a position between the export and the student; int8 measures 1e-4 or less [own]
+LARGEST_DIFFERENCE = 1e-4  # of a float32 export's logits: the same weights in another memory layout [own]
+SHARD = "5GB"
+
+
+def export_student(
+    denoiser: CausalDenoiser,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    steps: int,
+    compress: Compression | None,
+    model_card: str,
+    canvas_length: int | None = None,
+    schedule: Schedule = "log-linear",
+) -> Path:
+    """Write a denoiser for other people's software, whole or not at all, and check that it reads back as it was.
+
+    Args:
+        folder: does not exist, or is empty.
+        steps: forward passes the student is meant for; ``max_denoising_steps`` in generation_config.json.
+        compress: None keeps float32.
+        model_card: Markdown on where the student comes from and what was measured, put into README.md.
+        canvas_length: tokens it was trained to write at once; by default the spec's ``max_length``.
+        schedule: of the masked process it was trained with; ``noise_schedule`` in generation_config.json.
+
+    Raises:
+        UserError: what was written does not load with stock classes, or gives other logits. Nothing is left behind.
+    """
+    partial = folder.with_name(f".partial-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+    canvas_length = canvas_length or denoiser.spec.max_length
+    try:
+        _write_model(denoiser, partial, compress)
+        tokenizer.save_pretrained(partial)
+        GenerationConfig(
+            max_denoising_steps=steps,
+            canvas_length=canvas_length,
+            noise_schedule=schedule,
+            mask_token_id=denoiser.spec.mask_id,
+            eos_token_id=denoiser.spec.eos_id,
+            pad_token_id=denoiser.spec.pad_id,
+            use_cache=False,
+        ).save_pretrained(partial)
+        divergence = check_export(denoiser, tokenizer, partial, compress)
+        card = _card(denoiser.spec, folder.name, steps, canvas_length, schedule, compress, divergence, model_card)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        mode = (partial / "config.json").stat().st_mode
+        for path in [*partial.iterdir(), partial]:
+            if path.is_file():
+                path.chmod(mode)  # safetensors are created unreadable for others, who may be the ones to serve them
+            _fsync(path)
+        os.replace(partial, folder)
+        _fsync(folder.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return folder
+
+
+def _write_model(denoiser: CausalDenoiser, folder: Path, compress: Compression | None) -> None:
+    model = denoiser.model
+    if compress is None:
+        model.save_pretrained(folder, max_shard_size=SHARD)
+        return
+    model.save_pretrained(folder, state_dict=int8_state(model), max_shard_size=SHARD)
+    config = copy.deepcopy(model.config)
+    config.quantization_config = int8_config(model)
+    config.save_pretrained(folder)
+
+
+def check_export(
+    denoiser: CausalDenoiser, tokenizer: PreTrainedTokenizerBase, folder: Path, compress: Compression | None
+) -> float:
+    """Load an export with stock classes and compare it with what was exported.
+
+    Returns:
+        KL(student ‖ export) in nats a position, the mean over random half-masked canvases; 0 for an exact copy.
+
+    Raises:
+        UserError: it does not load, or differs by more than `LARGEST_DIFFERENCE` (float32) or `LARGEST_KL` (int8).
+    """
+    try:
+        written = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).to(denoiser.device).eval()
+        words = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # whatever the reason, the folder is of no use to anybody
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(
+            f"the export does not load with stock transformers ({reason}); this architecture can not be exported"
+            + (", or try without --compress" if compress else "")
+        ) from error
+    if words.get_vocab() != tokenizer.get_vocab() or words.mask_token_id != tokenizer.mask_token_id:
+        raise UserError(
+            f"the exported tokenizer has {len(words)} entries and mask token {words.mask_token_id} where the student's "
+            f"has {len(tokenizer)} and {tokenizer.mask_token_id}; give a tokenizer that save_pretrained keeps"
+        )
+    canvas = _half_masked(denoiser.spec).to(denoiser.device)
+    expected, found = (_stock_logits(model, canvas) for model in (denoiser.model, written))
+    if compress is None:
+        difference = float((expected - found).abs().max())
+        if not difference <= LARGEST_DIFFERENCE:  # NaN is a difference too
+            raise UserError(
+                f"the exported logits differ from the student's by {difference:.1e}, more than {LARGEST_DIFFERENCE}; "
+                "this architecture does not survive save_pretrained and can not be exported"
+            )
+    content = torch.arange(expected.shape[-1], device=canvas.device) != denoiser.spec.mask_id
+    p, q = (logits[..., content].log_softmax(-1) for logits in (expected, found))
+    divergence = float((p.exp() * (p - q)).sum(-1).mean())
+    if not divergence <= LARGEST_KL:
+        raise UserError(
+            f"compression {compress!r} moves the student by {divergence:.4f} nats a position, more than {LARGEST_KL}; "
+            "export without --compress"
+        )
+    return max(0.0, divergence)
+
+
+def _half_masked(spec: DenoiserSpec) -> Tensor:
+    """(4, ≤64) random tokens, every second one masked; the same on every call."""
+    generator = torch.Generator().manual_seed(0)
+    canvas = torch.randint(spec.vocabulary, (4, min(64, spec.max_length)), generator=generator)
+    canvas[:, ::2] = spec.mask_id
+    return canvas
+
+
+@torch.no_grad()
+def _stock_logits(model: PreTrainedModel, canvas: Tensor) -> Tensor:
+    """(B, L, V) float64, as anybody's transformers computes them."""
+    return model(input_ids=canvas, use_cache=False).logits.double()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _card(
+    spec: DenoiserSpec,
+    name: str,
+    steps: int,
+    canvas_length: int,
+    schedule: Schedule,
+    compress: Compression | None,
+    divergence: float,
+    measured: str,
+) -> str:
+    weights = "float32"
+    if compress:
+        weights = (
+            "int8 with one scale an output channel (compressed-tensors, pack-quantized); embeddings and head bfloat16. "
+            f"KL to the float32 student on random half-masked canvases: {divergence:.1e} nats a position"
+        )
+    needs = "torch 'transformers>=5.17'" + (" compressed-tensors" if compress else "")
+    return f"""\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- masked-diffusion
+- few-step
+---
+
+# {name}
+
+A masked-diffusion language model that writes {canvas_length} tokens in at most {steps} forward passes.
+Attention: {spec.attention}{f", blocks of {spec.block_size}" if spec.block_size else ""}. Weights: {weights}.
+
+## Use
+
+With stock transformers (`pip install {needs}`):
+
+```python
+{snippet(spec, schedule)}```
+
+With fewstep:
+
+```sh
+fewstep generate {name} --steps {steps}
+```
+
+## Measured
+
+{measured.strip()}
+"""
+
+
+def snippet(spec: DenoiserSpec, schedule: Schedule) -> str:
+    """Python that samples from an exported folder, its working directory, without fewstep: ancestral, exact draws."""
+    setup, call = "", "model(canvas, use_cache=False)"
+    if spec.attention == "block":
+        call = "model(canvas, attention_mask=sees, use_cache=False)"
+        setup = f"""\
+block = torch.arange(canvas.shape[1]) // {spec.block_size}
+sees = (block[:, None] >= block[None, :])[None, None]  # each block sees itself and those before it
+"""
+    # P(revealed now | still masked), from time left/steps to (left − 1)/steps: MaskedProcess.reveal_probability
+    chance, maths = "1 / left", ""
+    if schedule == "cosine":
+        chance, maths = "1 - math.sin(quarter * (left - 1)) / math.sin(quarter * left)", "import math\n\n"
+        setup += "quarter = math.pi / 2 / settings.max_denoising_steps\n"
+    # a model that predicts the next position is read one position earlier
+    shift = "        logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)\n" if spec.shift else ""
+    return f"""\
+{maths}import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+mask, settings = model.config.mask_token_id, model.generation_config
+canvas = torch.full((1, settings.canvas_length), mask)  # put a prompt's tokens where they belong
+{setup}with torch.no_grad():
+    for left in range(settings.max_denoising_steps, 0, -1):
+        logits = {call}.logits.double()
+{shift}        logits[..., mask] = -torch.inf
+        drawn = torch.distributions.Categorical(logits=logits).sample()
+        reveal = (canvas == mask) & (torch.rand(canvas.shape) < {chance})
+        canvas = torch.where(reveal, drawn, canvas)
+print(tokenizer.decode(canvas[0]))
+"""

@@ -1,0 +1,102 @@
+"""Student trajectories with what a gradient needs: the states it moved from, and which positions each move revealed.
+
+Nothing here is differentiable: a loss runs the student again on the recorded states. All randomness is in one stream a
+row, so a row's trajectory does not depend on the batch it is in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from teachers.denoiser import Denoiser
+from teachers.process import MaskedProcess
+from teachers.randomness import RowStreams, categorical, uniform
+
+
+@dataclass
+class Trajectory:
+    """M recorded moves of B rows.
+
+    Attributes:
+        states: (B, M, L) the canvas before each move.
+        revealed: (B, M, L) True where the move gave a masked position its token.
+        sample: (B, L) clean tokens; a revealed position holds the token that its move drew.
+        time: (B,) t of the last recorded state.
+    """
+
+    states: Tensor
+    revealed: Tensor
+    sample: Tensor
+    time: Tensor
+
+
+@torch.no_grad()
+def move(denoiser: Denoiser, z: Tensor, reveal: Tensor, t: Tensor, randomness: RowStreams) -> Tensor:
+    """Give the positions of ``reveal`` (B, L) tokens drawn exactly from p(x₀ | z); returns the new canvas."""
+    uniforms = uniform(randomness, *z.shape)
+    time = t.float() if denoiser.spec.time_conditioned else None
+    same = bool((z == z[:1]).all())
+    if same and time is None:  # all-masked rows are identical: one forward row serves them all
+        log_probs = denoiser.logits(z[:1]).expand(*z.shape, -1)[reveal]
+    else:
+        log_probs = denoiser.logits(z, time, select=reveal)
+    z = z.clone()
+    z[reveal] = categorical(log_probs, uniforms[reveal])
+    return z
+
+
+def one_move(student: Denoiser, rows: int, length: int, randomness: RowStreams) -> Trajectory:
+    """All masked → x in a single move (Di[M]O, 2503.15457)."""
+    z = torch.full((rows, length), student.spec.mask_id, device=randomness.device)
+    everything = torch.ones_like(z, dtype=torch.bool)
+    time = torch.ones(rows, dtype=torch.float64, device=z.device)
+    sample = move(student, z, everything, time, randomness)
+    return Trajectory(z[:, None], everything[:, None], sample, time)
+
+
+def two_moves(
+    student: Denoiser, process: MaskedProcess, tau: Tensor, length: int, randomness: RowStreams
+) -> Trajectory:
+    """All masked → z_τ → x in two ancestral moves (DiDi-Instruct's intermediate-state matching, 2509.25035).
+
+    Args:
+        tau: (B,) times of the intermediate state.
+    """
+    rows = len(tau)
+    start = torch.full((rows, length), student.spec.mask_id, device=tau.device)
+    first = uniform(randomness, rows, length) < process.alpha(tau)[:, None]
+    middle = move(student, start, first, torch.ones_like(tau), randomness)
+    sample = move(student, middle, ~first, tau, randomness)
+    return Trajectory(torch.stack([start, middle], 1), torch.stack([first, ~first], 1), sample, tau)
+
+
+def k_step(
+    student: Denoiser, process: MaskedProcess, steps: list[int], length: int, randomness: RowStreams
+) -> Trajectory:
+    """A state of the student's own K-step ancestral sampler, and a full draw from it.
+
+    Each row draws K from ``steps`` and how many of its steps, 0 … K−1, are made before the recorded state, so the
+    student is trained on exactly the states it will meet when sampled with these step counts.
+    """
+    rows, device = len(randomness), randomness.device
+    draws = uniform(randomness, rows, 2)
+    budget = torch.tensor(steps, device=device)[(draws[:, 0] * len(steps)).long()]
+    made = (draws[:, 1] * budget).long()
+    z = torch.full((rows, length), student.spec.mask_id, device=device)
+    for step in range(max(steps) - 1):
+        going = (step < made).nonzero().squeeze(1)
+        if len(going) == 0:
+            break
+        streams = randomness.take(going)
+        t = 1 - step / budget[going].double()
+        s = 1 - (step + 1) / budget[going].double()
+        masked = z[going] == student.spec.mask_id
+        reveal = masked & (uniform(streams, *masked.shape) < process.reveal_probability(t, s)[:, None])
+        z[going] = move(student, z[going], reveal, t, streams)
+    masked = z == student.spec.mask_id
+    time = 1 - made / budget.double()
+    sample = move(student, z, masked, time, randomness)
+    return Trajectory(z[:, None], masked[:, None], sample, time)

@@ -1,0 +1,66 @@
+"""Ancestral sampling of the masked process (Sahoo et al. 2406.07524, section 3.2.3), with only the passes that matter.
+
+Whether a position is revealed in a transition does not depend on what the network says. So the transition at which
+each position is revealed is drawn beforehand, and a row is sent through the network only at transitions that reveal one
+of its positions. The law of the samples is that of plain ancestral sampling, for time-conditioned denoisers as well,
+but a row of L tokens takes at most L passes, whatever the number of steps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from students.samplers.sampler import LOG_LINEAR, CountedDenoiser, Draw, SampleOutput, draw_tokens
+from teachers.denoiser import Denoiser
+from teachers.process import MaskedProcess
+from teachers.randomness import Randomness, uniform
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    canvas: Tensor,
+    steps: int,
+    generator: torch.Generator,
+    process: MaskedProcess = LOG_LINEAR,
+    draw: Draw = "exact",
+) -> SampleOutput:
+    """See `Sampler`. Pass n serves the n-th revealing transition of every row that still has one."""
+    counted = CountedDenoiser(denoiser, canvas, steps)
+    masked = canvas == denoiser.spec.mask_id
+    transition = reveal_transitions(masked.shape, steps, generator, process)
+    event, events = number_events(transition, masked)
+    z = canvas.clone()
+    for n in range(int(events.max())):
+        rows = (events > n).nonzero().squeeze(1)
+        part, reveal = z[rows], event[rows] == n
+        t = 1 - transition[rows].masked_fill(~reveal, 0).amax(1).double() / steps
+        part[reveal] = draw_tokens(counted.log_probs(part, rows, reveal, t), generator, draw)
+        z[rows] = part
+    return counted.output(z)
+
+
+def reveal_transitions(
+    shape: torch.Size, steps: int, generator: Randomness, process: MaskedProcess = LOG_LINEAR
+) -> Tensor:
+    """Draw the transition k, from t = 1 − k/steps to 1 − (k+1)/steps, that reveals each position: (B, L) in [0, steps).
+
+    A position is unmasked after transition k with probability α(1 − (k+1)/steps); the last transition reveals the rest.
+    """
+    k = torch.arange(1, steps, dtype=torch.float64, device=generator.device)
+    return torch.searchsorted(process.alpha(1 - k / steps), uniform(generator, *shape), right=True)
+
+
+def number_events(transition: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+    """Number each row's distinct revealing transitions in order.
+
+    Returns:
+        (B, L) the number of the event that reveals each masked position, −1 elsewhere; (B,) events of each row.
+    """
+    never = torch.iinfo(transition.dtype).max
+    ordered, order = transition.masked_fill(~masked, never).sort(dim=1)
+    rank = torch.zeros_like(ordered)
+    rank[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(1)
+    event = torch.empty_like(rank).scatter_(1, order, rank).masked_fill_(~masked, -1)
+    return event, event.amax(1) + 1

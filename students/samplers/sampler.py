@@ -1,0 +1,98 @@
+"""The contract every sampler keeps, and what they share: counted passes and the draw of a token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from teachers.denoiser import Denoiser
+from teachers.errors import UserError
+from teachers.process import MaskedProcess
+from teachers.randomness import categorical, gumbel_float32, uniform
+
+Draw = Literal["exact", "float32-gumbel"]
+LOG_LINEAR = MaskedProcess()
+
+
+@dataclass(frozen=True)
+class SampleOutput:
+    """Finished canvases and what they cost.
+
+    Attributes:
+        tokens: (B, L) int64, no mask left.
+        nfe: (B,) int64, forward passes of the denoiser that each row needed.
+        critic_nfe: (B,) int64, passes of any other network (discriminator, verifier).
+        query_tokens: tokens sent through the denoiser, all rows together: L for each counted pass.
+    """
+
+    tokens: Tensor
+    nfe: Tensor
+    critic_nfe: Tensor
+    query_tokens: int
+
+
+class Sampler(Protocol):
+    """Fills the masked positions of a canvas; every other token (prompt, suffix, infilling context) is kept."""
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        canvas: Tensor,
+        steps: int,
+        generator: torch.Generator,
+        process: MaskedProcess = ...,
+        draw: Draw = ...,
+    ) -> SampleOutput:
+        """Sample.
+
+        Args:
+            canvas: (B, L) int64, the mask token where there is something to fill.
+            steps: how many reverse transitions; no row takes more passes than this, nor more than it has masks.
+            generator: on the canvas's device; the only source of randomness.
+            draw: "exact" float64 categorical draws, or "float32-gumbel" as published code makes them, tail truncated.
+        """
+
+
+class CountedDenoiser:
+    """A denoiser that counts the passes of every row of a canvas, and runs identical rows once."""
+
+    def __init__(self, denoiser: Denoiser, canvas: Tensor, steps: int):
+        if steps < 1:
+            raise UserError(f"steps is {steps}; a sampler needs at least 1, set a positive number")
+        self.denoiser, self.spec = denoiser, denoiser.spec
+        self.nfe = torch.zeros(len(canvas), dtype=torch.int64, device=canvas.device)
+
+    def log_probs(self, z: Tensor, rows: Tensor, select: Tensor, t: Tensor) -> Tensor:
+        """Log-probabilities at the selected positions; one pass for each row.
+
+        Args:
+            z: (R, L) the canvases of ``rows``. rows: (R,) their indices in the whole batch.
+            select: (R, L) bool. t: (R,) times, passed on to time-conditioned denoisers only.
+
+        Returns:
+            (N, V) in row-major order of ``select``.
+        """
+        self.nfe[rows] += 1
+        if self.spec.time_conditioned:
+            return self.denoiser.logits(z, t.float(), select=select)
+        if len(z) > 1 and bool((z == z[:1]).all()):  # e.g. all masked: one forward row serves every row
+            wanted = select.any(0)
+            shared = self.denoiser.logits(z[:1], select=wanted[None])
+            place = wanted.cumsum(0) - 1
+            return shared[place.expand_as(z)[select]]
+        return self.denoiser.logits(z, select=select)
+
+    def output(self, tokens: Tensor) -> SampleOutput:
+        """The finished canvases with the passes counted so far."""
+        query_tokens = int(self.nfe.sum()) * tokens.shape[1]
+        return SampleOutput(tokens, self.nfe, torch.zeros_like(self.nfe), query_tokens)
+
+
+def draw_tokens(log_probs: Tensor, generator: torch.Generator, draw: Draw) -> Tensor:
+    """One token from each row of (N, V) log-probabilities: (N,) int64."""
+    if draw == "float32-gumbel":
+        return gumbel_float32(log_probs, generator)
+    return categorical(log_probs, uniform(generator, log_probs.shape[0]))

@@ -1,0 +1,248 @@
+"""`fewstep evaluate` from end to end on networks of a few thousand random weights."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from distill.checkpoint import _manifest
+from distill.config import DataConfig, EvaluateConfig, TokenizerConfig
+from distill.data import train_tokenizer
+from distill.evaluate import at_precision, draw, evaluate, quick_figures
+from distill.evaluate_command import evaluate_command
+from distill.judge import Judge
+from distill.report import markdown_table, print_table, table_rows
+from teachers.denoiser import DenoiserSpec
+from teachers.errors import UserError
+from teachers.families.causal import create_denoiser
+from teachers.process import MaskedProcess
+
+LENGTH = 16
+SHAPE = {
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+    "intermediate_size": 32, "initializer_range": 0.3, "tie_word_embeddings": True,
+}  # fmt: skip
+SMALL = {"steps": [1, 4, 8], "teacher_steps": 64, "samples": 8, "batch": 5, "bootstrap": 50}
+FIGURES = {
+    "samples", "judge_perplexity", "judge_perplexity_ci", "unigram_entropy", "bigram_entropy", "distinct_2",
+}  # fmt: skip
+ROW = FIGURES | {"model", "sampler", "steps", "nfe", "critic_nfe", "seconds", "tokens_per_second"}
+
+
+def tiny(tokenizer, seed, attention="full", length=LENGTH):
+    torch.manual_seed(seed)
+    spec = DenoiserSpec(
+        tokenizer.mask_token_id, len(tokenizer), length, tokenizer.eos_token_id, tokenizer.pad_token_id,
+        shift=attention == "causal", attention=attention,
+    )  # fmt: skip
+    return create_denoiser("qwen3", SHAPE, spec).eval()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Tokenizers, teacher, student and judges on disk, with a run folder."""
+    root: Path = tmp_path_factory.mktemp("evaluate")
+    text = root / "text.txt"
+    text.write_text("".join(f"Line {i} says that {i * i} is a square. " for i in range(300)), "utf-8")
+    data = DataConfig(path=str(text), length=LENGTH)
+    tokenizer = train_tokenizer(TokenizerConfig(vocabulary=259), data)
+    other = train_tokenizer(TokenizerConfig(vocabulary=300), data)
+    for name, seed, attention, words in (
+        ("teacher", 1, "full", tokenizer),
+        ("student", 2, "full", tokenizer),
+        ("judge", 3, "causal", tokenizer),
+        ("other-judge", 4, "causal", other),
+    ):
+        tiny(words, seed, attention, 64 if name == "other-judge" else LENGTH).save(root / name)
+        words.save_pretrained(root / name)
+    run = root / "run"
+    checkpoint = run / "checkpoints" / "update-00000001"
+    tiny(tokenizer, 2).save(checkpoint / "student-ema")
+    (checkpoint / "state.json").write_text("{}")
+    (checkpoint / "manifest.json").write_text(json.dumps(_manifest(checkpoint)))
+    tokenizer.save_pretrained(run / "tokenizer")
+    optimizer = {"lr": 1e-3}
+    config = {
+        "teacher": {"path": str(root / "teacher")},
+        "objective": {"name": "integral_kl", "steps": [4]},
+        "data": {"path": str(text), "length": LENGTH, "heldout_fraction": 0.5},
+        "train": {"updates": 1, "batch": 8, "student": optimizer, "critic": optimizer},
+        "evaluate": {"judge": str(root / "judge"), **SMALL},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    return SimpleNamespace(root=root, tokenizer=tokenizer, other=other, text=text, run=run)
+
+
+@pytest.fixture(scope="module")
+def judge(made):
+    return Judge(str(made.root / "judge"), made.tokenizer)
+
+
+def rows(count: int, seed: int = 0, vocabulary: int = 256):
+    return torch.randint(3, vocabulary, (count, LENGTH), generator=torch.Generator().manual_seed(seed))
+
+
+def test_run_is_evaluated_and_evaluated_again(made, capsys):
+    path = evaluate_command(made.run, overrides=["samples=6"])
+    result = json.loads(path.read_text("utf-8"))
+    assert path == made.run / "evaluation.json"
+    assert [(row["model"], row["steps"]) for row in result["rows"]] == [
+        *(("teacher", steps) for steps in (1, 4, 8, 64)),
+        *(("student", steps) for steps in (1, 4, 8)),
+    ]
+    for row in result["rows"]:
+        assert set(row) == ROW
+        assert row["samples"] == 6
+        assert 0 < row["nfe"] <= min(row["steps"], LENGTH)
+        assert row["critic_nfe"] == 0
+        low, high = row["judge_perplexity_ci"]
+        assert low <= row["judge_perplexity"] <= high
+        assert row["tokens_per_second"] == pytest.approx(6 * LENGTH / row["seconds"])
+    assert set(result["reference"]) == FIGURES
+    assert result["reference"]["samples"] == 6
+    assert result["sampling"]["length"] == LENGTH
+    assert result["sampling"]["precision"] == "float32"
+    assert result["models"]["student"]["name"].endswith("update-00000001/student-ema")
+    assert (made.run / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    samples = (made.run / "samples.txt").read_text("utf-8")
+    assert "=== student, 8 steps, sample 1 ===" in samples
+    assert "=== teacher, 64 steps, sample 4 ===" in samples
+    assert "real text" in capsys.readouterr().out
+
+    evaluate_command(made.run, overrides=["evaluate.samples=4", "steps=[2]"])
+    again = json.loads(path.read_text("utf-8"))
+    assert [row["steps"] for row in again["rows"]] == [2, 64, 2]
+    assert not list(made.run.glob(".partial*"))
+
+
+def test_student_alone_into_a_new_folder_without_text(made, tmp_path):
+    out = tmp_path / "out"
+    overrides = [f"{key}={value}" for key, value in SMALL.items()]
+    student, reader = str(made.root / "student"), str(made.root / "judge")
+    result = json.loads(evaluate_command(None, student, None, reader, None, out, overrides).read_text("utf-8"))
+    assert {row["model"] for row in result["rows"]} == {"student"}
+    assert result["reference"] is None
+    assert (out / "evaluation.png").is_file()
+    with pytest.raises(UserError, match="not an empty folder"):
+        evaluate_command(None, student, None, reader, None, out, overrides)
+    overrides[2] = "samples=100000"
+    with pytest.raises(UserError, match=r"not as many; set evaluate\.samples="):
+        evaluate_command(None, student, None, reader, str(made.text), tmp_path / "new", overrides)
+
+
+def test_mistakes_are_one_line_with_a_remedy(made, tmp_path):
+    def refused(match, *arguments, overrides=()):
+        with pytest.raises(UserError, match=match) as caught:
+            evaluate_command(*arguments, overrides=list(overrides))
+        assert "\n" not in str(caught.value)
+
+    refused(r"has 32, more steps than the 16 tokens.*leave out", made.run, overrides=["steps=[4,32]"])
+    refused(r"unknown key evaluate.sample.*'samples'", made.run, overrides=["sample=4"])
+    refused(r"evaluate.length is 17 but the model takes at most 16", made.run, overrides=["length=17"])
+    refused(r"leave out --student", made.run, "student")
+    refused(r"name a new folder with --out", None, str(made.root / "student"))
+    refused(r"give a run folder, or --student", None, None, None, None, None, tmp_path / "a")
+    refused(r"not autoregressive", made.run, None, None, str(made.root / "teacher"))
+    refused(r"300 tokens.*evaluate.retokenize=true", made.run, None, None, str(made.root / "other-judge"))
+    early = tmp_path / "early"
+    (early / "checkpoints").mkdir(parents=True)
+    (early / "config.yaml").write_bytes((made.run / "config.yaml").read_bytes())
+    refused(r"has no checkpoint yet", early)
+
+
+def test_judge_of_another_vocabulary_retokenizes(made):
+    reader = Judge(str(made.root / "other-judge"), made.tokenizer, retokenize=True)
+    text = "Line 7 says that 49 is a square.<|endoftext|>Li"
+    ids = made.tokenizer(text, add_special_tokens=False)["input_ids"]
+    own = made.other(text, add_special_tokens=False)["input_ids"]
+    assert len(own) < len(ids)
+    nats, tokens = reader.score(torch.tensor([ids, [made.tokenizer.eos_token_id] * len(ids)]))
+    assert tokens.tolist() == [len(own) - 1, len(ids) - 1], "real tokens but the first, and no padding"
+    alone = reader.nll(torch.tensor([own])).sum()
+    assert float(nats[0]) == pytest.approx(float(alone), rel=1e-4)
+    config = EvaluateConfig(**SMALL, retokenize=True)
+    result = evaluate(None, tiny(made.tokenizer, 2), reader, config, LENGTH)
+    assert result["judge"]["retokenized"]
+    assert {row["model"] for row in result["rows"]} == {"student"}
+
+
+def test_judge_reads_left_to_right_and_never_expects_a_mask(made, judge):
+    tokens = rows(70)  # more than one batch
+    nats = judge.nll(tokens)
+    assert nats.shape == (70, LENGTH - 1)
+    assert nats.dtype == torch.float32
+    changed = tokens.clone()
+    changed[:, 10] = (tokens[:, 10] + 1 - 3) % 250 + 3
+    different = judge.nll(changed) != nats
+    assert not different[:, :9].any(), "the future changed the past"
+    assert different[:, 9:].any(1).all()
+    trained = tiny(made.tokenizer, 3, "causal")  # the law it is trained with, mask column −∞
+    expected = -trained.logits(tokens)[:, 1:].gather(2, tokens[:, 1:, None]).squeeze(2)
+    torch.testing.assert_close(nats, expected.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_padding_scores_nothing_and_changes_nothing(judge):
+    tokens = rows(2)
+    real = torch.ones_like(tokens, dtype=torch.bool)
+    real[1, 6:] = False
+    padded = judge.nll(tokens.masked_fill(~real, 0), real)
+    torch.testing.assert_close(padded[1, :5], judge.nll(tokens[1:, :6])[0], rtol=1e-4, atol=1e-4)
+    assert (padded[1, 5:] == 0).all()
+
+
+def test_teacher_and_student_see_the_same_noise_and_real_text_the_same_number_of_tokens(made, judge):
+    model = tiny(made.tokenizer, 1)
+    config = EvaluateConfig(**SMALL)
+    result = evaluate(model, model, judge, config, LENGTH, rows(20), seed=3)
+    one, other = (
+        [r for r in result["rows"] if r["model"] == name and r["steps"] == 4] for name in ("teacher", "student")
+    )
+    same = FIGURES | {"nfe"}
+    assert {k: one[0][k] for k in same} == {k: other[0][k] for k in same}
+    assert result["reference"]["samples"] == config.samples
+    first = evaluate(None, model, judge, config, LENGTH, rows(20)[:8], seed=3)["reference"]
+    assert first == result["reference"], "rows beyond the samples were read"
+
+
+def test_quick_figures_are_the_evaluation_at_that_step_count(made, judge):
+    model = tiny(made.tokenizer, 1)
+    config = EvaluateConfig(**SMALL)
+    quick = quick_figures(model, judge, 4, 8, LENGTH, 0, MaskedProcess(), config)
+    row = next(r for r in evaluate(None, model, judge, config, LENGTH)["rows"] if r["steps"] == 4)
+    assert set(quick) == {"judge_perplexity", "unigram_entropy", "bigram_entropy", "distinct_2"}
+    assert quick == {key: row[key] for key in quick}
+
+
+def test_bfloat16_is_a_copy_that_keeps_rotary_frequencies(made):
+    model = tiny(made.tokenizer, 1)
+    copy = at_precision(model, "bfloat16")
+    assert {p.dtype for p in copy.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert copy.model.base_model.rotary_emb.inv_freq.dtype == torch.float32
+    assert copy.logits(rows(2)).dtype == torch.float32
+    assert at_precision(model, "float32") is model
+    drawn = draw(copy, EvaluateConfig(**SMALL), 4, 6, LENGTH, 0)
+    assert drawn.tokens.shape == (6, LENGTH)
+    assert (drawn.tokens != made.tokenizer.mask_token_id).all()
+
+
+def test_tables_show_every_row(made, judge):
+    result = evaluate(tiny(made.tokenizer, 1), tiny(made.tokenizer, 2), judge, EvaluateConfig(**SMALL), LENGTH, rows(8))
+    cells = table_rows(result)
+    assert [row[0] for row in cells] == ["real text", *["teacher"] * 4, *["student"] * 3]
+    markdown = markdown_table(result).splitlines()
+    assert len({line.count("|") for line in markdown[:10]}) == 1, "a row has another number of columns"
+    assert markdown[2].startswith("| real text |")
+    assert "exact draws, float32" in markdown[-1]
+    console = Console(file=io.StringIO(), width=80)
+    print_table(result, console)
+    printed = console.file.getvalue()
+    for value in cells[3]:
+        assert value in printed, "a figure was cut off"

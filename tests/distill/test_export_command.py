@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from distill.checkpoint import save_checkpoint
+from distill.config import DataConfig, TokenizerConfig
+from distill.data import train_tokenizer
+from distill.export import export_command, open_student
+from distill.run_folder import RunFolder
+from distill.world import World
+from students.student import Ema
+from teachers.denoiser import DenoiserSpec
+from teachers.errors import UserError
+from teachers.families.causal import create_denoiser
+
+LENGTH = 12
+SHAPE = dict(
+    hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+    intermediate_size=24, tie_word_embeddings=True,
+)  # fmt: skip
+ROW = dict(
+    model="student", sampler="ancestral", steps=8, nfe=7.25, critic_nfe=0.0, samples=64, judge_perplexity=123.456,
+    judge_perplexity_ci=[120.0, 127.0], unigram_entropy=4.25, bigram_entropy=6.5, distinct_2=0.5, seconds=2.0,
+    tokens_per_second=4096.0,
+)  # fmt: skip
+
+
+def make_denoiser(attention="full"):
+    tokenizer = train_tokenizer(TokenizerConfig(vocabulary=259), DataConfig(path="unused", length=16))
+    spec = DenoiserSpec(tokenizer.mask_token_id, len(tokenizer), 16, tokenizer.eos_token_id, attention=attention)
+    return create_denoiser("qwen3", dict(SHAPE), spec), tokenizer
+
+
+def make_run(path: Path, checkpoint: bool = True) -> Path:
+    config = {
+        "teacher": {"path": "somebody/teacher", "process": "cosine"},
+        "objective": {"name": "integral_kl"},
+        "length": LENGTH,
+    }
+    run = RunFolder.create(path, yaml.safe_dump(config))
+    denoiser, tokenizer = make_denoiser()
+    tokenizer.save_pretrained(run.tokenizer)
+    if checkpoint:
+        save_checkpoint(run, World(0, 1, torch.device("cpu")), 7, {}, Ema(denoiser, 0.9), {}, keep=2)
+    return path
+
+
+@pytest.mark.parametrize("compress", [None, "int8"])
+def test_a_runs_averaged_student_is_exported(tmp_path, compress):
+    run = make_run(tmp_path / "run")
+    folder = export_command(run, tmp_path / "out", compress, steps=6)
+    student = open_student(run).denoiser.model.state_dict()
+    generation = json.loads((folder / "generation_config.json").read_text())
+    assert generation["max_denoising_steps"] == 6
+    assert generation["canvas_length"] == LENGTH
+    assert generation["noise_schedule"] == "cosine"
+    card = (folder / "README.md").read_text()
+    assert "fewstep evaluate run" in card  # not measured, and how to
+    assert "7 updates of `integral_kl` distillation; teacher `somebody/teacher`" in card
+    assert ("quantization_config" in json.loads((folder / "config.json").read_text())) == (compress == "int8")
+    if compress is None:
+        exported = open_student(folder)
+        assert (exported.steps, exported.canvas_length, exported.schedule) == (6, LENGTH, "cosine")
+        assert all(torch.equal(student[k], v) for k, v in exported.denoiser.model.state_dict().items())
+
+
+def test_a_model_folder_is_exported_and_a_compressed_one_is_not(tmp_path):
+    denoiser, tokenizer = make_denoiser()
+    denoiser.save(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    folder = export_command(tmp_path / "model", tmp_path / "out", "int8")
+    assert "model folder `model`" in (folder / "README.md").read_text()
+    with pytest.raises(UserError, match="compressed already"):
+        export_command(folder, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_the_card_has_the_measured_table(tmp_path):
+    run = make_run(tmp_path / "run")
+    evaluation = {
+        "rows": [ROW],
+        "judge": {"name": "bundled:judge", "parameters": 2_000_000, "retokenized": False},
+        "sampling": dict(samples=64, length=12, sampler="ancestral", draw="exact", precision="float32"),
+        "reference": None,
+    }
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    card = (export_command(run, tmp_path / "out", "int8") / "README.md").read_text()
+    assert re.search(r"^\| student \| 8 \|.* 123\.5 \|.* 4\.250 \| 6\.500 \|", card, re.MULTILINE)
+    assert "of the float32 weights" in card
+    assert "Not measured" not in card
+    (run / "evaluation.json").write_text(json.dumps(evaluation)[:-20])
+    with pytest.raises(UserError, match="not a whole evaluation"):
+        export_command(run, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_existing_folder_is_refused_and_untouched(tmp_path):
+    run = make_run(tmp_path / "run")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious").write_text("mine")
+    with pytest.raises(UserError, match="exists and is not an empty folder"):
+        export_command(run, out)
+    assert [p.name for p in out.iterdir()] == ["precious"]
+    assert (out / "precious").read_text() == "mine"
+    (out / "precious").unlink()
+    assert (export_command(run, out) / "config.json").is_file()  # an empty one serves
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "run"]
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path):
+    run = make_run(tmp_path / "run")
+    weights = next(run.rglob("model.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"damaged: student-ema/model\.safetensors has"):
+        export_command(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_that_does_not_reload_leaves_no_folder(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run")
+    monkeypatch.setattr("students.export.LARGEST_KL", 0.0)  # no compression is this good
+    with pytest.raises(UserError, match="export without --compress"):
+        export_command(run, tmp_path / "out", "int8")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(compress="int9"), r"--compress 'int9' is unknown; did you mean 'int8'\?; allowed are int8"),
+        (dict(steps=0), "--steps 0 is outside 1 to 12"),
+        (dict(steps=13), "--steps 13 is outside 1 to 12"),
+        (dict(run="nowhere"), "is not a folder"),
+        (dict(run="."), "neither a run folder"),
+        (dict(run="young"), "no checkpoint yet"),
+        (dict(run="judge"), "autoregressive"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_written(tmp_path, change, message):
+    make_run(tmp_path / "run")
+    make_run(tmp_path / "young", checkpoint=False)
+    judge, tokenizer = make_denoiser("causal")
+    judge.save(tmp_path / "judge")
+    tokenizer.save_pretrained(tmp_path / "judge")
+    arguments = dict(run="run", compress=None, steps=8) | change
+    with pytest.raises(UserError, match=message):
+        export_command(tmp_path / arguments["run"], tmp_path / "out", arguments["compress"], arguments["steps"])
+    assert not (tmp_path / "out").exists()

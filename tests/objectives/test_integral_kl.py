@@ -1,0 +1,211 @@
+"""The wiring: losses by hand, invariance to batch splits, and that training lowers the divergence."""
+
+import pytest
+import torch
+
+from objectives.didi_instruct import DidiInstructConfig
+from objectives.divergences import kl
+from objectives.integral_kl import IntegralKL, IntegralKLConfig, beta_density
+from objectives.ratios import clamped_log_odds, smoothed_cross_entropy, soft_bce
+from students.critic import Discriminator
+from students.student import trainable_copy
+from teachers.families.causal import create_denoiser
+from teachers.denoiser import DenoiserSpec
+from teachers.process import MaskedProcess
+from teachers.randomness import RowStreams
+from tests.tabular import TabularDenoiser
+
+SHAPE = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "head_dim": 16, "intermediate_size": 48, "tie_word_embeddings": True,
+}  # fmt: skip
+LENGTH, VOCABULARY, MASK = 12, 11, 1
+
+CONFIGS = {
+    "default": IntegralKLConfig(steps=[2, 4]),
+    "didi": DidiInstructConfig(),
+    "two moves, per token": IntegralKLConfig(rollout="two_moves", gradient="per_token", group_size=4, coupled_time=True),
+    "one move": IntegralKLConfig(rollout="one_move", teacher_kl=0.1, teacher_divergence="jeffreys", entropy_bonus=0.1),
+    "auxiliary, score": IntegralKLConfig(gradient="score_function", group_size=2, steps=[3], label_smoothing=0.1),
+}
+
+
+def small_objective(config, seed=0):
+    torch.manual_seed(seed)
+    teacher = create_denoiser("qwen3", SHAPE, DenoiserSpec(MASK, VOCABULARY, LENGTH)).requires_grad_(False).eval()
+    student = trainable_copy(teacher)
+    with torch.no_grad():
+        for p in student.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    return IntegralKL(config, teacher, student, MaskedProcess(), LENGTH)
+
+
+def real_rows(rows):
+    return torch.randint(2, VOCABULARY, (rows, LENGTH), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("phase", ["critic", "student"])
+def test_gradient_does_not_depend_on_how_the_batch_is_split(name, phase):
+    """1×8 rows and 8 rows in micro-batches of the group: one gradient."""
+    objective = small_objective(CONFIGS[name])
+    rollout = objective.rollout(real_rows(8), 8, RowStreams(0, (0,), range(8)))
+    network = objective.network(phase)
+    gradients = []
+    for size in (8, objective.group):
+        network.zero_grad()
+        for start in range(0, 8, size):
+            out = objective.loss(phase, rollout.rows(slice(start, start + size)))
+            (out.sum / objective.count(phase, rollout)).backward()
+        gradients.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+    assert gradients[0]
+    for one, many in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, many, rtol=1e-3, atol=1e-6)  # float32 sums in another order
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_phase_reaches_only_its_own_network(name):
+    objective = small_objective(CONFIGS[name])
+    rollout = objective.rollout(real_rows(8), 8, RowStreams(0, (0,), range(8)))
+    for phase, other in (("critic", "student"), ("student", "critic")):
+        objective.loss(phase, rollout).sum.backward()
+        assert all(p.grad is None for p in objective.network(other).parameters())
+        assert any(p.grad is not None for p in objective.network(phase).parameters())
+        objective.network(phase).zero_grad()
+
+
+def test_marginalised_loss_by_hand():
+    """One row, one state: −ω/L Σ over corrupted revealed positions of Σ_v p_ν(v) clamp(log p_θ − log p_ψ)."""
+    config = IntegralKLConfig(steps=[1], reward_clamp=0.5)
+    teacher, student = TabularDenoiser(4, 3, 0), TabularDenoiser(4, 3, 1)
+    objective = IntegralKL(config, teacher, student, MaskedProcess(), 3)
+    with torch.no_grad():
+        objective.ratio.network.table.add_(torch.randn(objective.ratio.network.table.shape).double())
+    rollout = objective.rollout(None, 2, RowStreams(0, (4,), range(2)))
+    total = torch.zeros((), dtype=torch.float64)
+    for row in range(2):
+        z, fake = rollout.states[row, 0], rollout.fake[row]
+        ours = student.logits(z[None])[0]
+        for i in range(3):
+            if fake[i] != 3 or z[i] != 3:
+                continue
+            reward = teacher.logits(fake[None])[0, i, :3] - objective.ratio.network.logits(fake[None])[0, i, :3]
+            total = total - rollout.weight[row] / 3 * (ours[i, :3].exp() * reward.clamp(-0.5, 0.5)).sum()
+    out = objective.loss("student", rollout)
+    torch.testing.assert_close(out.sum, total, rtol=1e-6, atol=1e-8)
+    assert out.sum != 0
+
+
+def test_score_function_loss_by_hand():
+    """−ω/π · A · (log p(z_τ | masked) + log p(x | z_τ)) plus the regularisers, as DiDi-Instruct describes it."""
+    config = DidiInstructConfig(teacher_kl=0.03, entropy_bonus=0.01, group_size=2)
+    objective = small_objective(config)
+    teacher, student = objective.teacher, objective.student
+    rollout = objective.rollout(real_rows(4), 4, RowStreams(0, (1,), range(4)))
+    corrupted = rollout.fake == MASK
+    assert (corrupted == (rollout.real == MASK)).all()  # real and fake are corrupted alike
+    odds = clamped_log_odds(objective.ratio.network(rollout.fake), 1e-6, 8.0)
+    means = torch.stack([odds[i][corrupted[i]].mean() for i in range(4)])
+    expected = torch.zeros(())
+    for pair in ((0, 1), (2, 3)):
+        a, b = means[list(pair)]
+        assert rollout.weight[pair[0]] == rollout.weight[pair[1]]  # a group shares its τ
+        for i, own, other in ((pair[0], a, b), (pair[1], b, a)):
+            advantage = ((own - other) / 2) / (torch.stack([a, b]).std() + 1e-8)
+            log_prob, penalty = 0.0, 0.0
+            for m in range(2):
+                z = rollout.states[i, m]
+                log_p = student.logits(z[None])[0]
+                hit = log_p.gather(-1, rollout.sample[i][:, None]).squeeze(-1)
+                log_prob = log_prob + hit[rollout.revealed[i, m]].sum()
+                masked = z == MASK
+                theirs = teacher.logits(z[None])[0][masked]
+                p = log_p[masked]
+                entropies = -(p.exp() * p.masked_fill(p == -torch.inf, 0)).sum(-1)
+                penalty = penalty + (0.03 * kl(theirs, p) - 0.01 * entropies).mean() / 2
+            expected = expected - rollout.weight[i] * advantage * log_prob + penalty
+    torch.testing.assert_close(objective.loss("student", rollout).sum, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_published_weight_is_one_over_tau_over_the_density():
+    objective = small_objective(DidiInstructConfig())
+    rollout = objective.rollout(real_rows(8), 8, RowStreams(0, (2,), range(8)))
+    tau = torch.linspace(0.02, 0.98, 200_001, dtype=torch.float64)
+    candidates = (1 / tau).clamp(0.1, 10) / beta_density(tau, 2, 2)
+    for weight in rollout.weight.double():
+        assert (candidates / weight - 1).abs().min() < 1e-3
+
+
+def test_parts_by_hand():
+    log_p = torch.tensor([[0.5, 0.25, 0.25, 0.0]]).log()
+    expected = -0.9 * torch.tensor(0.5).log() - 0.1 * (torch.tensor(0.5).log() + 2 * torch.tensor(0.25).log()) / 3
+    torch.testing.assert_close(smoothed_cross_entropy(log_p, torch.tensor([0]), 0.1), expected[None])
+    logit = torch.tensor(0.7)
+    p = logit.sigmoid()
+    torch.testing.assert_close(soft_bce(logit, 0.9), -(0.9 * p.log() + 0.1 * (1 - p).log()))
+    torch.testing.assert_close(clamped_log_odds(logit, 1e-6, 8.0), logit, rtol=1e-4, atol=1e-5)
+    assert clamped_log_odds(torch.tensor(50.0), 1e-6, 8.0) == 8.0
+    grid = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+    torch.testing.assert_close(torch.trapezoid(beta_density(grid, 2, 5), grid), torch.tensor(1.0).double(), atol=1e-3, rtol=0)
+
+
+def test_discriminator_trains_its_last_blocks_and_head_only():
+    objective = small_objective(DidiInstructConfig(discriminator_blocks=1))
+    critic = objective.ratio.network
+    trainable = {n for n, p in critic.named_parameters() if p.requires_grad}
+    assert any("layers.1." in n for n in trainable)
+    assert not any("layers.0." in n or "embed" in n for n in trainable)
+    for layer in (critic.head[0], critic.head[2]):  # spectral norm 1 after enough power iterations
+        for _ in range(50):
+            critic.refresh()
+        assert abs(float(torch.linalg.matrix_norm(layer.weight.detach(), 2)) - 1) < 1e-3
+    z = torch.randint(2, VOCABULARY, (2, LENGTH))
+    assert torch.equal(critic(z), critic(z))  # a pass changes nothing
+    assert isinstance(critic, Discriminator)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        IntegralKLConfig(rollout="one_move", pi=(1, 1), clamp_time=(0.02, 1.0)),
+        IntegralKLConfig(rollout="one_move", gradient="score_function", group_size=8, clamp_time=(0.02, 1.0)),
+    ],
+    ids=["marginalised", "score function"],
+)
+def test_training_brings_a_one_step_student_closer_to_its_teacher(config):
+    """KL(p_ν(x) ‖ p_θ(x)) of the whole sequence law, exact, falls when the student starts from the teacher."""
+    torch.manual_seed(0)
+    teacher = TabularDenoiser(4, 3, seed=8, sharpness=2.0).requires_grad_(False)
+    student = trainable_copy(teacher)
+    objective = IntegralKL(config, teacher, student, MaskedProcess(), 3)
+    optimizers = {p: torch.optim.Adam(objective.network(p).parameters(), lr=0.02) for p in objective.phases}
+
+    def divergence():
+        """Any-order KL: average over orders of the sequence divergence, here in closed form over one order each."""
+        from itertools import permutations
+
+        from tests.tabular import all_sequences
+
+        x = all_sequences(3, 3)
+        start = student.logits(torch.full((1, 3), 3))[0]
+        ours = start.expand(27, 3, 4).gather(-1, x[..., None]).squeeze(-1).sum(-1)
+        total = 0.0
+        for order in permutations(range(3)):
+            z, theirs = torch.full_like(x, 3), torch.zeros(27, dtype=torch.float64)
+            for i in order:
+                theirs = theirs + teacher.logits(z)[:, i].gather(-1, x[:, i : i + 1]).squeeze(-1)
+                z[:, i] = x[:, i]
+            total = total + float((ours.exp() * (ours - theirs)).sum()) / 6
+        return total
+
+    with torch.no_grad():
+        before = divergence()
+    for update in range(60):
+        rollout = objective.rollout(None, 64, RowStreams(0, (update,), range(64)))
+        for phase in objective.phases:
+            optimizers[phase].zero_grad()
+            (objective.loss(phase, rollout).sum / objective.count(phase, rollout)).backward()
+            optimizers[phase].step()
+    with torch.no_grad():
+        after = divergence()
+    assert after < 0.8 * before

@@ -1,0 +1,95 @@
+"""Rollouts write what the student's own sampler writes, and record what a gradient needs."""
+
+import torch
+
+from students.rollout import k_step, one_move, two_moves
+from teachers.process import MaskedProcess
+from teachers.randomness import RowStreams
+from tests.tabular import TabularDenoiser, all_patterns, all_sequences
+
+V, L, MASK = 3, 3, 3
+PROCESS = MaskedProcess()
+X = all_sequences(V, L)
+
+
+def plain_k_step_states(student, steps):
+    """Exact law of the canvas before each of the K ancestral steps, by enumeration: list of {canvas: probability}."""
+    law = {(MASK,) * L: 1.0}
+    laws = [law]
+    for step in range(steps - 1):
+        reveal = float(PROCESS.reveal_probability(torch.tensor(1 - step / steps), torch.tensor(1 - (step + 1) / steps)))
+        following = {}
+        for canvas, chance in law.items():
+            z = torch.tensor(canvas)
+            p = student.logits(z[None])[0].exp()
+            for pattern in all_patterns(L):
+                if (pattern & (z != MASK)).any():
+                    continue
+                free = int((z == MASK).sum())
+                shown = int(pattern.sum())
+                chosen = reveal**shown * (1 - reveal) ** (free - shown)
+                for tokens in all_sequences(V, shown) if shown else [torch.empty(0, dtype=torch.long)]:
+                    new = z.clone()
+                    new[pattern] = tokens
+                    drawn = float(p[pattern, tokens].prod()) if shown else 1.0
+                    key = tuple(new.tolist())
+                    following[key] = following.get(key, 0.0) + chance * chosen * drawn
+        law = following
+        laws.append(law)
+    return laws
+
+
+def total_variation(expected, drawn):
+    counts = {}
+    for row in drawn.tolist():
+        counts[tuple(row)] = counts.get(tuple(row), 0) + 1
+    keys = expected.keys() | counts.keys()
+    return 0.5 * sum(abs(expected.get(k, 0.0) - counts.get(k, 0) / len(drawn)) for k in keys)
+
+
+@torch.no_grad()
+def test_k_step_states_have_the_law_of_the_students_own_sampler():
+    student = TabularDenoiser(V + 1, L, seed=2)
+    rows = 20_000
+    out = k_step(student, PROCESS, [3], L, RowStreams(0, (0,), range(rows)))
+    for made, expected in enumerate(plain_k_step_states(student, 3)):
+        states = out.states[:, 0][(out.time - (1 - made / 3)).abs() < 1e-9]
+        assert abs(len(states) / rows - 1 / 3) < 0.02
+        # with n draws over c cells, the expected distance of a correct sampler is below sqrt(c / 2πn)
+        assert total_variation(expected, states) < 2 * (len(expected) / (6.28 * len(states))) ** 0.5 + 0.005
+
+
+@torch.no_grad()
+def test_sample_is_drawn_from_the_recorded_state():
+    student = TabularDenoiser(V + 1, L, seed=3)
+    out = k_step(student, PROCESS, [2], L, RowStreams(1, (0,), range(20_000)))
+    start = (out.states[:, 0] == MASK).all(1)
+    p = student.logits(torch.full((1, L), MASK))[0].exp()
+    expected = {tuple(x.tolist()): float(p[torch.arange(L), x].prod()) for x in X}
+    assert total_variation(expected, out.sample[start]) < 0.03
+    kept = ~out.revealed[:, 0]
+    assert (out.sample[kept] == out.states[:, 0][kept]).all()
+    assert (out.revealed[:, 0] == (out.states[:, 0] == MASK)).all()
+
+
+def test_two_moves_reveal_every_position_once():
+    student = TabularDenoiser(V + 1, L, seed=4)
+    tau = torch.full((4000,), 0.25, dtype=torch.float64)
+    out = two_moves(student, PROCESS, tau, L, RowStreams(2, (0,), range(4000)))
+    assert (out.revealed.sum(1) == 1).all()
+    assert abs(float(out.revealed[:, 0].float().mean()) - 0.75) < 0.02
+    middle = out.states[:, 1]
+    assert ((middle == MASK) == out.revealed[:, 1]).all()
+    assert (out.sample[middle != MASK] == middle[middle != MASK]).all()
+    assert (out.sample != MASK).all()
+
+
+def test_rows_do_not_depend_on_the_batch_they_are_in():
+    student = TabularDenoiser(V + 1, L, seed=5)
+    whole = k_step(student, PROCESS, [2, 3], L, RowStreams(7, (3,), range(8)))
+    halves = [k_step(student, PROCESS, [2, 3], L, RowStreams(7, (3,), rows)) for rows in (range(4), range(4, 8))]
+    for name in ("states", "revealed", "sample", "time"):
+        torch.testing.assert_close(getattr(whole, name), torch.cat([getattr(h, name) for h in halves]))
+    one = one_move(student, 8, L, RowStreams(7, (3,), range(8)))
+    other = one_move(student, 4, L, RowStreams(7, (3,), range(4, 8)))
+    assert (one.sample[4:] == other.sample).all()

@@ -1,0 +1,391 @@
+"""Stock causal language models as denoisers: masks, shift, selection, saving, conversion."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+from distill.config import DataConfig, TokenizerConfig
+from distill.data import train_tokenizer
+from teachers.convert import from_autoregressive
+from teachers.denoiser import DenoiserSpec
+from teachers.errors import UserError
+from teachers.families.causal import CausalDenoiser, check_tokenizer, create_denoiser, load_denoiser
+from teachers.masks import attention_mask_4d
+
+FAMILIES = ["qwen3", "llama", "qwen2"]
+V, L, MASK, BLOCK = 11, 8, 10, 2
+SHAPE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "intermediate_size": 48,
+}
+
+
+def shape_of(family):
+    return {k: v for k, v in SHAPE.items() if k != "head_dim" or family != "qwen2"}
+
+
+def stock(family, vocabulary=V, **more):
+    """A stock model with weights large enough that attention matters."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        family, vocab_size=vocabulary, max_position_embeddings=16, initializer_range=0.3, **shape_of(family), **more
+    )
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def denoiser(family="qwen3", **spec):
+    values = {"mask_id": MASK, "vocabulary": V, "max_length": 16, **spec}
+    return CausalDenoiser(stock(family), DenoiserSpec(**values)).requires_grad_(False)
+
+
+@pytest.fixture
+def z():
+    canvas = torch.randint(0, V - 1, (3, L), generator=torch.Generator().manual_seed(1))
+    canvas[:, ::3] = MASK
+    return canvas
+
+
+def close(a, b, atol=2e-5):
+    torch.testing.assert_close(a, b, atol=atol, rtol=0)
+
+
+def without_mask(logits):
+    """The definition: mask column out, the rest normalised."""
+    logits = logits.float().clone()
+    logits[..., MASK] = -torch.inf
+    return logits.log_softmax(-1)
+
+
+# --- masks ---------------------------------------------------------------------------------------------------------
+
+
+def visible(mask):
+    assert set(mask.unique().tolist()) <= {0.0, torch.finfo(mask.dtype).min}
+    return (mask == 0).int().tolist()
+
+
+def test_full_mask():
+    assert visible(attention_mask_4d("full", 3, torch.float32)[0, 0]) == [[1, 1, 1]] * 3
+
+
+def test_causal_mask():
+    assert visible(attention_mask_4d("causal", 3, torch.float32)[0, 0]) == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+
+
+def test_block_mask():
+    # five tokens in blocks of two: the last block is short
+    assert visible(attention_mask_4d("block", 5, torch.bfloat16, block_size=2)[0, 0]) == [
+        [1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 1],
+    ]
+
+
+def test_padding_hides_keys_from_every_query():
+    padding = torch.tensor([[1, 1, 0], [0, 1, 1]])
+    mask = attention_mask_4d("causal", 3, torch.float32, padding=padding)
+    assert mask.shape == (2, 1, 3, 3)
+    assert visible(mask[0, 0]) == [[1, 0, 0], [1, 1, 0], [1, 1, 0]]
+    assert visible(mask[1, 0]) == [[0, 0, 0], [0, 1, 0], [0, 1, 1]]
+
+
+@pytest.mark.parametrize("size", [None, 0])
+def test_block_mask_needs_a_block_size(size):
+    with pytest.raises(UserError, match="block size"):
+        attention_mask_4d("block", 4, torch.float32, block_size=size)
+
+
+# --- attention -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["full", "block", "causal"])
+def test_attention_equals_the_explicit_mask_on_the_stock_model(family, attention, z):
+    reference = stock(family)
+    ours = denoiser(family, attention=attention, block_size=BLOCK if attention == "block" else None)
+    mask = attention_mask_4d(attention, L, torch.float32, block_size=BLOCK)
+    with torch.no_grad():
+        expected = reference(input_ids=z, attention_mask=mask.expand(len(z), 1, L, L), use_cache=False).logits
+    close(ours.logits(z), without_mask(expected))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_attention_looks_ahead(family, z):
+    # the test above would pass if masks were ignored on both sides; here the last token must reach the first position
+    changed = z.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % (V - 1)
+    full, causal = denoiser(family), denoiser(family, attention="causal")
+    assert (full.logits(z)[:, 0, :MASK] - full.logits(changed)[:, 0, :MASK]).abs().max() > 1e-3
+    close(causal.logits(z)[:, :-1], causal.logits(changed)[:, :-1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_block_attention_equals_incremental_evaluation(family, z):
+    ours, model = denoiser(family, attention="block", block_size=BLOCK), stock(family)
+    cache, parts = DynamicCache(config=model.config), []
+    with torch.no_grad():
+        for start in range(0, L, BLOCK):  # every query of a block sees all that is cached, and its own block
+            seen = torch.zeros(len(z), 1, BLOCK, start + BLOCK)
+            step = model(
+                input_ids=z[:, start : start + BLOCK],
+                attention_mask=seen,
+                position_ids=torch.arange(start, start + BLOCK)[None],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            parts.append(step.logits)
+    close(ours.logits(z), without_mask(torch.cat(parts, dim=1)))
+
+
+def test_a_block_does_not_see_later_blocks_but_sees_itself_whole(z):
+    ours = denoiser(attention="block", block_size=4)
+    later, own = z.clone(), z.clone()
+    later[:, 4:] = (later[:, 4:] + 3) % (V - 1)
+    own[:, 3] = (own[:, 3] + 3) % (V - 1)
+    close(ours.logits(later)[:, :4], ours.logits(z)[:, :4])
+    close(ours.logits(z[:, :4]), ours.logits(z)[:, :4])
+    assert (ours.logits(own)[:, 0, :MASK] - ours.logits(z)[:, 0, :MASK]).abs().max() > 1e-3
+
+
+# --- logits --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mask_column_is_impossible_and_the_rest_is_normalised(family, z):
+    log_probs = denoiser(family).logits(z)
+    assert log_probs.shape == (3, L, V)
+    assert log_probs.dtype == torch.float32
+    assert (log_probs[..., MASK] == -torch.inf).all()
+    close(log_probs.exp().sum(-1), torch.ones(3, L))
+
+
+def test_low_precision_networks_give_float32(z):
+    log_probs = denoiser().bfloat16().logits(z)
+    assert log_probs.dtype == torch.float32
+    close(log_probs.exp().sum(-1), torch.ones(3, L))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shift_moves_predictions_one_to_the_right(family, z):
+    plain, shifted = denoiser(family).logits(z), denoiser(family, shift=True).logits(z)
+    close(shifted[:, 1:], plain[:, :-1])
+    close(shifted[:, 0], plain[:, 0])  # nothing predicts the first position but itself
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_shift_comes_before_select(shift, z):
+    ours = denoiser(shift=shift)
+    select = z == MASK
+    close(ours.logits(z, select=select), ours.logits(z)[select])
+    assert ours.logits(z, select=torch.zeros_like(select)).shape == (0, V)
+
+
+def test_hidden_states_are_what_the_head_reads(z):
+    ours = denoiser(shift=True)
+    close(without_mask(ours.model.get_output_embeddings()(ours.hidden_states(z))), ours.logits(z))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["full", "block"])
+def test_padding_changes_nothing(family, attention, z):
+    ours = denoiser(family, attention=attention, block_size=BLOCK if attention == "block" else None)
+    alone = ours.logits(z)
+    real = torch.cat([torch.ones_like(z), torch.zeros(3, 4, dtype=torch.long)], dim=1)
+    padded = torch.cat([z, torch.randint(0, V, (3, 4), generator=torch.Generator().manual_seed(5))], dim=1)
+    close(ours.logits(padded, attention_mask=real)[:, :L], alone)
+    # without the mask the padding would be seen, or, in blocks, comes later anyway
+    if attention == "full":
+        assert (ours.logits(padded)[:, :L, :MASK] - alone[..., :MASK]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_left_padding_with_position_ids_changes_nothing(family, z):
+    ours = denoiser(family)
+    real = torch.cat([torch.zeros(3, 4, dtype=torch.long), torch.ones_like(z)], dim=1)
+    padded = torch.cat([torch.zeros(3, 4, dtype=torch.long), z], dim=1)
+    positions = (real.cumsum(1) - 1).clamp(min=0)
+    close(ours.logits(padded, attention_mask=real, position_ids=positions)[:, 4:], ours.logits(z))
+
+
+def test_forward_is_logits(z):
+    ours = denoiser()
+    assert torch.equal(ours(z, select=z == MASK), ours.logits(z, select=z == MASK))
+
+
+# --- saving --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"eos_id": 0, "pad_id": 2},
+        {"attention": "block", "block_size": 4, "shift": True},
+        {"attention": "causal", "shift": True, "eos_id": 1},
+    ],
+)
+def test_save_and_load_keep_spec_and_logits(family, spec, z, tmp_path):
+    ours = denoiser(family, **spec)
+    ours.save(tmp_path)
+    back = load_denoiser(str(tmp_path))
+    assert back.spec == ours.spec
+    with torch.no_grad():
+        assert torch.equal(back.logits(z), ours.logits(z))
+    # for whoever loads the folder without us, it is bidirectional or not by its config alone
+    assert AutoConfig.from_pretrained(tmp_path).is_causal is (spec.get("attention") == "causal")
+
+
+def test_stock_transformers_loads_a_full_attention_folder_as_bidirectional(z, tmp_path):
+    ours = denoiser()
+    ours.save(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        close(without_mask(model(input_ids=z).logits), ours.logits(z))
+
+
+def test_overrides_win_over_the_saved_spec_and_none_does_not(tmp_path):
+    denoiser(shift=True).save(tmp_path)
+    assert load_denoiser(str(tmp_path), shift=None).spec.shift is True
+    assert load_denoiser(str(tmp_path), shift=False).spec.shift is False
+
+
+def test_tied_weights_survive(z, tmp_path):
+    torch.manual_seed(0)
+    spec = DenoiserSpec(mask_id=MASK, vocabulary=V, max_length=16)
+    ours = create_denoiser("qwen3", {**SHAPE, "tie_word_embeddings": True}, spec).requires_grad_(False)
+    ours.save(tmp_path)
+    assert torch.equal(load_denoiser(str(tmp_path)).requires_grad_(False).logits(z), ours.logits(z))
+
+
+# --- tokenizers, conversion, mistakes ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(TokenizerConfig(vocabulary=259), DataConfig(path="unused", length=16))
+
+
+@pytest.fixture
+def with_new_mask(tokenizer):
+    """The tokenizer of an autoregressive model, and a mask token that the model has no row for."""
+    extended = copy.deepcopy(tokenizer)
+    extended.add_special_tokens({"mask_token": "<|hole|>"})
+    return extended
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_conversion_adds_the_mask_with_the_mean_embedding(family, tied, with_new_mask, tmp_path):
+    before = stock(family, vocabulary=259, tie_word_embeddings=tied)
+    before.save_pretrained(tmp_path)
+    assert len(with_new_mask) == 260
+    spec = DenoiserSpec(mask_id=with_new_mask.mask_token_id, vocabulary=260, max_length=16)
+    ours = from_autoregressive(str(tmp_path), with_new_mask, spec)
+    for old, new in (
+        (before.get_input_embeddings().weight, ours.model.get_input_embeddings().weight),
+        (before.get_output_embeddings().weight, ours.model.get_output_embeddings().weight),
+    ):
+        assert new.shape[0] == 260
+        assert torch.equal(new[:259], old)
+        close(new[259], old.mean(0), atol=1e-6)
+    assert ours.model.config.vocab_size == 260
+    assert ours.model.config.is_causal is False
+    assert ours.logits(torch.full((1, 4), 259)).shape == (1, 4, 260)
+
+
+def test_conversion_resets_a_mask_token_that_the_model_already_has(tokenizer, tmp_path):
+    # a judge trained here has a row for the mask that was never trained
+    before = stock("qwen3", vocabulary=259)
+    before.save_pretrained(tmp_path)
+    spec = DenoiserSpec(mask_id=tokenizer.mask_token_id, vocabulary=259, max_length=16)
+    table = from_autoregressive(str(tmp_path), tokenizer, spec).model.get_input_embeddings().weight
+    old = before.get_input_embeddings().weight
+    close(table[tokenizer.mask_token_id], old.mean(0), atol=1e-6)
+    others = [i for i in range(259) if i != tokenizer.mask_token_id]
+    assert torch.equal(table[others], old[others])
+
+
+def test_conversion_refuses_another_tokenizers_model(tokenizer, tmp_path):
+    stock("qwen3", vocabulary=300).save_pretrained(tmp_path)
+    spec = DenoiserSpec(mask_id=1, vocabulary=259, max_length=16)
+    with pytest.raises(UserError, match=r"300 .* 259"):
+        from_autoregressive(str(tmp_path), tokenizer, spec)
+
+
+def test_tokenizer_larger_than_the_model(tokenizer, tmp_path):
+    stock("qwen3", vocabulary=V).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"259 entries .* 11"):
+        load_denoiser(str(tmp_path), tokenizer)
+
+
+def test_tokenizer_with_another_mask(tokenizer):
+    with pytest.raises(UserError, match="mask token is 1 but .* uses 5"):
+        check_tokenizer(tokenizer, 259, 5, "x")
+    check_tokenizer(tokenizer, 259, tokenizer.mask_token_id, "x")
+
+
+def test_a_stock_model_takes_the_tokenizers_mask(tokenizer, tmp_path):
+    stock("qwen3", vocabulary=259).save_pretrained(tmp_path)
+    spec = load_denoiser(str(tmp_path), tokenizer).spec
+    assert (spec.mask_id, spec.eos_id, spec.pad_id, spec.vocabulary, spec.max_length) == (1, 0, 2, 259, 16)
+
+
+def test_no_mask_token_anywhere(tmp_path):
+    stock("qwen3").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="set mask_id"):
+        load_denoiser(str(tmp_path))
+    assert load_denoiser(str(tmp_path), mask_id=4).spec.mask_id == 4
+
+
+@pytest.mark.parametrize("mask", [-1, V])
+def test_mask_outside_the_vocabulary(mask):
+    with pytest.raises(UserError, match=str(mask)):
+        denoiser(mask_id=mask)
+
+
+def test_time_conditioning_is_refused():
+    with pytest.raises(UserError, match="time_conditioned"):
+        denoiser(time_conditioned=True)
+
+
+def test_unknown_bundled_model():
+    with pytest.raises(UserError, match="no bundled model 'nothing-like-it'"):
+        load_denoiser("bundled:nothing-like-it")
+
+
+def test_a_folder_without_a_model(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.json"):
+        load_denoiser(str(tmp_path))
+
+
+@pytest.mark.parametrize("keep", [0, 7, 0.5, -1])
+def test_truncated_weights(keep, tmp_path):
+    stock("qwen3").save_pretrained(tmp_path)
+    weights = Path(tmp_path, "model.safetensors")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: int(len(whole) * keep) if isinstance(keep, float) else keep])
+    with pytest.raises(UserError, match="cannot load model") as caught:
+        load_denoiser(str(tmp_path), mask_id=MASK)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_weights_are_not_made_up(tmp_path):
+    # transformers initialises what a file lacks and only warns; a teacher with random weights is a silent disaster
+    from safetensors.torch import load_file, save_file
+
+    stock("qwen3").save_pretrained(tmp_path)
+    path = Path(tmp_path, "model.safetensors")
+    tensors = load_file(path)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="up_proj"):
+        load_denoiser(str(tmp_path), mask_id=MASK)

@@ -1,0 +1,123 @@
+"""Random numbers are a pure function of (seed, key, row), and exact."""
+
+import math
+
+import pytest
+import torch
+
+from teachers.randomness import RowStreams, beta, categorical, uniform
+
+
+def test_draws_do_not_depend_on_how_rows_are_split():
+    whole = RowStreams(7, (3,), range(8))
+    parts = [RowStreams(7, (3,), range(4)), RowStreams(7, (3,), range(4, 8))]
+    for shape in ((5,), (2, 3), ()):  # successive draws too: every row's stream advances alike
+        drawn = torch.cat([uniform(p, 4, *shape) for p in parts])
+        assert torch.equal(uniform(whole, 8, *shape), drawn)
+
+
+def test_beta_does_not_depend_on_how_rows_are_split():
+    drawn = torch.cat([beta(RowStreams(7, (3,), r), 4, 2, 2) for r in (range(4), range(4, 8))])
+    assert torch.equal(beta(RowStreams(7, (3,), range(8)), 8, 2, 2), drawn)
+
+
+@pytest.mark.parametrize(("seed", "key", "row"), [(8, (3,), 0), (7, (4,), 0), (7, (3,), 1)])
+def test_seed_key_and_row_all_matter(seed, key, row):
+    first = uniform(RowStreams(7, (3,), [0]), 1, 6)
+    assert not torch.equal(first, uniform(RowStreams(seed, key, [row]), 1, 6))
+
+
+def test_take_shares_state():
+    streams, reference = RowStreams(1, (0,), range(4)), RowStreams(1, (0,), range(4))
+    expected = uniform(reference, 4, 2)  # two numbers from every row
+    first = uniform(streams.take(torch.tensor([2, 0])), 2, 1)
+    assert torch.equal(first[:, 0], expected[[2, 0], 0])
+    rest = uniform(streams, 4, 1)
+    # rows 0 and 2 go on where the taken streams stopped; rows 1 and 3 start
+    assert torch.equal(rest[:, 0], torch.stack([expected[0, 1], expected[1, 0], expected[2, 1], expected[3, 0]]))
+
+
+def test_taking_no_rows():
+    none = RowStreams(1, (0,), range(4)).take(torch.tensor([], dtype=torch.long))
+    assert uniform(none, 0, 3).shape == (0, 3)
+
+
+def test_wrong_number_of_rows_is_refused():
+    with pytest.raises(ValueError, match="3 rows"):
+        uniform(RowStreams(0, (0,), range(2)), 3, 1)
+
+
+def test_streams_are_uncorrelated():
+    draws = uniform(RowStreams(0, (0,), range(16)), 16, 4_000)
+    correlation = torch.corrcoef(draws) - torch.eye(16)
+    assert correlation.abs().max() < 5 / math.sqrt(4_000)
+
+
+def _kolmogorov_smirnov(samples, cdf):
+    ordered = samples.sort().values
+    n = len(ordered)
+    steps = torch.arange(n + 1, dtype=torch.float64) / n
+    values = cdf(ordered)
+    return max((values - steps[:-1]).abs().max(), (values - steps[1:]).abs().max()) * math.sqrt(n)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "cdf"),
+    [
+        (1, 1, lambda x: x),
+        (2, 2, lambda x: 3 * x**2 - 2 * x**3),
+        (1, 3, lambda x: 1 - (1 - x) ** 3),
+        (3, 1, lambda x: x**3),
+    ],
+)
+def test_beta_has_its_law(a, b, cdf):
+    draws = beta(torch.Generator().manual_seed(0), 20_000, a, b)
+    assert _kolmogorov_smirnov(draws, cdf) < 1.95  # exceeded once in a thousand seeds
+
+
+def test_the_bound_on_beta_can_fail():
+    # the check above tells Beta(2, 2) from uniform
+    assert _kolmogorov_smirnov(beta(torch.Generator().manual_seed(0), 20_000, 1, 1), lambda x: 3 * x**2 - 2 * x**3) > 5
+
+
+JUST_BELOW_ONE = math.nextafter(1.0, 0.0)
+
+
+@pytest.mark.parametrize("u", [0.0, 5e-324, 0.5, JUST_BELOW_ONE])
+@pytest.mark.parametrize("forbidden", [[0], [7], [0, 1], [6, 7], [0, 3, 4, 7]])
+def test_categorical_never_draws_what_is_forbidden(u, forbidden):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(500, 8, generator=generator) * 5
+    logits[:, forbidden] = -torch.inf
+    for log_probs in (logits, logits.log_softmax(-1)):  # unnormalised ones too
+        drawn = categorical(log_probs, torch.full((500,), u, dtype=torch.float64))
+        assert torch.isfinite(log_probs.gather(-1, drawn[:, None])).all()
+
+
+def test_categorical_extremes_are_the_first_and_last_allowed():
+    log_probs = torch.tensor([0.0, 0.2, 0.3, 0.5, 0.0]).log()
+    assert categorical(log_probs, torch.tensor(0.0, dtype=torch.float64)).item() == 1
+    assert categorical(log_probs, torch.tensor(JUST_BELOW_ONE, dtype=torch.float64)).item() == 3
+
+
+def test_categorical_inverts_the_cumulative_distribution():
+    log_probs = torch.tensor([0.125, 0.25, 0.0, 0.625], dtype=torch.float64).log()
+    # edges: a uniform on a boundary belongs to the token above it
+    u = torch.tensor([0.0, 0.1249, 0.126, 0.374, 0.376, 0.99], dtype=torch.float64)
+    assert categorical(log_probs.expand(6, 4), u).tolist() == [0, 0, 1, 1, 3, 3]
+
+
+def test_categorical_draws_rare_tokens():
+    # p = 1e-12: float32 Gumbel noise never draws it, the inverse does at the right uniforms
+    log_probs = torch.tensor([1 - 1e-12, 1e-12], dtype=torch.float64).log()
+    assert categorical(log_probs, torch.tensor(1 - 5e-13, dtype=torch.float64)).item() == 1
+    assert categorical(log_probs, torch.tensor(1 - 2e-12, dtype=torch.float64)).item() == 0
+
+
+def test_categorical_frequencies():
+    generator = torch.Generator().manual_seed(0)
+    probs = torch.tensor([0.05, 0.0, 0.6, 0.35])
+    n = 50_000
+    drawn = categorical(probs.log().expand(n, 4), uniform(generator, n))
+    seen = torch.bincount(drawn, minlength=4) / n
+    assert ((seen - probs).abs() <= 4.5 * (probs * (1 - probs) / n).sqrt()).all()
