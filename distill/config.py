@@ -5,6 +5,7 @@ Every rule that can be checked without loading a weight is checked here, before 
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -45,7 +46,7 @@ class NewModelConfig(Section):
     """A model to pretrain: a stock transformers architecture from scratch, or ``init`` from a checkpoint."""
 
     type: str = "qwen3"
-    shape: dict[str, Any] = {}
+    shape: dict[str, Any] = Field({})
     init: str | None = None
     attention: Literal["full", "block"] = "full"
     block_size: PositiveInt | None = None
@@ -92,7 +93,7 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(Section):
-    """The loop. ``batch`` rows make an update, over all processes; ``micro_batch`` rows go through a network at once."""
+    """The loop. ``batch`` rows make an update, over all processes; ``micro_batch`` of them pass a network at once."""
 
     updates: PositiveInt
     batch: PositiveInt
@@ -120,7 +121,7 @@ class EvaluateConfig(Section):
     sampler: str = "ancestral"
     draw: Literal["exact", "float32-gumbel"] = "exact"
     precision: Literal["float32", "bfloat16"] = "float32"
-    steps: list[PositiveInt] = [1, 2, 4, 8, 16, 32, 64]
+    steps: list[PositiveInt] = Field([1, 2, 4, 8, 16, 32, 64], min_length=1)
     teacher_steps: PositiveInt = 1024
     samples: int = Field(1024, ge=2)
     batch: PositiveInt = 256
@@ -157,7 +158,7 @@ class DistillConfig(Section):
     teacher_sample_steps: PositiveInt = 256
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()
-    deepspeed: dict[str, Any] = {}
+    deepspeed: dict[str, Any] = Field({})
 
     @model_validator(mode="after")
     def _cross_checks(self) -> DistillConfig:
@@ -191,7 +192,7 @@ class PretrainConfig(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig
     train: TrainConfig
-    deepspeed: dict[str, Any] = {}
+    deepspeed: dict[str, Any] = Field({})
 
     @model_validator(mode="after")
     def _cross_checks(self) -> PretrainConfig:
@@ -245,7 +246,7 @@ def check_deepspeed(section: dict[str, Any], precision: str) -> None:
         raise ValueError(f"deepspeed.zero_optimization.stage is {stage!r}; allowed are 0, 1, 2 and 3")
     if stage == 0 and precision == "bfloat16":
         raise ValueError(
-            "deepspeed.zero_optimization.stage 0 is wrong in bfloat16 (DeepSpeed's first step decays the weights twice); "
+            "deepspeed.zero_optimization.stage 0 is wrong in bfloat16 (DeepSpeed decays the weights twice at the start); "
             "use stage 1, or train.precision=float32"
         )
 
@@ -256,9 +257,11 @@ def _deepspeed_keys() -> set[str]:
     from deepspeed.runtime import constants
 
     names = {v for k, v in vars(constants).items() if k.isupper() and isinstance(v, str) and v.isidentifier()}
-    return names | {"zero_optimization", "comms_logger", "flops_profiler", "autotuning", "aio"} | {
-        v for k, v in vars(runtime).items() if k.isupper() and isinstance(v, str) and v.isidentifier()
-    }
+    return (
+        names
+        | {"zero_optimization", "comms_logger", "flops_profiler", "autotuning", "aio"}
+        | {v for k, v in vars(runtime).items() if k.isupper() and isinstance(v, str) and v.isidentifier()}
+    )
 
 
 AnyConfig = TypeVar("AnyConfig", DistillConfig, PretrainConfig)
@@ -294,10 +297,8 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise UserError(f"override {override!r}: the value is not YAML; quote it") from error
     if isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     *sections, last = key.split(".")
     for section in sections:
         inner = values.setdefault(section, {})

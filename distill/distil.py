@@ -56,7 +56,7 @@ def load_student(config: DistillConfig, teacher: CausalDenoiser) -> CausalDenois
 
 
 def teacher_corpus(config: DistillConfig, teacher: CausalDenoiser, world: World) -> Corpus:
-    """Rows written by the teacher, for objectives that need real samples where there are none; equal on every process."""
+    """Rows that the teacher wrote, where real samples are needed and there are none; equal on every process."""
     generator = torch.Generator(world.device).manual_seed(config.train.seed)
     shape = (config.teacher_samples, config.sequence_length)
     canvas = torch.full(shape, teacher.spec.mask_id, device=world.device)

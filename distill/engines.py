@@ -15,7 +15,7 @@ from teachers.errors import UserError
 
 
 def learning_rate_factor(update: int, config: OptimizerConfig, updates: int) -> float:
-    """Linear warm-up to 1, constant, then linear decay to ``config.final`` over the last ``config.decay`` of the run."""
+    """Linear warm-up to 1, constant, then linear decay to ``final`` over the last ``decay`` of the run."""
     if update < config.warmup:
         return (update + 1) / config.warmup
     decay_updates = config.decay * updates
@@ -52,7 +52,7 @@ def build_engine(
     """Wrap ``network`` in a DeepSpeed engine.
 
     Args:
-        section: the config's ``deepspeed`` section, already checked; passed through. ZeRO stage 1 unless it says otherwise.
+        section: the config's ``deepspeed`` section, already checked; passed through. Without a stage, ZeRO 1.
     """
     deepspeed = import_deepspeed()
     micro = micro_batch(train, world)

@@ -60,8 +60,8 @@ class CollapseWatch:
         if kept < self.config.collapse:
             stopped = (
                 f"collapse at update {update}: bigram entropy {student['bigram_entropy']:.3f} is {kept:.1%} of the "
-                f"teacher's {teacher['bigram_entropy']:.3f} (evaluate.collapse is {self.config.collapse:.0%}); the best "
-                "checkpoint stays marked; lower train.student.lr or train fewer updates"
+                f"teacher's {teacher['bigram_entropy']:.3f} (evaluate.collapse is {self.config.collapse:.0%}); the "
+                "best checkpoint stays marked; lower train.student.lr or train fewer updates"
             )
         console.print(
             f"update {update}: judge perplexity {student['judge_perplexity']:.2f} at {self.config.watch_steps} steps "

@@ -1,4 +1,4 @@
-"""Training a teacher or a judge: the masked-diffusion ELBO (Sahoo et al. 2406.07524, eq. 10) and the autoregressive loss."""
+"""Training a teacher or a judge: the masked-diffusion ELBO (2406.07524, eq. 10) and the autoregressive loss."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Estimates of the density ratio between the student's and the teacher's corrupted marginals.
 
-A ratio owns the critic phase: it trains a network on the student's samples and turns it into rewards, log q_θ − log q_ν:
+A ratio owns the critic phase: it trains a network on the student's samples and turns it into rewards, log q_θ − log q_ν,
 positive where the teacher finds a token likelier than the student makes it.
 """
 
@@ -52,7 +52,8 @@ class Ratio(ABC):
     needs_real: bool
 
     def refresh(self) -> None:
-        """Once an update, before any loss."""
+        """Once an update, before any loss; nothing to do unless the network keeps running estimates."""
+        return
 
     @abstractmethod
     def loss(self, fake: Tensor, sample: Tensor, real: Tensor | None, mask_id: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -13,7 +13,7 @@ from teachers.families.causal import CausalDenoiser, load_pretrained
 def from_autoregressive(name: str, tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec) -> CausalDenoiser:
     """Load an autoregressive model as the start of a denoiser.
 
-    Embedding rows that the vocabulary lacks (the mask token's) are added; the mask's embedding starts as the mean of the
+    Embedding rows that the vocabulary lacks (the mask's) are added; the mask's embedding starts as the mean of the
     others, so that a masked position says nothing in particular.
 
     Raises:

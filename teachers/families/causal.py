@@ -40,7 +40,7 @@ class CausalDenoiser(Denoiser):
     def hidden_states(
         self, z: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
     ) -> Tensor:
-        """(B, L, H); under `shift`, position i holds the state that predicts token i, read at i−1 (position 0: its own)."""
+        """(B, L, H); under `shift`, position i holds the state that predicts token i, read at i−1 (0: its own)."""
         if self.spec.attention == "block":
             attention_mask = attention_mask_4d(
                 "block", z.shape[1], self.model.dtype, z.device, self.spec.block_size, attention_mask

@@ -45,9 +45,7 @@ def exact_table(p):
     for z in itertools.product(range(TOKENS + 1), repeat=L):
         for i in range(L):
             for v in range(TOKENS):
-                known = tuple(
-                    v if j == i else (slice(None) if token == MASK else token) for j, token in enumerate(z)
-                )
+                known = tuple(v if j == i else (slice(None) if token == MASK else token) for j, token in enumerate(z))
                 table[(*z, i, v)] = p[known].sum().log()
     return table.log_softmax(-1)
 

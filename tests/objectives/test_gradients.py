@@ -50,7 +50,7 @@ def gradient(loss, student):
 
 @pytest.mark.parametrize("moves", [1, 2])
 def test_score_function_is_the_gradient_of_the_integral_kl(networks, moves):
-    """E[R ∇log p] with the exact ratio equals ∇KL(q_ν(z_t)‖q_θ(z_t)); through z_τ with the moves' own log-probability."""
+    """E[R ∇log p] with the exact ratio is ∇KL(q_ν(z_t)‖q_θ(z_t)); through z_τ with the moves' own log-probability."""
     student, teacher = networks
     tau = torch.tensor(0.4, dtype=torch.float64)
 

@@ -9,8 +9,8 @@ from objectives.integral_kl import IntegralKL, IntegralKLConfig, beta_density
 from objectives.ratios import clamped_log_odds, smoothed_cross_entropy, soft_bce
 from students.critic import Discriminator
 from students.student import trainable_copy
-from teachers.families.causal import create_denoiser
 from teachers.denoiser import DenoiserSpec
+from teachers.families.causal import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.tabular import TabularDenoiser
@@ -24,7 +24,9 @@ LENGTH, VOCABULARY, MASK = 12, 11, 1
 CONFIGS = {
     "default": IntegralKLConfig(steps=[2, 4]),
     "didi": DidiInstructConfig(),
-    "two moves, per token": IntegralKLConfig(rollout="two_moves", gradient="per_token", group_size=4, coupled_time=True),
+    "two moves, per token": IntegralKLConfig(
+        rollout="two_moves", gradient="per_token", group_size=4, coupled_time=True
+    ),
     "one move": IntegralKLConfig(rollout="one_move", teacher_kl=0.1, teacher_divergence="jeffreys", entropy_bonus=0.1),
     "auxiliary, score": IntegralKLConfig(gradient="score_function", group_size=2, steps=[3], label_smoothing=0.1),
 }
@@ -146,7 +148,9 @@ def test_parts_by_hand():
     torch.testing.assert_close(clamped_log_odds(logit, 1e-6, 8.0), logit, rtol=1e-4, atol=1e-5)
     assert clamped_log_odds(torch.tensor(50.0), 1e-6, 8.0) == 8.0
     grid = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
-    torch.testing.assert_close(torch.trapezoid(beta_density(grid, 2, 5), grid), torch.tensor(1.0).double(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        torch.trapezoid(beta_density(grid, 2, 5), grid), torch.tensor(1.0).double(), atol=1e-3, rtol=0
+    )
 
 
 def test_discriminator_trains_its_last_blocks_and_head_only():

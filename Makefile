@@ -1,0 +1,34 @@
+# Everything from a machine that has only Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# two processes of one thread each: on two cores they train half again as fast as one process of two threads
+LAUNCH := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node 2 -m distill
+
+.PHONY: install quickstart test lint clean-quickstart
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"fewstep needs Python 3.11 or newer, this is {sys.version}; set PYTHON=python3.11"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+# distil the bundled teacher, measure student and teacher, export the student, write some text
+quickstart: install
+	$(LAUNCH) distill configs/quickstart.yaml --run runs/quickstart
+	$(BIN)/fewstep evaluate runs/quickstart
+	$(BIN)/fewstep export runs/quickstart --out runs/quickstart/export
+	$(BIN)/fewstep generate runs/quickstart/export --steps 8 --num 3
+	@echo "table and plot: runs/quickstart/evaluation.json, runs/quickstart/evaluation.png; checkpoint: runs/quickstart/export"
+
+clean-quickstart:
+	rm -rf runs/quickstart
+
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .

@@ -1,0 +1,289 @@
+"""Configs: the ones that come with the project, and every mistake found before anything is loaded."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distill.config import DistillConfig, PretrainConfig, apply_override, dump_config, load_config, validate
+from teachers.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+
+DISTIL = {
+    "teacher": {"path": "some/teacher"},
+    "objective": {"name": "integral_kl", "steps": [4, 8]},
+    "length": 16,
+    "train": {"updates": 2, "batch": 8, "student": {"lr": 1e-4}, "critic": {"lr": 1e-4}},
+}
+PRETRAIN = {
+    "model": {"type": "qwen3"},
+    "data": {"path": "some.txt", "length": 16},
+    "train": {"updates": 2, "batch": 8, "student": {"lr": 1e-4}},
+}
+
+
+def load(kind, base, tmp_path, *overrides):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(base), "utf-8")
+    return load_config(kind, path, list(overrides))
+
+
+def distil(tmp_path, *overrides):
+    return load(DistillConfig, DISTIL, tmp_path, *overrides)
+
+
+def pretrain(tmp_path, *overrides):
+    return load(PretrainConfig, PRETRAIN, tmp_path, *overrides)
+
+
+def refused(call, *parts):
+    """The message of the one error, which must be one line that holds every part."""
+    with pytest.raises(UserError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+    return message
+
+
+def test_there_are_configs():
+    assert FILES
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(CONFIGS)) for p in FILES])
+def test_every_config_loads(path):
+    kind = PretrainConfig if path.parent.name == "pretrain" else DistillConfig
+    config = load_config(kind, path)
+    # what a run writes down is read back as the same config
+    assert validate(kind, yaml.safe_load(dump_config(config))) == config
+
+
+def test_small_configs_load(tmp_path):
+    assert distil(tmp_path).sequence_length == 16
+    assert pretrain(tmp_path).tokenizer.vocabulary == 4096
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("trian.batch=8", ("trian", "did you mean 'train'?", "evaluate")),
+        ("train.updtes=3", ("train.updtes", "did you mean 'updates'?", "micro_batch")),
+        ("train.student.wramup=3", ("train.student.wramup", "did you mean 'warmup'?")),
+        ("train.critic.beta=3", ("train.critic.beta", "did you mean 'betas'?")),
+        ("objective.group_sise=3", ("objective.group_sise", "did you mean 'group_size'?", "omega")),
+        ("teacher.tokeniser=x", ("teacher.tokeniser", "did you mean 'tokenizer'?")),
+        ("evaluate.sample=9", ("evaluate.sample", "did you mean 'samples'?")),
+    ],
+)
+def test_a_misspelt_key_names_the_nearest(override, parts, tmp_path):
+    refused(lambda: distil(tmp_path, override), *parts)
+
+
+def test_a_misspelt_key_in_the_other_objective(tmp_path):
+    overrides = ["objective.name=didi_instruct", "objective.reward_clmap=2"]
+    refused(lambda: distil(tmp_path, *overrides), "objective.reward_clmap", "'reward_clamp'")
+
+
+def test_a_misspelt_key_in_an_optional_section(tmp_path):
+    overrides = ["data.path=x.txt", "data.length=16", "data.pak=true"]
+    refused(lambda: distil(tmp_path, *overrides), "data.pak", "did you mean 'pack'?")
+
+
+def test_an_unknown_objective(tmp_path):
+    message = refused(lambda: distil(tmp_path, "objective.name=integral_lk"), "'integral_lk'")
+    assert "did you mean 'integral_kl'?" in message
+    assert "didi_instruct" in message
+
+
+def test_an_objective_without_a_name(tmp_path):
+    base = {**DISTIL, "objective": {"steps": [4]}}
+    refused(lambda: load(DistillConfig, base, tmp_path), "objective.name is missing", "integral_kl")
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "value"),
+    [
+        ("train.updates=0", "train.updates", "0"),
+        ("train.student.lr=-1e-4", "train.student.lr", "-0.0001"),
+        ("train.ema=1.0", "train.ema", "1.0"),
+        ("train.precision=float16", "train.precision", "'float16'"),
+        ("objective.steps=[]", "objective.steps", "[]"),
+        ("objective.steps=[0]", "objective.steps.0", "0"),
+        ("objective.label_smoothing=1", "objective.label_smoothing", "1"),
+        ("length=1", "length", "1"),
+        ("evaluate.entropy_floor=1.5", "evaluate.entropy_floor", "1.5"),
+        ("train.batch=many", "train.batch", "'many'"),
+        ("teacher.process=linear", "teacher.process", "'linear'"),
+        ("train=3", "train", "3"),
+    ],
+)
+def test_out_of_range(override, where, value, tmp_path):
+    assert refused(lambda: distil(tmp_path, override), value).startswith(f"{where} is {value}")
+
+
+def test_missing_keys_are_named(tmp_path):
+    base = {k: v for k, v in DISTIL.items() if k != "teacher"}
+    refused(lambda: load(DistillConfig, base, tmp_path), "teacher is missing")
+    refused(lambda: load(DistillConfig, base, tmp_path, "teacher.revision=x"), "teacher.path is missing")
+
+
+# --- cross-checks --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["objective.steps=[4,32]"], ("32", "16")),
+        (["train.critic=null"], ("train.critic",)),
+        (["length=null"], ("length",)),
+        (["data.path=x.txt", "data.length=12"], ("16", "12")),
+        (["objective.ratio=discriminator"], ("marginalised", "per_token")),
+        (["objective.gradient=per_token"], ("group_size is 1",)),
+        (["objective.rollout=one_move", "objective.coupled_time=true"], ("coupled_time", "two_moves")),
+        (["objective.clamp_time=[0.5, 0.2]"], ("(0.5, 0.2)",)),
+        (["evaluate.sampler=ancestrel"], ("'ancestrel'", "'ancestral'")),
+    ],
+)
+def test_cross_checks(overrides, parts, tmp_path):
+    refused(lambda: distil(tmp_path, *overrides), *parts)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["train.batch=8", "train.micro_batch=3"], ("train.batch 8", "micro_batch 3")),
+        (["train.batch=8", "train.micro_batch=16"], ("train.batch 8", "micro_batch 16")),
+        (["objective.name=didi_instruct", "train.batch=6"], ("6", "multiple of 4")),
+        (["objective.name=didi_instruct", "train.batch=8", "train.micro_batch=2"], ("micro_batch 2", "multiple of 4")),
+    ],
+)
+def test_batches_must_divide(overrides, parts, tmp_path):
+    refused(lambda: distil(tmp_path, *overrides), *parts)
+
+
+def test_batches_that_divide(tmp_path):
+    assert distil(tmp_path, "train.micro_batch=2").train.micro_batch == 2
+    assert distil(tmp_path, "objective.name=didi_instruct", "train.micro_batch=4").objective.group == 4
+    assert distil(tmp_path, "train.batch=3").train.batch == 3  # groups of one
+
+
+def test_elbo_needs_pairs_and_a_judge_does_not(tmp_path):
+    refused(lambda: pretrain(tmp_path, "train.batch=3"), "3", "multiple of 2")
+    assert pretrain(tmp_path, "train.batch=3", "objective=autoregressive").train.batch == 3
+
+
+@pytest.mark.parametrize("override", ["model.attention=block", "model.block_size=4"])
+def test_block_attention_and_block_size_go_together(override, tmp_path):
+    refused(lambda: pretrain(tmp_path, override), "block_size", "both or neither")
+    assert pretrain(tmp_path, "model.attention=block", "model.block_size=4").model.block_size == 4
+
+
+# --- overrides -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "1E-4", "0.0001"])
+def test_scientific_notation(text, tmp_path):
+    assert distil(tmp_path, f"train.student.lr={text}").train.student.lr == pytest.approx(1e-4)
+
+
+def test_scientific_notation_in_the_file(tmp_path):
+    # YAML 1.1 reads 1e-4 as a string; people write it all the same
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(DISTIL).replace("lr: 0.0001", "lr: 1e-4"), "utf-8")
+    assert "lr: 1e-4" in path.read_text("utf-8")
+    assert load_config(DistillConfig, path).train.student.lr == pytest.approx(1e-4)
+
+
+def test_overrides_of_lists_nulls_and_sections(tmp_path):
+    config = distil(
+        tmp_path,
+        "objective.steps=[2, 16]",
+        "train.student.betas=[0.5, 0.6]",
+        "train.wandb=null",
+        "train.critic={lr: 3.0e-4, clip: 0}",
+        "teacher.path=a=b",
+    )
+    assert config.objective.steps == [2, 16]
+    assert config.train.student.betas == (0.5, 0.6)
+    assert config.train.wandb is None
+    assert (config.train.critic.lr, config.train.critic.clip) == (3e-4, 0)
+    assert config.teacher.path == "a=b", "only the first = separates"
+
+
+def test_overrides_make_the_sections_they_need():
+    values = {"empty": None}
+    for override in ("a.b.c=1", "a.b.d=two", "empty.x=true"):
+        apply_override(values, override)
+    assert values == {"a": {"b": {"c": 1, "d": "two"}}, "empty": {"x": True}}
+
+
+def test_later_overrides_win(tmp_path):
+    assert distil(tmp_path, "train.updates=5", "train.updates=7").train.updates == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [("train.updates", "key.sub=value"), ("=3", "key.sub=value"), ("--x=3", "key.sub=value"), ("length=[1", "YAML")],
+)
+def test_malformed_overrides(override, part, tmp_path):
+    refused(lambda: distil(tmp_path, override), repr(override), part)
+
+
+def test_an_override_below_a_value(tmp_path):
+    refused(lambda: distil(tmp_path, "length.x=3"), "length is 16, not a section")
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [(b"", "NoneType"), (b"- a\n- b\n", "list"), (b"a: [1\nb: }", "cannot read"), (b"a: \xff", "cannot read")],
+)
+def test_files_that_are_no_config(content, part, tmp_path):
+    (tmp_path / "c.yaml").write_bytes(content)
+    refused(lambda: load_config(DistillConfig, tmp_path / "c.yaml"), part, "c.yaml")
+
+
+def test_no_file(tmp_path):
+    refused(lambda: load_config(DistillConfig, tmp_path / "none.yaml"), "none.yaml", "does not exist")
+    refused(lambda: load_config(DistillConfig, tmp_path), "cannot read")
+
+
+# --- DeepSpeed -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["deepspeed.zero_optimisation.stage=1"], ("zero_optimisation", "'zero_optimization'")),
+        (["deepspeed.zero_optimization.stge=1"], ("stge", "'stage'")),
+        (["deepspeed.train_batch_size=8"], ("train_batch_size", "train.batch")),
+        (["deepspeed.gradient_clipping=1"], ("gradient_clipping", "train.student.clip")),
+        (["deepspeed.bf16.enabled=true"], ("bf16", "train.precision")),
+        (["deepspeed.zero_optimization.stage=4"], ("4", "0, 1, 2 and 3")),
+        (["deepspeed.zero_optimization=1"], ("zero_optimization is 1",)),
+        (["deepspeed.zero_optimization.stage=0", "train.precision=bfloat16"], ("stage 0", "stage 1")),
+    ],
+)
+@pytest.mark.parametrize("command", [distil, pretrain])
+def test_deepspeed_mistakes(command, overrides, parts, tmp_path):
+    refused(lambda: command(tmp_path, *overrides), *parts)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["deepspeed.zero_optimization.stage=0"],
+        ["deepspeed.zero_optimization.stage=1", "train.precision=bfloat16"],
+        ["deepspeed.zero_optimization={stage: 3, stage3_param_persistence_threshold: 0}"],
+        ["deepspeed.activation_checkpointing={partition_activations: true}"],
+        ["deepspeed.wall_clock_breakdown=true"],
+        ["deepspeed.communication_data_type=fp32"],
+    ],
+)
+def test_deepspeed_sections_that_are_right(overrides, tmp_path):
+    assert distil(tmp_path, *overrides).deepspeed

@@ -1,0 +1,308 @@
+"""Corpora: every format, packing, the order of rows, and tokenizers trained here."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+
+from distill.config import DataConfig, TokenizerConfig
+from distill.data import Corpus, load_corpus, load_tokenizer, read_documents, train_tokenizer
+from teachers.errors import UserError
+
+DOCUMENTS = ["the cat sat on the mat", "a café, naïvely", "third"]
+LENGTH = 8
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    # datasets keeps what it converts; the tests must not read an earlier run's
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(TokenizerConfig(vocabulary=259), DataConfig(path="unused", length=LENGTH))
+
+
+def data(path, **more):
+    return DataConfig(**{"path": str(path), "length": LENGTH, **more})
+
+
+def write(folder, kind):
+    """The three documents in one of the formats."""
+    if kind == "text folder":
+        for i, document in enumerate(DOCUMENTS):
+            (folder / "deep").mkdir(exist_ok=True)
+            (folder / "deep" / f"{i}.txt").write_text(document, "utf-8")
+        (folder / "ignored.png").write_bytes(b"\xff")
+        return folder
+    if kind == "jsonl":
+        lines = [json.dumps({"text": d, "n": i}) for i, d in enumerate(DOCUMENTS)]
+        (folder / "c.jsonl").write_text("\n".join(lines), "utf-8")
+        return folder / "c.jsonl"
+    table = datasets.Dataset.from_dict({"text": DOCUMENTS, "n": [0, 1, 2]})
+    if kind == "parquet":
+        table.to_parquet(folder / "c.parquet")
+        return folder / "c.parquet"
+    if kind == "saved split":
+        datasets.DatasetDict({"train": table, "test": table.select([2])}).save_to_disk(folder / "saved")
+    else:
+        table.save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+KINDS = ["text folder", "jsonl", "parquet", "saved", "saved split"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_format_gives_the_same_documents(kind, tmp_path):
+    assert list(read_documents(data(write(tmp_path, kind)))) == DOCUMENTS
+
+
+def test_a_text_file_is_one_document(tmp_path):
+    path = tmp_path / "c.txt"
+    path.write_bytes(b"line one\r\nline two\n")  # line ends are kept as they are
+    assert list(read_documents(data(path))) == ["line one\r\nline two\n"]
+
+
+def test_a_folder_mixes_formats_in_the_order_of_names(tmp_path):
+    (tmp_path / "b.txt").write_text("from text", "utf-8")
+    (tmp_path / "a.jsonl").write_text('{"text": "from json"}', "utf-8")
+    assert list(read_documents(data(tmp_path))) == ["from json", "from text"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
+def test_the_column_is_named(kind, tmp_path):
+    path = write(tmp_path, kind)
+    with pytest.raises(UserError, match=r"'body' .*; its columns are text, n"):
+        list(read_documents(data(path, text_column="body")))
+    with pytest.raises(UserError, match="holds int, not text"):
+        list(read_documents(data(path, text_column="n")))
+
+
+def test_the_split_is_named(tmp_path):
+    path = write(tmp_path, "saved split")
+    assert list(read_documents(data(path, split="test"))) == ["third"]
+    with pytest.raises(UserError, match=r"'dev' .* it has train, test"):
+        list(read_documents(data(path, split="dev")))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("c.jsonl", b'{"text": "whole"}\n{"text": "br', "cannot read"),
+        ("c.jsonl", b'{"text": "\xff"}\n', "cannot read"),
+        ("c.parquet", b"PAR1 and no more", "cannot read"),
+        ("c.txt", b"ok \xe9 latin-1", r"not UTF-8: byte 0xe9 at offset 3"),
+    ],
+)
+def test_damaged_files(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        list(read_documents(data(tmp_path / name)))
+    assert "\n" not in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_a_folder_without_a_corpus(tmp_path):
+    with pytest.raises(UserError, match="holds no"):
+        list(read_documents(data(tmp_path)))
+
+
+# --- rows ----------------------------------------------------------------------------------------------------------
+
+
+def test_packing_puts_the_end_of_text_between_documents(tokenizer, tmp_path):
+    corpus = load_corpus(data(write(tmp_path, "jsonl")), tokenizer)
+    expected = []
+    for document in DOCUMENTS:
+        expected += [*tokenizer(document)["input_ids"], tokenizer.eos_token_id]
+    assert corpus.tokens.tolist() == expected
+    assert tokenizer.decode(corpus.tokens) == "".join(f"{d}<|endoftext|>" for d in DOCUMENTS)
+
+
+def test_blank_documents_are_left_out(tokenizer, tmp_path):
+    (tmp_path / "c.jsonl").write_text('{"text": "eight or more"}\n{"text": " \\n"}\n{"text": ""}\n', "utf-8")
+    corpus = load_corpus(data(tmp_path / "c.jsonl"), tokenizer)
+    assert (corpus.tokens == tokenizer.eos_token_id).sum() == 1
+
+
+def test_bytes_per_token(tokenizer, tmp_path):
+    path = write(tmp_path, "jsonl")
+    assert load_corpus(data(path), tokenizer).bytes_per_token == 1.0  # a token a byte, separators not counted
+    merged = train_tokenizer(TokenizerConfig(vocabulary=270), data(path))
+    corpus = load_corpus(data(path), merged)
+    text_bytes = sum(len(d.encode()) for d in DOCUMENTS)
+    assert corpus.bytes_per_token == pytest.approx(text_bytes / (len(corpus.tokens) - len(DOCUMENTS)))
+    assert corpus.bytes_per_token > 1.05
+
+
+def test_bytes_per_token_counts_normalised_text(tmp_path):
+    # “ is three bytes in the file and one in what the model is asked to predict
+    (tmp_path / "c.txt").write_text("“quoted” — text", "utf-8")
+    plain = train_tokenizer(TokenizerConfig(vocabulary=259, plain_punctuation=True), data("unused"))
+    assert load_corpus(data(tmp_path / "c.txt"), plain).bytes_per_token == 1.0
+
+
+def test_unpacked_rows_stay_within_documents(tokenizer, tmp_path):
+    texts = ["abcdefgh" + "ijklmnop" + "cut", "ABCDEFGH"]
+    (tmp_path / "c.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts), "utf-8")
+    corpus = load_corpus(data(tmp_path / "c.jsonl", pack=False), tokenizer)
+    rows = sorted(tokenizer.decode(row) for row in corpus.batch(0, range(corpus.rows)))
+    assert rows == ["ABCDEFGH", "abcdefgh", "ijklmnop"]
+    # every epoch has the same rows, never shifted ones
+    again = sorted(tokenizer.decode(row) for row in corpus.batch(0, range(corpus.rows, 2 * corpus.rows)))
+    assert again == rows
+
+
+def test_unpacked_documents_that_are_too_short(tokenizer, tmp_path):
+    with pytest.raises(UserError, match="document 3 .* has 5 tokens, fewer than data.length 8"):
+        load_corpus(data(write(tmp_path, "jsonl"), pack=False), tokenizer)
+
+
+def test_too_few_tokens(tokenizer, tmp_path):
+    (tmp_path / "c.txt").write_text("abc", "utf-8")
+    with pytest.raises(UserError, match="has 4 tokens, fewer than data.length 8"):
+        load_corpus(data(tmp_path / "c.txt"), tokenizer)
+
+
+def test_a_heldout_file_is_read_like_the_corpus(tokenizer, tmp_path):
+    (tmp_path / "held.txt").write_text("held out text", "utf-8")
+    corpus = load_corpus(data(write(tmp_path, "jsonl")), tokenizer, str(tmp_path / "held.txt"))
+    assert tokenizer.decode(corpus.tokens) == "held out text<|endoftext|>"
+
+
+# --- order ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def corpus():
+    return Corpus(np.arange(100 * LENGTH + 5), LENGTH, 1.0)
+
+
+def starts(corpus, seed, positions):
+    return corpus.batch(seed, positions)[:, 0].tolist()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("epoch", [0, 1, 7])
+def test_an_epoch_is_a_permutation_of_whole_rows(packed, epoch):
+    corpus = Corpus(np.arange(100 * LENGTH + (5 if packed else 0)), LENGTH, 1.0, packed)
+    first = epoch * corpus.rows
+    batch = corpus.batch(3, range(first, first + corpus.rows))
+    assert (batch.diff(dim=1) == 1).all(), "rows are contiguous"
+    begin = np.sort(batch[:, 0].numpy())
+    assert (np.diff(begin) == LENGTH).all(), "every row once, none overlapping"
+    assert starts(corpus, 3, range(first, first + corpus.rows)) != begin.tolist(), "shuffled"
+    if not packed:
+        assert begin[0] == 0
+        assert corpus.rows == 100
+
+
+def test_epochs_and_seeds_differ(corpus):
+    n = corpus.rows
+    first, second, other = (starts(corpus, s, r) for s, r in ((0, range(n)), (0, range(n, 2 * n)), (1, range(n))))
+    assert first != second
+    assert first != other
+    offsets = {min(starts(corpus, 0, range(e * n, (e + 1) * n))) for e in range(12)}
+    assert len(offsets) > 3, "epochs of a packed corpus cut it at different places"
+
+
+def test_batches_are_a_pure_function_of_seed_and_position(corpus):
+    whole = corpus.batch(5, range(250))  # over two epochs and a half
+    for positions in ([0], [249], [98, 99, 100, 101], [200, 3, 150, 3]):
+        assert np.array_equal(corpus.batch(5, positions), whole[positions])
+    other = Corpus(corpus.tokens, LENGTH, 1.0)
+    other.batch(9, range(17))  # history does not matter
+    assert np.array_equal(other.batch(5, range(250)), whole)
+
+
+@pytest.mark.parametrize("tokens", [LENGTH, LENGTH + 1, 2 * LENGTH - 1, 2 * LENGTH, 3 * LENGTH + 2])
+def test_small_corpora_never_read_past_their_end(tokens):
+    corpus = Corpus(np.arange(tokens), LENGTH, 1.0)
+    batch = corpus.batch(0, range(60))
+    assert (batch.diff(dim=1) == 1).all()
+    assert batch.max() < tokens
+    if tokens > LENGTH:
+        assert len(set(batch[:, 0].tolist())) > 1
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_split_holds_out_the_end_in_whole_rows(packed):
+    tokens = np.arange(100 * LENGTH)
+    train, held = Corpus(tokens, LENGTH, 2.5, packed).split(0.1)
+    assert np.array_equal(np.concatenate([train.tokens, held.tokens]), tokens)
+    assert len(held.tokens) == 10 * LENGTH
+    for part in (train, held):
+        assert (part.length, part.bytes_per_token, part.packed) == (LENGTH, 2.5, packed)
+    # at least a row, however small the share
+    assert len(Corpus(tokens, LENGTH, 1.0).split(1e-6)[1].tokens) == LENGTH
+
+
+def test_too_little_to_split():
+    with pytest.raises(UserError, match="has 12 tokens, too few"):
+        Corpus(np.arange(12), LENGTH, 1.0).split(0.1)
+
+
+# --- tokenizers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vocabulary", [259, 300])
+def test_trained_tokenizers_round_trip_all_text(vocabulary, tmp_path):
+    path = tmp_path / "c.txt"
+    path.write_text("the cat sat on the mat. the cat sat on the hat. the bat sat on the cat. " * 30, "utf-8")
+    tokenizer = train_tokenizer(TokenizerConfig(vocabulary=vocabulary), data(path))
+    assert len(tokenizer) <= vocabulary
+    assert tokenizer.model_max_length == LENGTH
+    for text in ("the cat", " lead and trail ", "naïve ☃ 漢字 “quotes”\n\ttabs", "\x00\x7f"):
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+        if vocabulary == 259:
+            assert len(ids) == len(text.encode()), "one token a byte"
+    if vocabulary == 300:
+        assert len(tokenizer) > 259, "it learnt merges"
+        assert len(tokenizer("the cat sat")["input_ids"]) < 11
+
+
+def test_special_tokens_are_single_distinct_ids(tokenizer, tmp_path):
+    ids = [tokenizer.eos_token_id, tokenizer.mask_token_id, tokenizer.pad_token_id]
+    assert len(set(ids)) == 3
+    assert None not in ids
+    tokenizer.save_pretrained(tmp_path)
+    back = load_tokenizer(str(tmp_path))
+    for one in (tokenizer, back):
+        assert len(one) == 259
+        assert one(f"a{one.mask_token}b")["input_ids"][1] == one.mask_token_id
+        assert one.decode([one.mask_token_id]) == "<|mask|>"
+        assert one.decode([one.mask_token_id], skip_special_tokens=True) == ""
+    assert back.get_vocab() == tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_plain_punctuation(plain):
+    tokenizer = train_tokenizer(TokenizerConfig(vocabulary=259, plain_punctuation=plain), data("unused"))
+    text = "“It’s ‘fine’…” — 1840–1920"
+    out = tokenizer.decode(tokenizer(text)["input_ids"], clean_up_tokenization_spaces=False)
+    assert out == ("\"It's 'fine'...\" -- 1840-1920" if plain else text)
+
+
+def test_no_tokenizer_there(tmp_path):
+    with pytest.raises(UserError, match="cannot load a tokenizer") as caught:
+        load_tokenizer(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_an_end_of_text_token(tokenizer, tmp_path):
+    from transformers import PreTrainedTokenizerFast
+
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    with pytest.raises(UserError, match="eos_token"):
+        load_corpus(data(write(tmp_path, "jsonl")), bare)
+
+
+def test_unknown_bundled_text():
+    with pytest.raises(UserError, match="no bundled text 'bundled:nothing'"):
+        list(read_documents(data("bundled:nothing")))
