@@ -246,7 +246,7 @@ def check_deepspeed(section: dict[str, Any], precision: str) -> None:
         raise ValueError(f"deepspeed.zero_optimization.stage is {stage!r}; allowed are 0, 1, 2 and 3")
     if stage == 0 and precision == "bfloat16":
         raise ValueError(
-            "deepspeed.zero_optimization.stage 0 is wrong in bfloat16 (DeepSpeed decays the weights twice at the start); "
+            "deepspeed.zero_optimization.stage 0 is wrong in bfloat16 (DeepSpeed decays the weights twice at first); "
             "use stage 1, or train.precision=float32"
         )
 

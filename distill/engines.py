@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from distill.config import OptimizerConfig, TrainConfig
 from distill.world import World, import_deepspeed
-from students.student import non_persistent_buffers, restore
 from teachers.errors import UserError
 
 
@@ -73,12 +72,9 @@ def build_engine(
         "gradient_clipping": optimizer.clip,
         "bf16": {"enabled": train.precision == "bfloat16"},
     }
-    constants = {name: buffer.clone() for name, buffer in non_persistent_buffers(network).items()}
-    engine = deepspeed.initialize(
+    return deepspeed.initialize(
         model=network, model_parameters=parameters, optimizer=adam, lr_scheduler=schedule, config=config
     )[0]
-    restore(engine.module, constants)  # DeepSpeed casts rotary frequencies to bfloat16 too
-    return engine
 
 
 def gradient_norm(engine: Any) -> float:

@@ -18,6 +18,7 @@ from distill.judge import Judge
 from distill.metrics import bigram_entropy, distinct_2, perplexity, perplexity_interval, unigram_entropy
 from distill.progress import progress_bar
 from students.samplers import LOG_LINEAR, SAMPLERS
+from students.student import cast
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
@@ -149,16 +150,8 @@ def draw(
 
 
 def at_precision(denoiser: Denoiser, precision: str) -> Denoiser:
-    """The denoiser, or a bfloat16 copy of it. Logits are float32 either way (see `Denoiser.logits`).
-
-    Only parameters are cast: rotary frequencies are buffers, and in bfloat16 they would misplace late positions.
-    """
-    if precision == "float32":
-        return denoiser
-    network = copy.deepcopy(denoiser)
-    for parameter in network.parameters():
-        parameter.data = parameter.data.to(torch.bfloat16)
-    return network
+    """The denoiser, or a bfloat16 copy of it. Logits are float32 either way (see `Denoiser.logits`)."""
+    return denoiser if precision == "float32" else cast(copy.deepcopy(denoiser), torch.bfloat16)
 
 
 def check(

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from distill.config import DistillConfig
-from distill.evaluate import quick_figures
+from distill.evaluate import at_precision, quick_figures
 from distill.judge import Judge
 from distill.progress import console
 from distill.world import World
@@ -43,7 +43,14 @@ class CollapseWatch:
     def _figures(self, denoiser: Denoiser) -> dict[str, float]:
         config = self.config
         return quick_figures(
-            denoiser, self.judge, config.watch_steps, config.watch_samples, self.length, self.seed, self.process, config
+            at_precision(denoiser, config.precision),
+            self.judge,
+            config.watch_steps,
+            config.watch_samples,
+            self.length,
+            self.seed,
+            self.process,
+            config,
         )
 
     def _measure(

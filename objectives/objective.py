@@ -41,7 +41,7 @@ class Objective(ABC):
     """One training method.
 
     Once per update the loop calls `rollout` on the rows of this process; then, phase by phase, it sums `count` over all
-    rows of all processes, and calls `loss` on each micro-batch. In here: no ``.backward()``, no logging, no device calls.
+    rows of all processes, and calls `loss` on each micro-batch. No ``.backward()``, logging or device calls here.
 
     Attributes:
         phases: names in order, each owning one optimiser, e.g. ``("critic", "student")``.

@@ -1,7 +1,7 @@
 """Estimates of the density ratio between the student's and the teacher's corrupted marginals.
 
-A ratio owns the critic phase: it trains a network on the student's samples and turns it into rewards, log q_θ − log q_ν,
-positive where the teacher finds a token likelier than the student makes it.
+A ratio owns the critic phase: it trains a network on the student's samples and turns it into rewards
+log q_θ − log q_ν, positive where the teacher finds a token likelier than the student makes it.
 """
 
 from __future__ import annotations

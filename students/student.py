@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from teachers.denoiser import Denoiser
 
@@ -16,30 +16,11 @@ def frozen(denoiser: Denoiser) -> Denoiser:
     return denoiser.requires_grad_(False).eval()
 
 
-def non_persistent_buffers(network: nn.Module) -> dict[str, Tensor]:
-    """Buffers that a checkpoint leaves out, by name: computed constants such as rotary frequencies."""
-    return {
-        f"{path}.{name}": module._buffers[name]  # type: ignore[misc]
-        for path, module in network.named_modules()
-        for name in module._non_persistent_buffers_set
-        if module._buffers[name] is not None
-    }
-
-
-def cast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Cast a network in place, but not its computed constants: bfloat16 rotary frequencies misplace late positions."""
-    constants = {name: buffer.clone() for name, buffer in non_persistent_buffers(network).items()}
-    network.to(dtype)
-    restore(network, constants)
-    return network
-
-
-def restore(network: nn.Module, constants: dict[str, Tensor]) -> None:
-    """Put computed constants back at the precision they were computed in."""
-    for name, value in constants.items():
-        path, _, last = name.rpartition(".")
-        module = network.get_submodule(path)
-        module._buffers[last] = value.to(module._buffers[last].device)  # type: ignore[union-attr]
+def cast(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
+    """Cast parameters in place, but no buffers: in bfloat16, rotary frequencies would misplace late positions."""
+    for parameter in denoiser.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return denoiser
 
 
 def trainable_copy(denoiser: Denoiser) -> Denoiser:

@@ -1,8 +1,8 @@
 """Random numbers as a pure function of (seed, key, row).
 
 A training rollout draws from `RowStreams`: one independent stream for each row of the *global* batch, seeded by the
-run's seed, the update number and the row's global index. Nothing depends on how many processes or micro-batches the rows are
-spread over, and resuming a run needs no generator state.
+run's seed, the update number and the row's global index. Nothing depends on how many processes or micro-batches the
+rows are spread over, and resuming a run needs no generator state.
 """
 
 from __future__ import annotations
@@ -84,9 +84,10 @@ def categorical(log_probs: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def gumbel_float32(log_probs: Tensor, generator: torch.Generator) -> Tensor:
-    """Categorical draws as published code makes them: argmax of float32 logits plus float32 Gumbel noise.
+    """Categorical draws as published code makes them: argmax of float32 logits plus Gumbel noise.
 
-    The noise can not exceed about 16.6, so tokens of small probability are never drawn. Kept to reproduce published work.
+    The noise can not exceed about 16.6, so tokens of small probability are never drawn. It serves to reproduce
+    published figures.
     """
     noise = uniform(generator, *log_probs.shape, dtype=torch.float32)
     return (log_probs.float() - torch.log(-torch.log(noise + 1e-10) + 1e-10)).argmax(-1)

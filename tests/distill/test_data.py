@@ -159,13 +159,13 @@ def test_unpacked_rows_stay_within_documents(tokenizer, tmp_path):
 
 
 def test_unpacked_documents_that_are_too_short(tokenizer, tmp_path):
-    with pytest.raises(UserError, match="document 3 .* has 5 tokens, fewer than data.length 8"):
+    with pytest.raises(UserError, match=r"document 3 .* has 5 tokens, fewer than data.length 8"):
         load_corpus(data(write(tmp_path, "jsonl"), pack=False), tokenizer)
 
 
 def test_too_few_tokens(tokenizer, tmp_path):
     (tmp_path / "c.txt").write_text("abc", "utf-8")
-    with pytest.raises(UserError, match="has 4 tokens, fewer than data.length 8"):
+    with pytest.raises(UserError, match=r"has 4 tokens, fewer than data.length 8"):
         load_corpus(data(tmp_path / "c.txt"), tokenizer)
 
 

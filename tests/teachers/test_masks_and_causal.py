@@ -328,7 +328,7 @@ def test_tokenizer_larger_than_the_model(tokenizer, tmp_path):
 
 
 def test_tokenizer_with_another_mask(tokenizer):
-    with pytest.raises(UserError, match="mask token is 1 but .* uses 5"):
+    with pytest.raises(UserError, match=r"mask token is 1 but .* uses 5"):
         check_tokenizer(tokenizer, 259, 5, "x")
     check_tokenizer(tokenizer, 259, tokenizer.mask_token_id, "x")
 
