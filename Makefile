@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml
 
 # distil the bundled teacher, measure student and teacher, export the student, write some text
 quickstart: install
-	$(LAUNCH) distill configs/quickstart.yaml --run runs/quickstart
+	$(LAUNCH) distill configs/quickstart.yaml --run-dir runs/quickstart
 	$(BIN)/fewstep evaluate runs/quickstart
 	$(BIN)/fewstep export runs/quickstart --out runs/quickstart/export
 	$(BIN)/fewstep generate runs/quickstart/export --steps 8 --num 3

@@ -13,7 +13,9 @@ from rich.markup import escape
 from distill.progress import console
 from teachers.errors import UserError
 
-os.environ.setdefault("TQDM_DISABLE", "1")  # other libraries' bars; ours are rich
+# other libraries' bars; ours are rich
+for bars in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+    os.environ.setdefault(bars, "1")
 
 app = typer.Typer(
     name="fewstep",
@@ -24,7 +26,10 @@ app = typer.Typer(
 )
 Config = Annotated[Path, typer.Argument(help="A YAML config; examples in configs/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value, overriding the config.")]
-Run = Annotated[Path | None, typer.Option("--run", help="The run's folder [default: runs/ and the config's name].")]
+# torchrun's own parser stumbles over --run (it takes it for its --run-path), so --run-dir says the same
+Run = Annotated[
+    Path | None, typer.Option("--run", "--run-dir", help="The run's folder [default: runs/NAME of the config].")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")]
 
 

@@ -251,6 +251,15 @@ def check_deepspeed(section: dict[str, Any], precision: str) -> None:
         )
 
 
+# top-level keys that DeepSpeed reads by other means than the constants of its runtime
+LITERAL_KEYS = {
+    "zero_optimization", "comms_logger", "flops_profiler", "autotuning", "aio", "activation_checkpointing", "compile",
+    "compression_training", "csv_monitor", "comet", "elasticity", "hybrid_engine", "nebula", "pipeline",
+    "progressive_layer_drop", "sparse_gradients", "tensor_parallel", "tensorboard", "timers", "wandb",
+    "weight_quantization",
+}  # fmt: skip
+
+
 def _deepspeed_keys() -> set[str]:
     """DeepSpeed's top-level keys, gathered from its own constants."""
     from deepspeed.runtime import config as runtime
@@ -259,7 +268,7 @@ def _deepspeed_keys() -> set[str]:
     names = {v for k, v in vars(constants).items() if k.isupper() and isinstance(v, str) and v.isidentifier()}
     return (
         names
-        | {"zero_optimization", "comms_logger", "flops_profiler", "autotuning", "aio"}
+        | LITERAL_KEYS
         | {v for k, v in vars(runtime).items() if k.isupper() and isinstance(v, str) and v.isidentifier()}
     )
 
@@ -301,11 +310,11 @@ def apply_override(values: dict[str, Any], override: str) -> None:
             value = float(value)
     *sections, last = key.split(".")
     for section in sections:
-        inner = values.setdefault(section, {})
-        if inner is None:
-            inner = values[section] = {}
-        if not isinstance(inner, dict):
+        inner = values.get(section)
+        if inner is not None and not isinstance(inner, dict):
             raise UserError(f"override {override!r}: {section} is {inner!r}, not a section")
+        inner = dict(inner or {})  # a copy: two sections may be one YAML alias, and the override means one of them
+        values[section] = inner
         values = inner
     values[last] = value
 
@@ -332,6 +341,8 @@ def _explain(kind: type[BaseModel], error: dict[str, Any]) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{where}: {message}" if where else message
+    if error["type"] == "union_tag_not_found":
+        return f"objective.name is missing; allowed are {', '.join(sorted(tags))}"
     if error["type"] == "union_tag_invalid":
         name = error["ctx"]["tag"]
         return f"objective.name {name!r} is unknown{nearest(name, sorted(tags))}; allowed are {', '.join(sorted(tags))}"

@@ -42,10 +42,16 @@ def read_documents(config: DataConfig) -> Iterator[str]:
         UserError: missing, empty, unreadable or non-UTF-8 input, or no such column.
     """
     path = Path(resolve_data(config.path))
-    if path.is_dir() and (path / "dataset_info.json").is_file():
+    if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
         import datasets
 
-        yield from _column(datasets.load_from_disk(str(path)), config)
+        try:
+            table = datasets.load_from_disk(str(path))
+        except Exception as error:  # as below
+            raise UserError(
+                f"cannot read {path} as a saved dataset ({_reason(error)}); check that the folder is whole"
+            ) from error
+        yield from _column(table, config)
     elif path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix in TEXT | JSON | PARQUET)
         if not files:
@@ -70,10 +76,12 @@ def _read_file(path: Path, config: DataConfig) -> Iterator[str]:
         try:
             table = datasets.load_dataset(kind, data_files=str(path), split="train")
         except Exception as error:  # datasets wraps parser errors in many types
-            cause = error.__cause__ or error
-            reason = (str(cause).strip() or type(cause).__name__).splitlines()[0][:160]
+            reason = _reason(error.__cause__ or error)
             raise UserError(f"cannot read {path} as {kind} ({reason}); check that the file is whole") from error
-        yield from _column(table, config)
+        try:
+            yield from _column(table, config)
+        except UnicodeDecodeError as error:  # found only when a document is looked at
+            raise UserError(f"{path} is not UTF-8 ({_reason(error)}); convert it, e.g. with iconv -t utf-8") from error
         return
     try:
         text = path.read_bytes()
@@ -88,15 +96,18 @@ def _read_file(path: Path, config: DataConfig) -> Iterator[str]:
         ) from error
 
 
+def _reason(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+
+
 def _read_hub(config: DataConfig) -> Iterator[str]:
     import datasets
 
     try:
         table = datasets.load_dataset(config.path, revision=config.revision, split=config.split)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise UserError(
-            f"data.path {config.path!r} is neither a file nor a dataset that can be loaded ({reason}); "
+            f"data.path {config.path!r} is neither a file nor a dataset that can be loaded ({_reason(error)}); "
             "give a path, or check name, split and connection"
         ) from error
     yield from _column(table, config)
@@ -243,5 +254,6 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     except UserError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise UserError(f"cannot load a tokenizer from {name!r} ({reason}); name a folder that holds one") from error
+        raise UserError(
+            f"cannot load a tokenizer from {name!r} ({_reason(error)}); name a folder that holds one"
+        ) from error

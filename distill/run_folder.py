@@ -98,10 +98,16 @@ class RunFolder:
         """Open a run to continue it.
 
         Raises:
-            UserError: no run there, or its config differs in something that changes the result.
+            UserError: no run there, or its config is damaged or differs in something that changes the result.
         """
         run = cls.open(path)
-        before, now = (flatten(yaml.safe_load(text)) for text in (run.config.read_text("utf-8"), config))
+        try:
+            started_with = yaml.safe_load(run.config.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            started_with = None
+        if not isinstance(started_with, dict):
+            raise UserError(f"{run.config} is damaged: it holds no config; put it back, or start a new run")
+        before, now = flatten(started_with), flatten(yaml.safe_load(config))
         for key in sorted(before.keys() | now.keys()):
             free = key in FREE_TO_CHANGE or key.split(".")[0] in FREE_TO_CHANGE
             if not free and before.get(key) != now.get(key):

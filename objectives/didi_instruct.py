@@ -20,7 +20,7 @@ class DidiInstructConfig(IntegralKLConfig):
 
     name: Literal["didi_instruct"] = "didi_instruct"  # type: ignore[assignment]
     rollout: Literal["one_move", "two_moves", "k_step"] = "two_moves"  # score decomposition [paper]
-    coupled_time: bool = True  # [paper]
+    corruption: Literal["independent", "coupled", "nested"] = "coupled"  # [paper]
     pi: tuple[PositiveInt, PositiveInt] = (2, 2)  # [code] Beta(1, 1) or Beta(2, 2)
     clamp_time: tuple[float, float] = (0.02, 0.98)  # [code]
     omega: Literal["elbo", "uniform"] = "elbo"  # [paper] −α'/(1−α)

@@ -35,8 +35,10 @@ class IntegralKLConfig(Section):
         steps: the step counts K that "k_step" draws from [own].
         ratio: "auxiliary" or "discriminator".
         gradient: "marginalised" (auxiliary only), "per_token" or "score_function".
-        coupled_time: corrupt the sample at the time of the state it was drawn from (2509.25035); else at t ~ π.
-        pi: whole (a, b) of the Beta law of τ (two_moves) or of t (uncoupled).
+        corruption: how the sample is corrupted before critic and teacher see it. "independent": at t ~ π. "coupled": at
+            the time of the state it was drawn from (2509.25035). "nested": only the newly drawn tokens are masked, down
+            to a time within the sampler's next step, so that the context is what that step might have revealed [own].
+        pi: whole (a, b) of the Beta law of τ (two_moves), of t (independent) or of the part of the step (nested).
         clamp_time: t and τ stay within.
         omega: ω(t): "elbo" = −α'/(1−α), clamped to ``clamp_omega``, or "uniform" = 1.
         importance: divide ω by the density of π.
@@ -53,7 +55,7 @@ class IntegralKLConfig(Section):
     steps: list[PositiveInt] = Field([8, 16], min_length=1)
     ratio: Literal["auxiliary", "discriminator"] = "auxiliary"
     gradient: Literal["marginalised", "per_token", "score_function"] = "marginalised"
-    coupled_time: bool = False
+    corruption: Literal["independent", "coupled", "nested"] = "independent"
     pi: tuple[PositiveInt, PositiveInt] = (1, 1)
     clamp_time: tuple[float, float] = (0.02, 0.98)
     omega: Literal["elbo", "uniform"] = "elbo"
@@ -79,8 +81,8 @@ class IntegralKLConfig(Section):
             )
         if self.gradient != "marginalised" and self.group_size < 2:
             raise ValueError(f"group_size is {self.group_size}; gradient {self.gradient!r} needs groups of at least 2")
-        if self.coupled_time and self.rollout == "one_move":
-            raise ValueError("coupled_time needs an intermediate state; set rollout to 'two_moves' or 'k_step'")
+        if self.corruption == "coupled" and self.rollout == "one_move":
+            raise ValueError("corruption 'coupled' needs an intermediate state; set rollout to 'two_moves' or 'k_step'")
         low, high = self.clamp_time
         if not 0 < low < high <= 1:
             raise ValueError(f"clamp_time is {self.clamp_time}; give 0 < low < high ≤ 1")
@@ -152,8 +154,7 @@ class IntegralKL(Objective):
         # one time for a whole group: a baseline over different noise levels would mix them
         drawn = drawn.view(-1, self.group)[:, :1].expand(-1, self.group).reshape(-1)
         trajectory = self._trajectory(drawn, rows, randomness)
-        t = trajectory.time.clamp(*self.config.clamp_time) if self.config.coupled_time else drawn
-        masked = uniform(randomness, rows, self.length) >= self.process.alpha(t)[:, None]
+        t, masked = self._corrupt(trajectory, drawn, randomness)
         mask_id = self.student.spec.mask_id
         weight = torch.ones_like(t)
         if self.config.omega == "elbo":
@@ -168,6 +169,19 @@ class IntegralKL(Objective):
             torch.where(masked, mask_id, real) if self.ratio.needs_real and real is not None else None,
             weight.float(),
         )
+
+    def _corrupt(self, trajectory: Trajectory, drawn: Tensor, randomness: RowStreams) -> tuple[Tensor, Tensor]:
+        """The time (B,) and the positions (B, L) at which the sample is masked."""
+        t, possible = drawn, torch.ones_like(trajectory.revealed[:, -1])
+        kept = self.process.alpha(t)
+        if self.config.corruption == "coupled":
+            t = trajectory.time.clamp(*self.config.clamp_time)
+            kept = self.process.alpha(t)
+        elif self.config.corruption == "nested":
+            t = trajectory.time - drawn * (trajectory.time - trajectory.next_time)
+            kept = self.process.reveal_probability(trajectory.time, t)
+            possible = trajectory.revealed[:, -1]
+        return t, possible & (uniform(randomness, *possible.shape) >= kept[:, None])
 
     def _trajectory(self, tau: Tensor, rows: int, randomness: RowStreams) -> Trajectory:
         if self.config.rollout == "one_move":

@@ -4,10 +4,35 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn import functional
 
 from students.student import trainable_copy
 from teachers.denoiser import Denoiser
+
+
+class SpectralLinear(nn.Linear):
+    """A linear layer divided by its largest singular value (Miyato et al. 1802.05957), estimated by power iteration.
+
+    torch's own parametrization iterates in every training pass, which makes a loss depend on how often it was computed,
+    and does not mix the float32 estimate with bfloat16 weights. Here `refresh` iterates, and only `refresh`.
+    """
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs)
+        self.register_buffer("direction", functional.normalize(torch.randn(inputs), dim=0))
+        for _ in range(15):
+            self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """One power iteration."""
+        weight = self.weight.float()
+        self.direction = functional.normalize(weight.T @ (weight @ self.direction), dim=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply weight/σ and the bias; the gradient flows through σ, not through its direction."""
+        sigma = (self.weight.float() @ self.direction).norm()
+        return functional.linear(x, (self.weight.float() / sigma).to(x), self.bias)
 
 
 class Discriminator(nn.Module):
@@ -26,8 +51,7 @@ class Discriminator(nn.Module):
         for block in self.backbone.blocks()[-trainable_blocks:]:
             block.requires_grad_(True)
         width = self.backbone.hidden_states(torch.zeros(1, 1, dtype=torch.long, device=teacher.device)).shape[-1]
-        layers = [spectral_norm(nn.Linear(width, width)), nn.SiLU(), spectral_norm(nn.Linear(width, 1))]
-        self.head = nn.Sequential(*layers).to(teacher.device)
+        self.head = nn.Sequential(SpectralLinear(width, width), nn.SiLU(), SpectralLinear(width, 1)).to(teacher.device)
         self.eval()
 
     def forward(self, z: Tensor) -> Tensor:
@@ -35,14 +59,11 @@ class Discriminator(nn.Module):
         hidden = self.backbone.hidden_states(z)
         return self.head(hidden).squeeze(-1).float()
 
-    @torch.no_grad()
     def refresh(self) -> None:
-        """One power iteration of the spectral norms. Once an update, not once a pass, so losses stay deterministic."""
+        """Renew the spectral norms. Once an update, not once a pass, so that a loss is the same however often computed."""
         for layer in self.head:
-            if isinstance(layer, nn.Linear):
-                layer.train()
-                _ = layer.weight
-                layer.eval()
+            if isinstance(layer, SpectralLinear):
+                layer.refresh()
 
 
 def auxiliary_denoiser(teacher: Denoiser) -> Denoiser:

@@ -25,12 +25,14 @@ class Trajectory:
         revealed: (B, M, L) True where the move gave a masked position its token.
         sample: (B, L) clean tokens; a revealed position holds the token that its move drew.
         time: (B,) t of the last recorded state.
+        next_time: (B,) t after the step that the sampler would make from it.
     """
 
     states: Tensor
     revealed: Tensor
     sample: Tensor
     time: Tensor
+    next_time: Tensor
 
 
 @torch.no_grad()
@@ -54,7 +56,7 @@ def one_move(student: Denoiser, rows: int, length: int, randomness: RowStreams) 
     everything = torch.ones_like(z, dtype=torch.bool)
     time = torch.ones(rows, dtype=torch.float64, device=z.device)
     sample = move(student, z, everything, time, randomness)
-    return Trajectory(z[:, None], everything[:, None], sample, time)
+    return Trajectory(z[:, None], everything[:, None], sample, time, torch.zeros_like(time))
 
 
 def two_moves(
@@ -70,7 +72,9 @@ def two_moves(
     first = uniform(randomness, rows, length) < process.alpha(tau)[:, None]
     middle = move(student, start, first, torch.ones_like(tau), randomness)
     sample = move(student, middle, ~first, tau, randomness)
-    return Trajectory(torch.stack([start, middle], 1), torch.stack([first, ~first], 1), sample, tau)
+    return Trajectory(
+        torch.stack([start, middle], 1), torch.stack([first, ~first], 1), sample, tau, torch.zeros_like(tau)
+    )
 
 
 def k_step(
@@ -97,6 +101,6 @@ def k_step(
         reveal = masked & (uniform(streams, *masked.shape) < process.reveal_probability(t, s)[:, None])
         z[going] = move(student, z[going], reveal, t, streams)
     masked = z == student.spec.mask_id
-    time = 1 - made / budget.double()
+    time, next_time = 1 - made / budget.double(), 1 - (made + 1) / budget.double()
     sample = move(student, z, masked, time, randomness)
-    return Trajectory(z[:, None], masked[:, None], sample, time)
+    return Trajectory(z[:, None], masked[:, None], sample, time, next_time)

@@ -220,6 +220,15 @@ def test_overrides_make_the_sections_they_need():
     assert values == {"a": {"b": {"c": 1, "d": "two"}}, "empty": {"x": True}}
 
 
+def test_an_override_changes_one_of_two_aliased_sections(tmp_path):
+    path = tmp_path / "c.yaml"
+    aliased = {"updates": 2, "batch": 8, "student": {"lr": 1e-4}}
+    path.write_text(yaml.safe_dump({**DISTIL, "train": {**aliased, "critic": aliased["student"]}}), "utf-8")
+    assert "*id" in path.read_text("utf-8")
+    train = load_config(DistillConfig, path, ["train.student.lr=1e-3"]).train
+    assert (train.student.lr, train.critic.lr) == (1e-3, 1e-4)
+
+
 def test_later_overrides_win(tmp_path):
     assert distil(tmp_path, "train.updates=5", "train.updates=7").train.updates == 7
 

@@ -94,7 +94,7 @@ def test_the_split_is_named(tmp_path):
     ("name", "content", "message"),
     [
         ("c.jsonl", b'{"text": "whole"}\n{"text": "br', "cannot read"),
-        ("c.jsonl", b'{"text": "\xff"}\n', "cannot read"),
+        ("c.jsonl", b'{"text": "\xff"}\n', "not UTF-8"),
         ("c.parquet", b"PAR1 and no more", "cannot read"),
         ("c.txt", b"ok \xe9 latin-1", r"not UTF-8: byte 0xe9 at offset 3"),
     ],

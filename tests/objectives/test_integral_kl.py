@@ -25,8 +25,9 @@ CONFIGS = {
     "default": IntegralKLConfig(steps=[2, 4]),
     "didi": DidiInstructConfig(),
     "two moves, per token": IntegralKLConfig(
-        rollout="two_moves", gradient="per_token", group_size=4, coupled_time=True
+        rollout="two_moves", gradient="per_token", group_size=4, corruption="coupled"
     ),
+    "nested": IntegralKLConfig(corruption="nested", steps=[2, 3]),
     "one move": IntegralKLConfig(rollout="one_move", teacher_kl=0.1, teacher_divergence="jeffreys", entropy_bonus=0.1),
     "auxiliary, score": IntegralKLConfig(gradient="score_function", group_size=2, steps=[3], label_smoothing=0.1),
 }
@@ -162,7 +163,9 @@ def test_discriminator_trains_its_last_blocks_and_head_only():
     for layer in (critic.head[0], critic.head[2]):  # spectral norm 1 after enough power iterations
         for _ in range(50):
             critic.refresh()
-        assert abs(float(torch.linalg.matrix_norm(layer.weight.detach(), 2)) - 1) < 1e-3
+        unit = layer.weight.detach() / (layer.weight.detach() @ layer.direction).norm()
+        assert abs(float(torch.linalg.matrix_norm(unit, 2)) - 1) < 1e-3
+        torch.testing.assert_close(layer(torch.eye(32)) - layer.bias, unit.T)
     z = torch.randint(2, VOCABULARY, (2, LENGTH))
     assert torch.equal(critic(z), critic(z))  # a pass changes nothing
     assert isinstance(critic, Discriminator)
