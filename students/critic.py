@@ -60,7 +60,7 @@ class Discriminator(nn.Module):
         return self.head(hidden).squeeze(-1).float()
 
     def refresh(self) -> None:
-        """Renew the spectral norms. Once an update, not once a pass, so that a loss is the same however often computed."""
+        """Renew the spectral norms: once an update, so that a loss is the same however often it is computed."""
         for layer in self.head:
             if isinstance(layer, SpectralLinear):
                 layer.refresh()

@@ -142,7 +142,7 @@ def test_missing_keys_are_named(tmp_path):
         (["data.path=x.txt", "data.length=12"], ("16", "12")),
         (["objective.ratio=discriminator"], ("marginalised", "per_token")),
         (["objective.gradient=per_token"], ("group_size is 1",)),
-        (["objective.rollout=one_move", "objective.coupled_time=true"], ("coupled_time", "two_moves")),
+        (["objective.rollout=one_move", "objective.corruption=coupled"], ("coupled", "two_moves")),
         (["objective.clamp_time=[0.5, 0.2]"], ("(0.5, 0.2)",)),
         (["evaluate.sampler=ancestrel"], ("'ancestrel'", "'ancestral'")),
     ],

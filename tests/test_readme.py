@@ -1,0 +1,45 @@
+"""The README's commands work as printed, on the smoke config so that they end soon."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FASTER = {  # what is appended to a command so that it takes seconds
+    "distill": ["train.updates=4", "evaluate.every=null"],
+    "evaluate": ["samples=16", "batch=16"],
+}
+
+
+def commands():
+    text = (ROOT / "README.md").read_text("utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_make_targets_exist():
+    targets = {words[1] for words in commands() if words[0] == "make"}
+    assert targets == {"quickstart", "test"}
+    for target in targets:
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_fewstep_commands_run_as_printed(tmp_path):
+    ran = []
+    for words in commands():
+        if words[0] != "fewstep":
+            continue
+        words = [w.replace("configs/quickstart.yaml", "configs/smoke.yaml") for w in words]
+        words = [re.sub(r"^runs/", f"{tmp_path}/", w) for w in words]
+        words = [w for w in words if w.split("=")[0] not in ("train.updates", "samples")] + FASTER.get(words[1], [])
+        done = subprocess.run([sys.executable, "-m", "distill", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, f"{words}: {done.stderr[-2000:]}"
+        ran.append(words[1])
+        if words[1] == "generate":
+            assert done.stdout.count("It was a dark") == 2
+    assert ran == ["distill", "evaluate", "export", "generate"]
+    assert (tmp_path / "mine" / "evaluation.png").stat().st_size > 10_000
+    assert (tmp_path / "mine-int8" / "model.safetensors").is_file()
