@@ -37,6 +37,8 @@ def main() -> None:
     """Run a command; a person's mistake is one line on stderr and exit code 2."""
     # launchers such as deepspeed add --local_rank, which the environment says already
     sys.argv[1:] = [a for a in sys.argv[1:] if not a.startswith(("--local_rank", "--local-rank"))]
+    if sys.argv[1:2] == ["--"]:  # what torchrun passes on of "-m distill -- distill …"
+        del sys.argv[1]
     try:
         app()
     except UserError as error:

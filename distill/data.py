@@ -20,6 +20,8 @@ from teachers.families.causal import BUNDLED, resolve_model
 
 TEXT, JSON, PARQUET = {".txt", ".md", ".text"}, {".json", ".jsonl", ".ndjson"}, {".parquet"}
 SPECIAL = {"eos_token": "<|endoftext|>", "mask_token": "<|mask|>", "pad_token": "<|pad|>"}
+# a document that happens to contain "<|mask|>" contains these letters, not the token
+PLAIN_TEXT = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
 # typographic punctuation costs three bytes a sign and says no more than its plain form
 PLAIN = {"“": '"', "”": '"', "‘": "'", "’": "'", "´": "'", "`": "'", "—": "--", "–": "-", "‐": "-", "…": "..."}
 
@@ -201,7 +203,7 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, path: st
         if not document.strip():
             continue
         documents += 1
-        ids = np.asarray(tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int32)
+        ids = np.asarray(tokenizer(document, **PLAIN_TEXT)["input_ids"], dtype=np.int32)
         text_bytes += len(_normalised(tokenizer, document).encode())
         text_tokens += len(ids)
         if config.pack:

@@ -7,13 +7,16 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from distill.checkpoint import latest_checkpoint, verify_checkpoint
 from distill.config import DistillConfig, ModelConfig, dump_config
 from distill.data import Corpus, load_corpus, load_tokenizer
+from distill.engines import micro_batch
 from distill.loop import train
 from distill.progress import console
-from distill.run_folder import RunFolder
+from distill.report import plot_training
+from distill.run_folder import RunFolder, check_new_folder
 from distill.watch import CollapseWatch
-from distill.world import World, start_world, stop_world
+from distill.world import World, start_world
 from objectives.integral_kl import IntegralKL
 from students.samplers.ancestral import sample as ancestral
 from students.student import cast, frozen, trainable_copy
@@ -75,9 +78,12 @@ def distil(config: DistillConfig, run_path: str | Path, resume: bool = False) ->
         The run folder, for `fewstep evaluate` and `fewstep export`.
     """
     world = start_world()
-    text = dump_config(config)
-    if resume:
-        RunFolder.reopen(run_path, text)
+    micro_batch(config.train, world)
+    text, run = dump_config(config), RunFolder(run_path)
+    if not resume:
+        check_new_folder(run_path)
+    elif RunFolder.reopen(run_path, text) and (checkpoint := latest_checkpoint(run)) is not None:
+        verify_checkpoint(checkpoint)
     teacher, tokenizer = load_teacher(config.teacher)
     length = config.sequence_length
     if length > teacher.spec.max_length:
@@ -89,9 +95,9 @@ def distil(config: DistillConfig, run_path: str | Path, resume: bool = False) ->
     process = MaskedProcess(config.teacher.process)
     corpus = load_corpus(config.data, tokenizer).split(config.data.heldout_fraction)[0] if config.data else None
 
-    run = RunFolder(run_path)
+    world.barrier()  # nobody still looks at the folder
     if world.is_main and not resume:
-        run = RunFolder.create(run_path, text)
+        RunFolder.create(run_path, text)
         tokenizer.save_pretrained(run.tokenizer)
     world.barrier()
     torch.manual_seed(config.train.seed)  # the discriminator's head is the only random initialisation
@@ -107,8 +113,8 @@ def distil(config: DistillConfig, run_path: str | Path, resume: bool = False) ->
         world, length, resume, watch, config.evaluate.every,
     )  # fmt: skip
     if world.is_main:
+        plot_training(run.read_metrics(), run.path / "training.png")
         if stopped:
             console.print(f"[yellow]stopped early:[/yellow] {stopped}", highlight=False)
         console.print(f"student in {run.path}; next: fewstep evaluate {run.path}", highlight=False, soft_wrap=True)
-    stop_world()
     return run.path

@@ -16,7 +16,7 @@ from distill.engines import micro_batch
 from distill.loop import train
 from distill.progress import console, track
 from distill.run_folder import RunFolder, check_new_folder, write_whole
-from distill.world import start_world, stop_world
+from distill.world import start_world
 from objectives.elbo import Autoregressive, MaskedElbo
 from objectives.objective import Objective
 from students.student import Ema
@@ -83,7 +83,6 @@ def pretrain(config: PretrainConfig, run_path: str | Path, resume: bool = False)
             f"({'ELBO, an upper bound' if config.objective == 'elbo' else 'exact'}); model in {folder}"
         )
     world.barrier()
-    stop_world()
     return folder
 
 

@@ -81,11 +81,7 @@ def plot_evaluation(result: dict[str, Any], path: Path) -> None:
 
     The teacher at more steps than the student is tried at is a horizontal line, and so is real text.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.8), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
+    figure = _figure(11, 4.8)
     left, right = figure.subplots(1, 2)
     curves, limit = _curves(result)
     for axes, key in ((left, "judge_perplexity"), (right, "bigram_entropy")):
@@ -131,6 +127,42 @@ def plot_evaluation(result: dict[str, Any], path: Path) -> None:
         f"{sampling['draw']} draws; band: 95% bootstrap interval",
         fontsize=8.5, color="#555555",
     )  # fmt: skip
+    _save(figure, path)
+
+
+def plot_training(lines: list[dict[str, Any]], path: Path) -> None:
+    """Draw what metrics.jsonl holds against updates: the losses, and what the watch measured of student and teacher."""
+    names = ["student/loss", "critic/loss", "watch/judge_perplexity", "watch/bigram_entropy"]
+    present = [name for name in names if any(name in line for line in lines)]
+    if not present:
+        return
+    figure = _figure(4 * len(present), 3.4)
+    for axes, name in zip(figure.subplots(1, len(present), squeeze=False)[0], present, strict=True):
+        teacher = name.replace("watch/", "watch/teacher_")
+        for key, who in ((name, "student"), (teacher, "teacher")):
+            points = [(line["update"], line[key]) for line in lines if key in line]
+            if points and (key == name or teacher != name):
+                axes.plot(*zip(*points, strict=True), color=COLOURS[who], linewidth=1.6, label=who)
+        axes.set_title(name.removeprefix("watch/").replace("_", " "), loc="left", fontweight="bold", fontsize=10)
+        axes.set_xlabel("update")
+        axes.grid(alpha=0.25, linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+        if teacher != name:
+            axes.legend(frameon=False, fontsize=8.5)
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Any:
+    """An empty figure that needs no display; matplotlib is slow to import, so only where something is drawn."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
     partial = path.with_name(f".partial-{path.name}")
     figure.savefig(partial, format="png")
     os.replace(partial, path)

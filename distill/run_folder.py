@@ -130,6 +130,10 @@ class RunFolder:
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl."""
+        return [json.loads(line) for line in self.metrics.read_text("utf-8").splitlines()]
+
     def drop_metrics_after(self, update: int) -> None:
         """Forget metrics of updates that a killed run made after its last checkpoint, and a half-written line."""
         if not self.metrics.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import logging
 import os
@@ -80,8 +81,12 @@ class World:
 
 
 def start_world() -> World:
-    """Join the process group; without a launcher, a group of one that needs no port."""
+    """Join the process group, to be left at exit; without a launcher, a group of one that needs no port.
+
+    A process joins once, whatever it trains: DeepSpeed keeps its groups for good.
+    """
     keep_memory()
+    atexit.register(stop_world)
     deepspeed = import_deepspeed()
     if "RANK" not in os.environ:
         os.environ["LOCAL_RANK"] = "0"

@@ -35,8 +35,10 @@ def jeffreys(log_p: Tensor, log_q: Tensor, beta: float = 0.5) -> Tensor:
 
 
 def jensen_shannon(log_p: Tensor, log_q: Tensor, beta: float = 0.5) -> Tensor:
-    """β KL(p‖m) + (1−β) KL(q‖m) with m = β p + (1−β) q."""
-    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log(1 - beta))
+    """β KL(p‖m) + (1−β) KL(q‖m) with m = β p + (1−β) q, 0 < β < 1."""
+    both = (log_p == -torch.inf) & (log_q == -torch.inf)  # logaddexp's gradient there would be NaN
+    parts = log_p.masked_fill(both, 0.0) + math.log(beta), log_q.masked_fill(both, 0.0) + math.log(1 - beta)
+    log_m = torch.logaddexp(*parts).masked_fill(both, -torch.inf)
     return beta * kl(log_p, log_m) + (1 - beta) * kl(log_q, log_m)
 
 

@@ -28,7 +28,7 @@ class RowStreams:
         self.device = torch.device(device)
         self.generators = []
         for row in rows:
-            state = np.random.SeedSequence([seed, *key, row]).generate_state(1, np.uint64)[0]
+            state = np.random.SeedSequence([seed, len(key), *key, row]).generate_state(1, np.uint64)[0]
             generator = torch.Generator(self.device)
             generator.manual_seed(int(state >> np.uint64(1)))
             self.generators.append(generator)

@@ -306,3 +306,11 @@ def test_a_tokenizer_without_an_end_of_text_token(tokenizer, tmp_path):
 def test_unknown_bundled_text():
     with pytest.raises(UserError, match="no bundled text 'bundled:nothing'"):
         list(read_documents(data("bundled:nothing")))
+
+
+def test_text_that_spells_the_mask_token_is_text(tokenizer, tmp_path):
+    (tmp_path / "c.txt").write_text("before <|mask|> and <|endoftext|> after", "utf-8")
+    tokens = load_corpus(data(tmp_path / "c.txt"), tokenizer).tokens
+    assert tokenizer.mask_token_id not in tokens
+    assert (tokens == tokenizer.eos_token_id).sum() == 1  # only the boundary that packing adds
+    assert tokenizer.decode(tokens[:-1]) == "before <|mask|> and <|endoftext|> after"

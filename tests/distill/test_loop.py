@@ -31,6 +31,7 @@ def command(run, *overrides, processes=1, resume=False, config="configs/smoke.ya
 
 
 def distil(run, *overrides, **kind):
+    """Through the real command: overrides of QUICK can be overridden again."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command(run, *overrides, **kind), cwd=ROOT, capture_output=True, text=True, env=environment, timeout=240
@@ -127,6 +128,34 @@ def test_killed_at_a_random_moment_and_resumed_ends_with_identical_weights(tmp_p
     resumed = RunFolder.open(run)
     assert_same_weights(resumed, whole, rtol=0, atol=0)
     assert torch.equal(losses(resumed), losses(whole))
+
+
+def test_a_finished_run_has_a_plot_and_resuming_it_changes_nothing(uninterrupted):
+    before = final_weights(uninterrupted)
+    assert (uninterrupted.path / "training.png").read_bytes().startswith(b"\x89PNG")
+    distil(uninterrupted.path, resume=True)
+    after = final_weights(uninterrupted)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert len(uninterrupted.read_metrics()) == 8
+
+
+def test_the_watch_measures_marks_the_best_and_stops_a_collapse(tmp_path):
+    overrides = ["evaluate.every=2", "train.updates=4", "evaluate.entropy_floor=0.01"]
+    run = distil(tmp_path / "run", *overrides)
+    watched = [line for line in run.read_metrics() if "watch/judge_perplexity" in line]
+    assert [line["update"] for line in watched] == [2, 4]
+    lowest = min(watched, key=lambda line: line["watch/judge_perplexity"])["update"]
+    assert (run.checkpoints / "best").read_text("utf-8").strip() == f"update-{lowest:08d}"
+    # a learning rate that destroys the student: the watch must end the run and say why
+    doomed = distil(tmp_path / "doomed", "evaluate.every=2", "train.updates=200", "train.student.lr=0.3", "train.ema=0")
+    assert doomed.read_metrics()[-1]["update"] < 200
+
+
+def test_wandb_offline(tmp_path, monkeypatch):
+    for name, value in (("WANDB_MODE", "offline"), ("WANDB_SILENT", "true"), ("WANDB_CONSOLE", "off")):
+        monkeypatch.setenv(name, value)
+    run = distil(tmp_path / "run", "train.wandb=fewstep-test", "train.updates=2")
+    assert list((run.path / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_resume_refuses_another_config(uninterrupted):

@@ -314,11 +314,13 @@ def test_conversion_resets_a_mask_token_that_the_model_already_has(tokenizer, tm
     assert torch.equal(table[others], old[others])
 
 
-def test_conversion_refuses_another_tokenizers_model(tokenizer, tmp_path):
+def test_conversion_keeps_a_padded_vocabulary(tokenizer, tmp_path):
+    # published models have more rows than their tokenizers have entries
     stock("qwen3", vocabulary=300).save_pretrained(tmp_path)
-    spec = DenoiserSpec(mask_id=1, vocabulary=259, max_length=16)
-    with pytest.raises(UserError, match=r"300 .* 259"):
-        from_autoregressive(str(tmp_path), tokenizer, spec)
+    spec = DenoiserSpec(mask_id=tokenizer.mask_token_id, vocabulary=259, max_length=16)
+    ours = from_autoregressive(str(tmp_path), tokenizer, spec)
+    assert ours.spec.vocabulary == 300
+    assert ours.logits(torch.full((1, 4), spec.mask_id)).shape == (1, 4, 300)
 
 
 def test_tokenizer_larger_than_the_model(tokenizer, tmp_path):
