@@ -42,6 +42,8 @@ class IntegralKLConfig(Section):
         clamp_time: t and τ stay within.
         omega: ω(t): "elbo" = −α'/(1−α), clamped to ``clamp_omega``, or "uniform" = 1.
         importance: divide ω by the density of π.
+        exact_share: the part of log q_ν taken from the student's own conditional, which "nested" corruption knows
+            exactly; the auxiliary denoiser estimates the rest. 0 leaves all to the auxiliary [own].
         reward_clamp: of log-ratios, ±.
         advantage_clamp, group_size: of grouped reward normalisation; 1 for marginalised gradients, which need none.
         label_smoothing: of the auxiliary denoiser's targets.
@@ -61,6 +63,7 @@ class IntegralKLConfig(Section):
     omega: Literal["elbo", "uniform"] = "elbo"
     clamp_omega: tuple[float, float] = (0.1, 10.0)
     importance: bool = False
+    exact_share: float = Field(0.0, ge=0, le=1)
     reward_clamp: float = Field(5.0, gt=0)
     reward_epsilon: float = Field(1e-6, gt=0)
     advantage_clamp: float = Field(3.0, gt=0)
@@ -83,6 +86,11 @@ class IntegralKLConfig(Section):
             raise ValueError(f"group_size is {self.group_size}; gradient {self.gradient!r} needs groups of at least 2")
         if self.corruption == "coupled" and self.rollout == "one_move":
             raise ValueError("corruption 'coupled' needs an intermediate state; set rollout to 'two_moves' or 'k_step'")
+        if self.exact_share and (self.corruption != "nested" or self.gradient != "marginalised"):
+            raise ValueError(
+                f"exact_share is {self.exact_share}, but the student's conditional is exact only for nested corruption "
+                "and marginalised gradients; set those, or exact_share to 0"
+            )
         low, high = self.clamp_time
         if not 0 < low < high <= 1:
             raise ValueError(f"clamp_time is {self.clamp_time}; give 0 < low < high ≤ 1")
@@ -217,8 +225,9 @@ class IntegralKL(Objective):
             log_probs = self.student(z, select=masked)
             used = revealed & corrupted
             if config.gradient == "marginalised":
-                table = self.ratio.table(rollout.fake, used)  # type: ignore[attr-defined]
-                terms = marginalised(log_probs[used[masked]], table)
+                here = log_probs[used[masked]]
+                table = self.ratio.table(rollout.fake, used, here.detach(), config.exact_share)  # type: ignore[attr-defined]
+                terms = marginalised(here, table)
                 divergence = divergence + row_sums(terms, used) / length
                 rewards.append(-terms.detach())
             else:

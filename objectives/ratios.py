@@ -86,10 +86,22 @@ class AuxiliaryRatio(Ratio):
         return loss, {"nats": masked_cross_entropy(log_probs.detach(), sample, masked).sum()}
 
     @torch.no_grad()
-    def table(self, fake: Tensor, select: Tensor) -> Tensor:
-        """(N, V) reward of every vocabulary entry at the positions of ``select``, clamped; the mask column 0."""
-        ours, theirs = (model.logits(fake, select=select) for model in (self.network, self.teacher))
-        return log_ratio(theirs, ours).clamp(-self.clamp, self.clamp)
+    def table(self, fake: Tensor, select: Tensor, own: Tensor | None = None, share: float = 0.0) -> Tensor:
+        """(N, V) reward of every vocabulary entry at the positions of ``select``, clamped; the mask column 0.
+
+        Args:
+            own: (N, V) the student's log-probabilities at the state it drew from. Tokens drawn in one move are
+                independent, so where ``fake`` lies between that state and the sample this is its exact conditional.
+            share: of log q_ν that ``own`` stands for; the auxiliary denoiser for the rest [own].
+        """
+        theirs = self.teacher.logits(fake, select=select)
+        reward = torch.zeros_like(theirs)
+        if share < 1:
+            reward = (1 - share) * log_ratio(theirs, self.network.logits(fake, select=select))
+        if share > 0:
+            assert own is not None
+            reward = reward + share * log_ratio(theirs, own)
+        return reward.clamp(-self.clamp, self.clamp)
 
     @torch.no_grad()
     def reward(self, fake: Tensor, sample: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ CONFIGS = {
     "two moves, per token": IntegralKLConfig(
         rollout="two_moves", gradient="per_token", group_size=4, corruption="coupled"
     ),
-    "nested": IntegralKLConfig(corruption="nested", steps=[2, 3]),
+    "nested": IntegralKLConfig(corruption="nested", steps=[2, 3], exact_share=0.5),
     "one move": IntegralKLConfig(rollout="one_move", teacher_kl=0.1, teacher_divergence="jeffreys", entropy_bonus=0.1),
     "auxiliary, score": IntegralKLConfig(gradient="score_function", group_size=2, steps=[3], label_smoothing=0.1),
 }
