@@ -216,3 +216,38 @@ def test_training_brings_a_one_step_student_closer_to_its_teacher(config):
     with torch.no_grad():
         after = divergence()
     assert after < 0.8 * before
+
+
+def test_nested_corruption_hides_only_what_the_next_step_could_have_revealed():
+    objective = small_objective(IntegralKLConfig(corruption="nested", steps=[4]))
+    rows = 4000
+    rollout = objective.rollout(None, rows, RowStreams(0, (3,), range(rows)))
+    state, masked = rollout.states[:, 0] == MASK, rollout.fake == MASK
+    assert not (masked & ~state).any()  # the state's own context stays
+    share = masked.sum() / state.sum()
+    # k = 0…3 uniform, u ~ U: a state of time t = 1 − k/4 has 12·t masks, of which a share 1 − u/(4t) stays
+    expected = sum((1 - k / 4) - 0.5 / 4 for k in range(4)) / sum(1 - k / 4 for k in range(4))
+    assert abs(float(share) - expected) < 0.02
+
+
+def test_exact_share_replaces_the_auxiliary_denoiser():
+    """With share 1 the loss is Σ p (log p − log p_θ) whatever the auxiliary says."""
+    config = IntegralKLConfig(corruption="nested", steps=[2], exact_share=1.0, reward_clamp=50.0)
+    teacher, student = TabularDenoiser(4, 3, 0), TabularDenoiser(4, 3, 1)
+    objective = IntegralKL(config, teacher, student, MaskedProcess(), 3)
+    rollout = objective.rollout(None, 8, RowStreams(0, (4,), range(8)))
+    before = objective.loss("student", rollout).sum
+    with torch.no_grad():
+        objective.ratio.network.table.zero_()
+    torch.testing.assert_close(objective.loss("student", rollout).sum, before)
+    expected = torch.zeros((), dtype=torch.float64)
+    for z, fake, weight in zip(rollout.states[:, 0], rollout.fake, rollout.weight.double(), strict=True):
+        ours, theirs = student.logits(z[None])[0, :, :3], teacher.logits(fake[None])[0, :, :3]
+        divergence = (ours.exp() * (ours - theirs)).sum(-1)
+        expected = expected + weight / 3 * divergence[fake == 3].sum()
+    torch.testing.assert_close(before, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_exact_share_needs_nested_corruption():
+    with pytest.raises(ValueError, match=r"exact_share is 0\.5"):
+        IntegralKLConfig(exact_share=0.5)
