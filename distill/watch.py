@@ -75,6 +75,7 @@ class CollapseWatch:
             f"(teacher {teacher['judge_perplexity']:.2f}), bigram entropy {student['bigram_entropy']:.3f} "
             f"({teacher['bigram_entropy']:.3f}){', best so far' if best else ''}",
             highlight=False,
+            soft_wrap=True,
         )
         metrics = {f"watch/{k}": v for k, v in student.items()} | {f"watch/teacher_{k}": v for k, v in teacher.items()}
         return metrics, best, stopped, state

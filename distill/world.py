@@ -86,6 +86,8 @@ def start_world() -> World:
     A process joins once, whatever it trains: DeepSpeed keeps its groups for good.
     """
     keep_memory()
+    # DeepSpeed calls what torch has renamed; nothing a person could do about it
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     atexit.register(stop_world)
     deepspeed = import_deepspeed()
     if "RANK" not in os.environ:

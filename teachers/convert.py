@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from teachers.denoiser import DenoiserSpec
-from teachers.families.causal import CausalDenoiser, load_pretrained
+from teachers.errors import UserError
+from teachers.families.causal import CausalDenoiser, load_pretrained, resolve_model
 
 
 def from_autoregressive(name: str, tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec) -> CausalDenoiser:
@@ -18,9 +19,13 @@ def from_autoregressive(name: str, tokenizer: PreTrainedTokenizerBase, spec: Den
     others, so that a masked position says nothing in particular.
 
     A table with more rows than the tokenizer has entries stays as it is: published models pad theirs.
+
+    Raises:
+        UserError: the model comes with a tokenizer that gives other ids, or lacks rows for ordinary tokens.
     """
     model = load_pretrained(name)
     had = model.get_input_embeddings().weight.shape[0]
+    _check_extends(name, had, tokenizer)
     if had < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():
@@ -29,3 +34,19 @@ def from_autoregressive(name: str, tokenizer: PreTrainedTokenizerBase, spec: Den
             table[had:] = mean
             table[spec.mask_id] = mean
     return CausalDenoiser(model, replace(spec, vocabulary=max(had, len(tokenizer))))
+
+
+def _check_extends(name: str, rows: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that is not the model's own, with special tokens added at most."""
+    ours = tokenizer.get_vocab()
+    try:
+        own = AutoTokenizer.from_pretrained(resolve_model(name)).get_vocab()
+    except (OSError, ValueError):  # a model folder without a tokenizer
+        own = {}
+    changed = any(ours.get(token) != entry for token, entry in own.items())
+    lacking = any(entry >= rows and entry not in tokenizer.added_tokens_decoder for entry in ours.values())
+    if changed or lacking:
+        raise UserError(
+            f"model {name!r} has {rows} vocabulary entries of its own and the tokenizer {len(tokenizer)} others; "
+            "set tokenizer.path to the tokenizer the model was trained with, with a mask token added"
+        )
