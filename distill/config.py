@@ -36,6 +36,23 @@ class ModelConfig(Section):
     block_size: PositiveInt | None = None
 
 
+class TeacherConfig(ModelConfig):
+    """The teacher, and where it is kept: a whole copy on each process ("replicated"), its weights spread over the
+    processes ("sharded", ZeRO 3), or its layers spread over the devices that one process sees ("dispatched").
+
+    ``max_memory`` limits what "dispatched" puts on each device, as accelerate takes it: {0: 20GB, cpu: 60GB}.
+    """
+
+    placement: Literal["replicated", "sharded", "dispatched"] = "replicated"
+    max_memory: dict[int | str, str] | None = None
+
+    @model_validator(mode="after")
+    def _memory(self) -> TeacherConfig:
+        if self.max_memory and self.placement != "dispatched":
+            raise ValueError(f"max_memory has no meaning for placement {self.placement!r}; set placement to dispatched")
+        return self
+
+
 class StudentConfig(Section):
     """What the student starts from: "teacher", or a folder with the teacher's shapes."""
 
@@ -93,12 +110,18 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(Section):
-    """The loop. ``batch`` rows make an update, over all processes; ``micro_batch`` of them pass a network at once."""
+    """The loop. ``batch`` rows make an update, over all processes; ``micro_batch`` of them pass a network at once.
+
+    ``gradient_checkpointing`` recomputes activations in the backward pass instead of keeping them. A step whose loss or
+    gradient is not finite is skipped; ``max_skipped`` such updates in a row end the run [own].
+    """
 
     updates: PositiveInt
     batch: PositiveInt
     micro_batch: PositiveInt | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    max_skipped: PositiveInt = 5
     seed: int = Field(0, ge=0)
     ema: float = Field(0.999, ge=0, lt=1)
     student: OptimizerConfig
@@ -149,7 +172,7 @@ class DistillConfig(Section):
     rows that the teacher wrote in ``teacher_sample_steps`` steps before training starts.
     """
 
-    teacher: ModelConfig
+    teacher: TeacherConfig
     student: StudentConfig = StudentConfig()
     objective: ObjectiveConfig
     data: DataConfig | None = None

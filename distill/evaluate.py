@@ -151,7 +151,9 @@ def draw(
 
 def at_precision(denoiser: Denoiser, precision: str) -> Denoiser:
     """The denoiser, or a bfloat16 copy of it. Logits are float32 either way (see `Denoiser.logits`)."""
-    return denoiser if precision == "float32" else cast(copy.deepcopy(denoiser), torch.bfloat16)
+    if precision == "float32" or all(p.dtype == torch.bfloat16 for p in denoiser.parameters()):
+        return denoiser
+    return cast(copy.deepcopy(denoiser), torch.bfloat16)
 
 
 def check(
