@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from distill.run_folder import RunFolder, write_whole
 from distill.world import World
+from students.adapters import AdaptedDenoiser
 from students.student import Ema
 from teachers.errors import UserError
 
@@ -118,11 +119,14 @@ def load_checkpoint(folder: Path, engines: dict[str, Any], ema: Ema) -> dict[str
     state = verify_checkpoint(folder)
     for name, engine in engines.items():
         engine.load_checkpoint(str(folder / name), tag="engine")
-    tensors = load_file(folder / "student-ema" / "model.safetensors")
-    missing, unexpected = ema.denoiser.model.load_state_dict(tensors, strict=False)
-    tied = set(ema.denoiser.model.all_tied_weights_keys)
-    if unexpected or set(missing) - tied:
-        raise UserError(f"checkpoint {folder} is of another model: {(unexpected + missing)[0]} does not fit")
+    if isinstance(ema.denoiser, AdaptedDenoiser):
+        ema.denoiser.load(folder / "student-ema")
+    else:
+        tensors = load_file(folder / "student-ema" / "model.safetensors")
+        missing, unexpected = ema.denoiser.model.load_state_dict(tensors, strict=False)
+        tied = set(ema.denoiser.model.all_tied_weights_keys)
+        if unexpected or set(missing) - tied:
+            raise UserError(f"checkpoint {folder} is of another model: {(unexpected + missing)[0]} does not fit")
     ema.updates = state["ema_updates"]
     return state
 

@@ -20,6 +20,7 @@ from objectives.divergences import entropy, jeffreys, kl
 from objectives.gradients import grouped_advantage, grouped_token_advantage, marginalised, per_token, score_function
 from objectives.objective import LossOutput, Objective, Rollout
 from objectives.ratios import AuxiliaryRatio, DiscriminatorRatio, Ratio
+from students.adapters import AdapterConfig
 from students.rollout import Trajectory, k_step, one_move, two_moves
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
@@ -48,6 +49,7 @@ class IntegralKLConfig(Section):
         advantage_clamp, group_size: of grouped reward normalisation; 1 for marginalised gradients, which need none.
         label_smoothing: of the auxiliary denoiser's targets.
         discriminator_blocks, discriminator_targets: last blocks that train; soft labels of real and fake.
+        critic_adapter: the critic is this adapter on the teacher, and no block trains; None for a copy of its own.
         teacher_kl, teacher_divergence: weight and kind of the divergence to the teacher at the student's states.
         entropy_bonus: weight of the student's entropy at its states.
     """
@@ -71,6 +73,7 @@ class IntegralKLConfig(Section):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     discriminator_blocks: PositiveInt = 4
     discriminator_targets: tuple[float, float] = (0.9, 0.1)
+    critic_adapter: AdapterConfig | None = None
     teacher_kl: float = Field(0.0, ge=0)
     teacher_divergence: Literal["kl", "jeffreys"] = "kl"
     entropy_bonus: float = Field(0.0, ge=0)
@@ -140,7 +143,7 @@ class IntegralKL(Objective):
         self.length, self.group = length, config.group
         self.ratio: Ratio
         if config.ratio == "auxiliary":
-            self.ratio = AuxiliaryRatio(teacher, config.label_smoothing, config.reward_clamp)
+            self.ratio = AuxiliaryRatio(teacher, config.label_smoothing, config.reward_clamp, config.critic_adapter)
         else:
             self.ratio = DiscriminatorRatio(
                 teacher,
@@ -148,6 +151,7 @@ class IntegralKL(Objective):
                 config.discriminator_targets,
                 config.reward_epsilon,
                 config.reward_clamp,
+                config.critic_adapter,
             )
 
     def network(self, phase: str) -> nn.Module:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from objectives.divergences import log_ratio
 from objectives.elbo import masked_cross_entropy
+from students.adapters import AdapterConfig
 from students.critic import Discriminator, auxiliary_denoiser
 from teachers.denoiser import Denoiser
 
@@ -74,8 +75,8 @@ class AuxiliaryRatio(Ratio):
 
     needs_real = False
 
-    def __init__(self, teacher: Denoiser, label_smoothing: float, clamp: float):
-        self.teacher, self.network = teacher, auxiliary_denoiser(teacher)
+    def __init__(self, teacher: Denoiser, label_smoothing: float, clamp: float, adapter: AdapterConfig | None = None):
+        self.teacher, self.network = teacher, auxiliary_denoiser(teacher, adapter)
         self.label_smoothing, self.clamp = label_smoothing, clamp
 
     def loss(self, fake: Tensor, sample: Tensor, real: Tensor | None, mask_id: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -115,8 +116,16 @@ class DiscriminatorRatio(Ratio):
 
     needs_real = True
 
-    def __init__(self, teacher: Denoiser, blocks: int, targets: tuple[float, float], epsilon: float, clamp: float):
-        self.network = Discriminator(teacher, blocks)
+    def __init__(
+        self,
+        teacher: Denoiser,
+        blocks: int,
+        targets: tuple[float, float],
+        epsilon: float,
+        clamp: float,
+        adapter: AdapterConfig | None = None,
+    ):
+        self.network = Discriminator(teacher, blocks, adapter)
         self.real_target, self.fake_target = targets
         self.epsilon, self.clamp = epsilon, clamp
 
