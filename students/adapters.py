@@ -1,8 +1,8 @@
 """One frozen base, many networks: the teacher is the base itself, student and critic are LoRA adapters on it (PEFT).
 
-LoRA (2106.09685) adds alpha/rank · B A x to linear layers, and B starts at zero, so every network starts as the teacher.
-PEFT puts the layers in; which adapter is active, we say. No adapter is, except while an `AdaptedDenoiser` computes: so
-the base always gives the teacher's own output, whoever was called before it.
+LoRA (2106.09685) adds alpha/rank · B A x to linear layers, and B starts at zero, so every network starts as the
+teacher. PEFT puts the layers in; which adapter is active, we say. None is, except while an `AdaptedDenoiser` computes:
+so the base always gives the teacher's own output, whoever was called before it.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import copy
 import warnings
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -44,6 +44,14 @@ class AdapterConfig(Section):
     alpha: float = Field(32.0, gt=0)
     targets: Literal["all-linear"] | list[str] = "all-linear"
 
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _targets(cls, targets: Any) -> Any:
+        names = isinstance(targets, list) and targets and all(isinstance(target, str) and target for target in targets)
+        if targets != "all-linear" and not names:
+            raise ValueError(f"{targets!r} is neither 'all-linear' nor a list of layer names such as [q_proj, v_proj]")
+        return targets
+
 
 class ActiveAdapter:
     """While entered, the layers of one base use these adapters; may be entered again and again, and within another.
@@ -68,9 +76,9 @@ class ActiveAdapter:
 class AdaptedDenoiser(Denoiser):
     """A frozen base seen through an adapter of its own.
 
-    As a module it holds the adapter alone, and the base's own parameters stay the base's: whoever trains, counts, casts,
-    moves or saves one of them leaves the other. The base must be on its device before a DeepSpeed engine takes the
-    adapter. Any mix of float32 and bfloat16 works; the sum is computed in the finer of the two.
+    As a module it holds the adapter alone, and the base's own parameters stay the base's: whoever trains, counts,
+    casts or moves one of them leaves the other. Base and adapter may each be float32 or bfloat16; what they give is
+    added in the finer of the two.
 
     Args:
         base: in eval mode, as all our networks; frozen from now on. Others may put adapters into it too.
@@ -82,6 +90,8 @@ class AdaptedDenoiser(Denoiser):
     Raises:
         UserError: a target that no linear layer's name ends with.
     """
+
+    base: CausalDenoiser
 
     def __init__(self, base: CausalDenoiser, config: AdapterConfig):
         super().__init__()
@@ -96,8 +106,6 @@ class AdaptedDenoiser(Denoiser):
         }
         self.adapter = nn.ModuleDict({path.replace(".", "-"): layer for path, layer in self.layers.items()})
         self.float().requires_grad_(True).eval()
-
-    base: CausalDenoiser
 
     def logits(
         self,
@@ -239,10 +247,8 @@ def merged(denoiser: Denoiser, dtype: torch.dtype = torch.float32) -> Denoiser:
         scale = denoiser.config.alpha / denoiser.config.rank
         for path, layer in denoiser.layers.items():
             weight = copied.model.get_submodule(path).weight  # type: ignore[union-attr]
-            weight.data = weight.float().addmm_(
-                layer["lora_B"].weight.float(), layer["lora_A"].weight.float(), alpha=scale
-            )
-            weight.data = weight.data.to(dtype)
+            low_rank = layer["lora_B"].weight.float() @ layer["lora_A"].weight.float()
+            weight.data = (weight.float() + scale * low_rank).to(dtype)
     for parameter in copied.parameters():
         parameter.data = parameter.data.to(dtype)
     return copied

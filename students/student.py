@@ -66,7 +66,7 @@ def _checkpoint_blocks(denoiser: CausalDenoiser, active: list[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the name that transformers 5.17 and 5.23 both know
         denoiser.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-    denoiser.model.disable_input_require_grads()  # only the reentrant kind needs it; a teacher's passes would keep graphs
+    denoiser.model.disable_input_require_grads()  # only the reentrant kind needs it; a teacher would keep graphs
     for module in denoiser.model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = True  # transformers asks for it; their parts stay in eval mode
