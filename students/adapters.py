@@ -116,8 +116,23 @@ class AdaptedDenoiser(Denoiser):
         select: Tensor | None = None,
     ) -> Tensor:
         """See `Denoiser.logits`."""
+        return self.head(self.features(z, t, attention_mask, position_ids, select))
+
+    def features(
+        self,
+        z: Tensor,
+        t: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        select: Tensor | None = None,
+    ) -> Tensor:
+        """See `Denoiser.features`."""
         with ActiveAdapter(self.active, [self.name]):
-            return self.base.logits(z, t, attention_mask, position_ids, select)
+            return self.base.features(z, t, attention_mask, position_ids, select)
+
+    def head(self, features: Tensor) -> Tensor:
+        """The base's: no adapter reaches it; see `Denoiser.head`."""
+        return self.base.head(features)
 
     def hidden_states(
         self, z: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None

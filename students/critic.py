@@ -15,23 +15,31 @@ class SpectralLinear(nn.Linear):
     """A linear layer divided by its largest singular value (Miyato et al. 1802.05957), estimated by power iteration.
 
     torch's own parametrization iterates in every training pass, which makes a loss depend on how often it was computed,
-    and does not mix the float32 estimate with bfloat16 weights. Here `refresh` iterates, and only `refresh`.
+    and does not mix the float32 estimate with bfloat16 weights. Here only the first pass after `refresh`
+    iterates, once, however often the loss is computed, or computed again in the backward pass.
     """
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs)
         self.register_buffer("direction", functional.normalize(torch.randn(inputs), dim=0))
+        self.stale = False
         for _ in range(15):
-            self.refresh()
+            self._iterate()
+
+    def refresh(self) -> None:
+        """Let the next pass make one power iteration. Not here: under ZeRO 3 there is no weight outside a pass."""
+        self.stale = True
 
     @torch.no_grad()
-    def refresh(self) -> None:
-        """One power iteration."""
+    def _iterate(self) -> None:
         weight = self.weight.float()
         self.direction = functional.normalize(weight.T @ (weight @ self.direction), dim=0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply weight/σ and the bias; the gradient flows through σ, not through its direction."""
+        if self.stale:
+            self._iterate()
+            self.stale = False
         sigma = (self.weight.float() @ self.direction).norm()
         return functional.linear(x, (self.weight.float() / sigma).to(x), self.bias)
 

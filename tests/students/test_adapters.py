@@ -84,6 +84,10 @@ def test_every_network_gives_its_own_output_in_whatever_order_they_are_called(sp
         for network in order:
             assert torch.equal(probabilities(network), expected[network])
             assert torch.equal(network.hidden_states(canvas()), hidden[network])
+            features = network.features(canvas(), select=masked)
+            assert features.shape == (masked.sum(), SHAPE["hidden_size"])
+            probabilities(teacher), probabilities(critic)  # whoever computes between features and head
+            torch.testing.assert_close(network.head(features).exp(), expected[network][masked])
             torch.testing.assert_close(probabilities(network, select=masked), expected[network][masked])
 
 
