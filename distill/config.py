@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_valid
 from distill.world import import_deepspeed
 from objectives.didi_instruct import DidiInstructConfig
 from objectives.integral_kl import IntegralKLConfig
+from students.adapters import AdapterConfig
 from students.samplers import SAMPLERS
 from teachers.errors import UserError, nearest
 from teachers.process import Schedule
@@ -54,9 +55,22 @@ class TeacherConfig(ModelConfig):
 
 
 class StudentConfig(Section):
-    """What the student starts from: "teacher", or a folder with the teacher's shapes."""
+    """What the student starts from, "teacher" or a folder with the teacher's shapes; and what of it trains.
+
+    With ``adapter`` the student is a LoRA adapter on the teacher itself; without, all its weights train.
+    """
 
     init: str = "teacher"
+    adapter: AdapterConfig | None = None
+
+    @model_validator(mode="after")
+    def _adapter(self) -> StudentConfig:
+        if self.adapter is not None and self.init != "teacher":
+            raise ValueError(
+                f"init is {self.init!r}, but an adapter sits on the teacher itself; leave out student.init to train "
+                "the adapter, or student.adapter to train all weights"
+            )
+        return self
 
 
 class NewModelConfig(Section):

@@ -19,8 +19,10 @@ from distill.run_folder import RunFolder
 from distill.watch import CollapseWatch
 from distill.world import World, start_world
 from objectives.integral_kl import IntegralKL
+from students.adapters import AdaptedDenoiser, is_adapter, merge_adapter
 from students.samplers.ancestral import sample as ancestral
-from students.student import frozen, trainable_copy
+from students.student import frozen
+from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.families.causal import CausalDenoiser, load_denoiser
 from teachers.process import MaskedProcess
@@ -46,8 +48,12 @@ def load_teacher(config: ModelConfig) -> tuple[CausalDenoiser, PreTrainedTokeniz
     return frozen(teacher), tokenizer
 
 
-def load_student(config: DistillConfig, teacher: CausalDenoiser) -> CausalDenoiser:
-    """The network to train: a copy of the teacher, or a checkpoint with the same vocabulary."""
+def load_student(config: DistillConfig, teacher: CausalDenoiser) -> Denoiser:
+    """The network to train: an adapter on the teacher, a copy of it, or a checkpoint with the same vocabulary."""
+    if config.student.adapter is not None:
+        # the same seed as the critic's: their adapters start equal, as do a student and a critic that are copies
+        torch.manual_seed(config.train.seed)
+        return AdaptedDenoiser(teacher, config.student.adapter)
     if config.student.init == "teacher":
         return trainable_copy(teacher)
     student = load_denoiser(config.student.init, mask_id=teacher.spec.mask_id)
@@ -57,6 +63,19 @@ def load_student(config: DistillConfig, teacher: CausalDenoiser) -> CausalDenois
             f"{teacher.spec.vocabulary}; start from a model with the teacher's vocabulary"
         )
     return trainable_copy(student)
+
+
+def load_averaged(folder: Path, tokenizer: PreTrainedTokenizerBase, teacher: ModelConfig | None) -> CausalDenoiser:
+    """The averaged network in a checkpoint's ``folder``; an adapter comes merged into the teacher it was trained on.
+
+    Args:
+        teacher: what the run's config says; None for a run without one.
+    """
+    if not is_adapter(folder):
+        return load_denoiser(str(folder), tokenizer)
+    if teacher is None:
+        raise UserError(f"{folder} is an adapter, but its run's config names no teacher; put the config.yaml back")
+    return merge_adapter(load_teacher(teacher)[0], folder)
 
 
 def teacher_corpus(config: DistillConfig, teacher: CausalDenoiser, world: World) -> Corpus:
@@ -102,7 +121,7 @@ def distil(config: DistillConfig, run_path: str | Path, resume: bool = False, al
     corpus = load_corpus(config.data, tokenizer).split(config.data.heldout_fraction)[0] if config.data else None
 
     create_run(run, config, tokenizer, world, resume)
-    torch.manual_seed(config.train.seed)  # the discriminator's head is the only random initialisation
+    torch.manual_seed(config.train.seed)  # the discriminator's head and the critic's adapter start at random
     objective = IntegralKL(config.objective, teacher.to(world.device), student.to(world.device), process, length)
     data = corpus.identity() if corpus is not None and objective.ratio.needs_real and not allow_changes else None
     if corpus is None and objective.ratio.needs_real:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ from distill.config import EvaluateConfig
 from distill.judge import Judge
 from distill.metrics import bigram_entropy, distinct_2, perplexity, perplexity_interval, unigram_entropy
 from distill.progress import progress_bar
+from students.adapters import merged
 from students.samplers import LOG_LINEAR, SAMPLERS
-from students.student import cast
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
@@ -153,7 +152,7 @@ def at_precision(denoiser: Denoiser, precision: str) -> Denoiser:
     """The denoiser, or a bfloat16 copy of it. Logits are float32 either way (see `Denoiser.logits`)."""
     if precision == "float32" or all(p.dtype == torch.bfloat16 for p in denoiser.parameters()):
         return denoiser
-    return cast(copy.deepcopy(denoiser), torch.bfloat16)
+    return merged(denoiser, torch.bfloat16)
 
 
 def check(

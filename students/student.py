@@ -1,15 +1,19 @@
-"""The student: a trainable copy of the teacher, and its exponential moving average."""
+"""The student: a trainable copy of the teacher or an adapter on it, and its exponential moving average."""
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from students.adapters import ActiveAdapter, AdaptedDenoiser, plain_copy
 from teachers.denoiser import Denoiser
+from teachers.families.causal import CausalDenoiser
 
 
 def frozen(denoiser: Denoiser) -> Denoiser:
@@ -26,12 +30,46 @@ def cast(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
 
 def trainable_copy(denoiser: Denoiser) -> Denoiser:
     """A copy to train. It stays in eval mode: a policy's sampling and gradient passes must be the same network."""
-    return copy.deepcopy(denoiser).requires_grad_(True).eval()
+    return plain_copy(denoiser).requires_grad_(True).eval()
 
 
 def twin(denoiser: Denoiser) -> Denoiser:
-    """A frozen float32 denoiser of the same kind, with parameters of the same names, to be filled with an average."""
+    """A frozen float32 denoiser of the same kind and with the same parameter names, to be filled with other values.
+
+    A full network is copied; an adapted one gets a second adapter on the same base.
+    """
+    if isinstance(denoiser, AdaptedDenoiser):
+        return denoiser.twin()
     return frozen(copy.deepcopy(denoiser).float())
+
+
+def enable_gradient_checkpointing(network: nn.Module) -> None:
+    """Keep no activations within the transformer blocks of a network; the backward pass computes them again.
+
+    For denoisers, full or adapted, and whatever holds one, such as a discriminator. By the time of the backward pass
+    another adapter may be active, or none: the one that was active in the forward pass is made so again.
+    """
+    for module in network.modules():
+        if isinstance(module, AdaptedDenoiser):
+            _checkpoint_blocks(module.base, module.active)
+        elif isinstance(module, CausalDenoiser):
+            _checkpoint_blocks(module, [])
+
+
+def _checkpoint_blocks(denoiser: CausalDenoiser, active: list[str]) -> None:
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        """Of the forward pass, during which this is called, and of its repetition."""
+        return nullcontext(), ActiveAdapter(active, active)
+
+    # no dropout, so there is no random state to keep
+    options = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": contexts}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the name that transformers 5.17 and 5.23 both know
+        denoiser.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    denoiser.model.disable_input_require_grads()  # only the reentrant kind needs it; a teacher would keep graphs
+    for module in denoiser.model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True  # transformers asks for it; their parts stay in eval mode
 
 
 class Ema:
