@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from distill.world import import_deepspeed
 from objectives.didi_instruct import DidiInstructConfig
@@ -20,26 +20,60 @@ from students.samplers import SAMPLERS
 from teachers.errors import UserError, nearest
 from teachers.process import Schedule
 from teachers.section import Section
+from teachers.source import check_trust, parse_source
+
+
+def _named_model(name: str) -> str:
+    parse_source(name)
+    return name
+
+
+def _named_data(name: str) -> str:
+    parse_source(name, kind="dataset")
+    return name
+
+
+# checked before anything is downloaded: what one section names would be, before another's mistake is found
+ModelName = Annotated[str, AfterValidator(_named_model)]
+DataName = Annotated[str, AfterValidator(_named_data)]
 
 
 class ModelConfig(Section):
-    """Where a model comes from, and what its checkpoint does not say of itself (see `DenoiserSpec`)."""
+    """Where a model comes from, and what its checkpoint does not say of itself (see `DenoiserSpec`).
+
+    A hub name is pinned to a commit, by ``revision`` or as ``org/name@<40 hex digits>``. ``trust_remote_code`` is the
+    model's name again, for models that come with code of their own.
+    """
 
     path: str
     process: Schedule = "log-linear"
-    tokenizer: str | None = None
+    tokenizer: ModelName | None = None
     revision: str | None = None
-    trust_remote_code: bool = False
+    trust_remote_code: str | None = None
     mask_id: int | None = Field(None, ge=0)
     shift: bool | None = None
     attention: Literal["full", "block"] | None = None
     block_size: PositiveInt | None = None
 
+    @field_validator("trust_remote_code", mode="before")
+    @classmethod
+    def _not_a_plain_yes(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(
+                f"{value} says nothing of whose code; write the model's own name, org/name, or leave it out"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _pinned(self) -> ModelConfig:
+        check_trust(parse_source(self.path, self.revision), self.trust_remote_code)
+        return self
+
 
 class StudentConfig(Section):
-    """What the student starts from: "teacher", or a folder with the teacher's shapes."""
+    """What the student starts from: "teacher", or a model with the teacher's shapes."""
 
-    init: str = "teacher"
+    init: ModelName = "teacher"
 
 
 class NewModelConfig(Section):
@@ -47,7 +81,7 @@ class NewModelConfig(Section):
 
     type: str = "qwen3"
     shape: dict[str, Any] = Field({})
-    init: str | None = None
+    init: ModelName | None = None
     attention: Literal["full", "block"] = "full"
     block_size: PositiveInt | None = None
     shift: bool = False
@@ -62,22 +96,27 @@ class NewModelConfig(Section):
 class TokenizerConfig(Section):
     """An existing tokenizer (``path``), or a byte-level BPE trained on the corpus."""
 
-    path: str | None = None
+    path: ModelName | None = None
     vocabulary: int = Field(4096, ge=259)
     plain_punctuation: bool = False
 
 
 class DataConfig(Section):
-    """A corpus: text, JSONL, Parquet, a folder of them, a saved dataset, a hub name, or ``bundled:novels``."""
+    """A corpus: text, JSONL, Parquet, a folder of them, a saved dataset, a pinned hub name, or ``bundled:novels``."""
 
     path: str
-    heldout: str | None = None
+    heldout: DataName | None = None
     length: int = Field(ge=2)
     pack: bool = True
     text_column: str = "text"
     split: str = "train"
     revision: str | None = None
     heldout_fraction: float = Field(0.02, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _pinned(self) -> DataConfig:
+        parse_source(self.path, self.revision, "dataset")
+        return self
 
 
 class OptimizerConfig(Section):
@@ -113,10 +152,10 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     """Quality against step count: what `fewstep evaluate` measures, and what the loop watches while training."""
 
-    judge: str = "bundled:judge"
+    judge: ModelName = "bundled:judge"
     length: int | None = Field(None, ge=2)
     seed: int = Field(0, ge=0)
-    data: str | None = None
+    data: DataName | None = None
     retokenize: bool = False
     sampler: str = "ancestral"
     draw: Literal["exact", "float32-gumbel"] = "exact"

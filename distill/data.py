@@ -6,6 +6,7 @@ import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from distill.config import DataConfig, TokenizerConfig
 from distill.progress import track
 from teachers.errors import UserError
-from teachers.families.causal import BUNDLED, resolve_model
+from teachers.source import model_folder, parse_source, read_object, reason
 
 TEXT, JSON, PARQUET = {".txt", ".md", ".text"}, {".json", ".jsonl", ".ndjson"}, {".parquet"}
 SPECIAL = {"eos_token": "<|endoftext|>", "mask_token": "<|mask|>", "pad_token": "<|pad|>"}
@@ -26,32 +27,26 @@ PLAIN_TEXT = {"add_special_tokens": False, "split_special_tokens": True, "verbos
 PLAIN = {"“": '"', "”": '"', "‘": "'", "’": "'", "´": "'", "`": "'", "—": "--", "–": "-", "‐": "-", "…": "..."}
 
 
-def resolve_data(path: str) -> str:
-    """Turn ``bundled:NAME`` into the text that comes with the package; anything else is returned as it is."""
-    if not path.startswith("bundled:"):
-        return path
-    found = BUNDLED / f"{path.removeprefix('bundled:')}.txt"
-    if not found.is_file():
-        names = ", ".join(f"bundled:{p.stem}" for p in sorted(BUNDLED.glob("*.txt")))
-        raise UserError(f"no bundled text {path!r}; bundled texts: {names}")
-    return str(found)
-
-
 def read_documents(config: DataConfig) -> Iterator[str]:
     """Yield every document of a corpus: text files (one document each), JSONL, Parquet, saved or hub datasets.
 
     Raises:
         UserError: missing, empty, unreadable or non-UTF-8 input, or no such column.
     """
-    path = Path(resolve_data(config.path))
+    source = parse_source(config.path, config.revision, "dataset")
+    if source.revision is not None:
+        yield from _read_hub(source.path, source.revision, config)
+        return
+    path = Path(source.path)
     if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
         import datasets
 
+        _check_saved(path)
         try:
             table = datasets.load_from_disk(str(path))
         except Exception as error:  # as below
             raise UserError(
-                f"cannot read {path} as a saved dataset ({_reason(error)}); check that the folder is whole"
+                f"cannot read {path} as a saved dataset ({reason(error)}); check that the folder is whole"
             ) from error
         yield from _column(table, config)
     elif path.is_dir():
@@ -62,12 +57,11 @@ def read_documents(config: DataConfig) -> Iterator[str]:
             yield from _read_file(file, config)
     elif path.is_file():
         yield from _read_file(path, config)
-    elif path.suffix or config.path.startswith((".", "/", "~")) or config.path.count("/") > 1:
-        raise UserError(
-            f"data.path {config.path!r} does not exist; give a text, JSONL or Parquet file, or a dataset name"
-        )
     else:
-        yield from _read_hub(config)
+        raise UserError(
+            f"data.path {config.path!r} does not exist; give a text, JSONL or Parquet file, or a dataset's hub name "
+            "with its commit (org/name@<40 hex digits>)"
+        )
 
 
 def _read_file(path: Path, config: DataConfig) -> Iterator[str]:
@@ -78,12 +72,12 @@ def _read_file(path: Path, config: DataConfig) -> Iterator[str]:
         try:
             table = datasets.load_dataset(kind, data_files=str(path), split="train")
         except Exception as error:  # datasets wraps parser errors in many types
-            reason = _reason(error.__cause__ or error)
-            raise UserError(f"cannot read {path} as {kind} ({reason}); check that the file is whole") from error
+            why = reason(error.__cause__ or error)
+            raise UserError(f"cannot read {path} as {kind} ({why}); check that the file is whole") from error
         try:
             yield from _column(table, config)
         except UnicodeDecodeError as error:  # found only when a document is looked at
-            raise UserError(f"{path} is not UTF-8 ({_reason(error)}); convert it, e.g. with iconv -t utf-8") from error
+            raise UserError(f"{path} is not UTF-8 ({reason(error)}); convert it, e.g. with iconv -t utf-8") from error
         return
     try:
         text = path.read_bytes()
@@ -98,19 +92,37 @@ def _read_file(path: Path, config: DataConfig) -> Iterator[str]:
         ) from error
 
 
-def _reason(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+def _check_saved(folder: Path) -> None:
+    """Refuse a saved dataset whose lists name files outside its folder.
+
+    Raises:
+        UserError: such a name, or a list that cannot be read.
+    """
+    folders = [folder]
+    if (folder / "dataset_dict.json").is_file():
+        splits = read_object(folder / "dataset_dict.json").get("splits")
+        folders = [folder / name for name in _plain_names(splits, folder / "dataset_dict.json")]
+    for part in folders:
+        files = read_object(part / "state.json").get("_data_files")
+        names = [f.get("filename") for f in files if isinstance(f, dict)] if isinstance(files, list) else None
+        _plain_names(names, part / "state.json")
 
 
-def _read_hub(config: DataConfig) -> Iterator[str]:
+def _plain_names(names: Any, named_in: Path) -> list[str]:
+    for name in names if isinstance(names, list) else [names]:
+        if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+            raise UserError(f"{named_in} names {name!r}, which is not in its folder; save the dataset again")
+    return names
+
+
+def _read_hub(name: str, commit: str, config: DataConfig) -> Iterator[str]:
     import datasets
 
     try:
-        table = datasets.load_dataset(config.path, revision=config.revision, split=config.split)
+        table = datasets.load_dataset(name, revision=commit, split=config.split)
     except Exception as error:
         raise UserError(
-            f"data.path {config.path!r} is neither a file nor a dataset that can be loaded ({_reason(error)}); "
-            "give a path, or check name, split and connection"
+            f"cannot load dataset {config.path!r} ({reason(error)}); check name, commit, split and connection"
         ) from error
     yield from _column(table, config)
 
@@ -194,7 +206,7 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, path: st
         UserError: see `read_documents`; or fewer tokens than one row.
     """
     if path is not None:
-        config = config.model_copy(update={"path": path})
+        config = config.model_copy(update={"path": path, "revision": None})  # a name of its own
     eos = tokenizer.eos_token_id
     if eos is None:
         raise UserError("the tokenizer has no end-of-text token to put between documents; set its eos_token")
@@ -250,12 +262,12 @@ def train_tokenizer(config: TokenizerConfig, data: DataConfig) -> PreTrainedToke
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder, a hub name or ``bundled:NAME``; never remote code."""
+    """Load a tokenizer from a folder, a pinned hub name or ``bundled:NAME``; never remote code."""
+    folder = model_folder(name, revision)
     try:
-        return AutoTokenizer.from_pretrained(resolve_model(name), revision=revision)
-    except UserError:
-        raise
+        # said outright, because transformers would ask on the terminal
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         raise UserError(
-            f"cannot load a tokenizer from {name!r} ({_reason(error)}); name a folder that holds one"
+            f"cannot load a tokenizer from {name!r} ({reason(error)}); name a folder that holds one"
         ) from error

@@ -304,8 +304,8 @@ def test_a_tokenizer_without_an_end_of_text_token(tokenizer, tmp_path):
 
 
 def test_unknown_bundled_text():
-    with pytest.raises(UserError, match="no bundled text 'bundled:nothing'"):
-        list(read_documents(data("bundled:nothing")))
+    with pytest.raises(ValueError, match="no bundled text 'nothing'; bundled texts: bundled:novels"):
+        data("bundled:nothing")
 
 
 def test_text_that_spells_the_mask_token_is_text(tokenizer, tmp_path):
