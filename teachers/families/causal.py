@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from teachers.denoiser import Denoiser, DenoiserSpec
-from teachers.errors import UserError
+from teachers.errors import UserError, nearest
 from teachers.masks import attention_mask_4d
 from teachers.source import check_model_folder, check_trust, model_folder, parse_source, reason
 
@@ -83,17 +84,34 @@ def create_denoiser(model_type: str, shape: dict[str, Any], spec: DenoiserSpec) 
     Args:
         model_type: transformers' name: "qwen3", "llama", "qwen2", …
         shape: fields of that architecture's config, e.g. ``hidden_size``.
+
+    Raises:
+        UserError: an unknown architecture or field, or values that no model can be made from.
     """
-    config = AutoConfig.for_model(
-        model_type,
-        vocab_size=spec.vocabulary,
-        max_position_embeddings=spec.max_length,
-        eos_token_id=spec.eos_id,
-        pad_token_id=spec.pad_id,
-        bos_token_id=None,
-        **shape,
-    )
-    return CausalDenoiser(AutoModelForCausalLM.from_config(config), spec)
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        close = nearest(model_type, list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+        raise UserError(f"model.type {model_type!r} is no causal language model of transformers{close}; try 'qwen3'")
+    own = {
+        "vocab_size": spec.vocabulary,
+        "max_position_embeddings": spec.max_length,
+        "eos_token_id": spec.eos_id,
+        "pad_token_id": spec.pad_id,
+        "bos_token_id": None,
+    }
+    # what transformers reads, too, under the names of older configs
+    known = {**AutoConfig.for_model(model_type).to_dict(), "rope_theta": None, "rope_scaling": None}
+    for key in shape:
+        if key in own:
+            raise UserError(f"model.shape.{key} follows from the tokenizer and data.length; leave it out")
+        if key not in known:  # transformers takes any key, and leaves the field that was meant at its default
+            raise UserError(f"model.shape.{key} is not a field of {model_type}{nearest(key, list(known))}")
+    try:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **own, **shape))
+    except Exception as error:  # whatever a number out of range meets first: transformers, torch or the memory
+        raise UserError(
+            f"no {model_type} can be made from model.shape ({reason(error)}); correct its values"
+        ) from error
+    return CausalDenoiser(model, spec)
 
 
 def load_pretrained(name: str, revision: str | None = None, trust_remote_code: str | None = None) -> PreTrainedModel:
