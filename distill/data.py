@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,9 @@ def read_documents(config: DataConfig) -> Iterator[str]:
         _check_saved(path)
         try:
             table = datasets.load_from_disk(str(path))
-        except Exception as error:  # as below
+            for part in table.values() if isinstance(table, dict) else [table]:
+                part.data.table.validate(full=True)  # Arrow trusts the offsets in a file
+        except Exception as error:  # a dozen types for what is one thing: unreadable
             raise UserError(
                 f"cannot read {path} as a saved dataset ({reason(error)}); check that the folder is whole"
             ) from error
@@ -65,31 +68,58 @@ def read_documents(config: DataConfig) -> Iterator[str]:
 
 
 def _read_file(path: Path, config: DataConfig) -> Iterator[str]:
-    if path.suffix in JSON | PARQUET:
-        import datasets
-
-        kind = "parquet" if path.suffix in PARQUET else "json"
-        try:
-            table = datasets.load_dataset(kind, data_files=str(path), split="train")
-        except Exception as error:  # datasets wraps parser errors in many types
-            why = reason(error.__cause__ or error)
-            raise UserError(f"cannot read {path} as {kind} ({why}); check that the file is whole") from error
-        try:
-            yield from _column(table, config)
-        except UnicodeDecodeError as error:  # found only when a document is looked at
-            raise UserError(f"{path} is not UTF-8 ({reason(error)}); convert it, e.g. with iconv -t utf-8") from error
-        return
+    """One text, JSON or Parquet file, read here: `datasets` would copy it first, and a damaged one can crash it."""
     try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from error
-    try:
-        yield codecs.decode(text, "utf-8")
+        if path.suffix in JSON:
+            yield from _read_json(path, config)
+        elif path.suffix in PARQUET:
+            yield from _read_parquet(path, config)
+        else:
+            yield codecs.decode(path.read_bytes(), "utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not UTF-8: byte 0x{text[error.start]:02x} at offset {error.start}; convert it, "
-            "e.g. with iconv -t utf-8"
+            f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start} of what was read; "
+            "convert it, e.g. with iconv -t utf-8"
         ) from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}; check the path, its permissions and content") from error
+
+
+def _read_json(path: Path, config: DataConfig) -> Iterator[str]:
+    """JSON lines, or one array of objects."""
+    with path.open(encoding="utf-8-sig") as file:
+        is_array = next((line for line in file if line.strip()), "").lstrip().startswith("[")
+        file.seek(0)
+        for number, text in enumerate([file.read()] if is_array else file, 1):
+            if not text.strip():
+                continue
+            try:
+                rows = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise UserError(
+                    f"cannot read {path} as json (line {number}: {reason(error)}); it must hold one object a line, or "
+                    "an array of objects"
+                ) from error
+            for row in rows if is_array else [rows]:
+                if not isinstance(row, dict):
+                    raise UserError(f"{path} holds {type(row).__name__} in line {number}; each row must be an object")
+                _check_column(list(row), config)
+                yield _text(row[config.text_column], config)
+
+
+def _read_parquet(path: Path, config: DataConfig) -> Iterator[str]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path, page_checksum_verification=True)
+        _check_column(file.schema_arrow.names, config)
+        for batch in file.iter_batches(columns=[config.text_column]):
+            batch.validate(full=True)
+            for document in batch.column(0).to_pylist():
+                yield _text(document, config)
+    except (pyarrow.ArrowException, pyarrow.lib.ArrowNotImplementedError, OverflowError) as error:
+        raise UserError(f"cannot read {path} as parquet ({reason(error)}); check that the file is whole") from error
 
 
 def _check_saved(folder: Path) -> None:
@@ -127,25 +157,38 @@ def _read_hub(name: str, commit: str, config: DataConfig) -> Iterator[str]:
     yield from _column(table, config)
 
 
-def _column(table, config: DataConfig) -> Iterator[str]:
+def _column(table: Any, config: DataConfig) -> Iterator[str]:
     from datasets import DatasetDict
 
     if isinstance(table, DatasetDict):
         if config.split not in table:
             raise UserError(f"data.split {config.split!r} is not in {config.path!r}; it has {', '.join(table)}")
         table = table[config.split]
-    if config.text_column not in table.column_names:
-        raise UserError(
-            f"data.text_column {config.text_column!r} is not in {config.path!r}; "
-            f"its columns are {', '.join(table.column_names)}"
-        )
+    _check_column(table.column_names, config)
     for document in table[config.text_column]:
-        if not isinstance(document, str):
-            raise UserError(
-                f"column {config.text_column!r} of {config.path!r} holds {type(document).__name__}, not text; "
-                "set data.text_column to a column of strings"
-            )
-        yield document
+        yield _text(document, config)
+
+
+def _check_column(columns: list[str], config: DataConfig) -> None:
+    if config.text_column not in columns:
+        raise UserError(
+            f"data.text_column {config.text_column!r} is not in {config.path!r}; its columns are {', '.join(columns)}"
+        )
+
+
+def _text(document: Any, config: DataConfig) -> str:
+    if not isinstance(document, str):
+        raise UserError(
+            f"column {config.text_column!r} of {config.path!r} holds {type(document).__name__}, not text; "
+            "set data.text_column to a column of strings"
+        )
+    try:
+        document.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+        raise UserError(
+            f"a document of {config.path!r} has {document[error.start]!r}, half of a character; remove it"
+        ) from error
+    return document
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import shutil
 import struct
 import sys
 from pathlib import Path
+from random import Random
 
 import datasets
 import pytest
@@ -144,3 +145,164 @@ def test_yaml_that_is_out_of_the_ordinary(kind, text, folder):
     with pytest.raises(UserError) as caught:
         load_config(kind, path)
     assert str(caught.value).isprintable()
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+LENGTH = 16
+SHAPE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "intermediate_size": 16,
+}
+TEXTS = [f"the cat sat on the mat {n} times and looked at the moon." for n in range(8)]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A teacher in one file and in several, a judge, and a corpus in every format; all small."""
+    home = tmp_path_factory.mktemp("files")
+    (home / "corpus.txt").write_text("\n".join(TEXTS), "utf-8")
+    (home / "corpus.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS), "utf-8")
+    table = datasets.Dataset.from_dict({"text": TEXTS})
+    table.to_parquet(home / "corpus.parquet")
+    table.save_to_disk(home / "corpus")
+    datasets.DatasetDict({"train": table}).save_to_disk(home / "splits")
+    tokenizer = train_tokenizer(TokenizerConfig(vocabulary=259), DataConfig(path="unused", length=LENGTH))
+    torch.manual_seed(0)
+    for name, attention in (("model", "full"), ("sharded", "full"), ("judge", "causal")):
+        spec = DenoiserSpec(
+            mask_id=tokenizer.mask_token_id,
+            vocabulary=len(tokenizer),
+            max_length=LENGTH,
+            eos_id=tokenizer.eos_token_id,
+            pad_id=tokenizer.pad_token_id,
+            attention=attention,
+            shift=attention == "causal",
+        )
+        model = create_denoiser("qwen3", SHAPE, spec).model
+        model.save_pretrained(home / name, max_shard_size="10KB" if name == "sharded" else "1GB")
+        tokenizer.save_pretrained(home / name)
+    assert (home / "sharded/model.safetensors.index.json").is_file()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(home / "cache"))
+        yield home
+
+
+def flipped(content, random):
+    """A few bits are other ones."""
+    content = bytearray(content)
+    for _ in range(3):
+        content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+    return bytes(content)
+
+
+def replaced(content, random):
+    """One JSON value is another: of another type, out of range, or a path to elsewhere."""
+    values = json.loads(content)
+    section = values
+    for _ in range(random.randrange(1, 3)):
+        key = random.choice(sorted(section))
+        if not isinstance(section[key], dict) or not section[key]:
+            break
+        section = section[key]
+        key = random.choice(sorted(section))
+    section[key] = random.choice([None, -1, 0, 2**40, 1.5, "x", "../../x", [], {}, [{}], True, [[1]]])
+    return json.dumps(values).encode()
+
+
+DAMAGES = {
+    "emptied": lambda content, random: b"",
+    "truncated": lambda content, random: content[: random.randrange(1, len(content))],
+    "flipped": flipped,
+    "zeroed": lambda content, random: content[: len(content) // 2] + bytes(len(content) - len(content) // 2),
+    "shuffled": lambda content, random: bytes(random.sample(content, len(content))),
+    "doubled": lambda content, random: content * 2,
+    "utf-16": lambda content, random: content.decode("latin-1").encode("utf-16"),
+    "null": lambda content, random: b"null",
+    "list": lambda content, random: b"[1, 2]",
+    "nested": lambda content, random: b"[" * 100_000,
+    "huge header": lambda content, random: struct.pack("<Q", 2**62) + content[8:],
+}
+JSON_FILES = [
+    "model/config.json",
+    "model/generation_config.json",
+    "model/tokenizer.json",
+    "model/tokenizer_config.json",
+]
+JSON_FILES += ["sharded/model.safetensors.index.json"]
+GENERAL = ["emptied", "truncated", "flipped", "shuffled"]
+CASES = [
+    *[("export", f, d, 0) for f in JSON_FILES for d in [*GENERAL, "utf-16", "null", "list", "nested"]],
+    *[("export", f, "replaced", seed) for f in JSON_FILES for seed in range(6)],
+    *[("export", "model/model.safetensors", d, s) for d in ["truncated", "flipped"] for s in range(3)],
+    *[("export", "model/model.safetensors", d, 0) for d in ["emptied", "zeroed", "shuffled", "doubled", "huge header"]],
+    *[("data", f"corpus.{k}", d, s) for k in ("txt", "jsonl", "parquet") for d in ("flipped", "truncated") for s in (0, 1)],
+    *[("data", f"corpus.{k}", d, 0) for k in ("txt", "jsonl", "parquet") for d in ("emptied", "utf-16", "shuffled", "null")],
+    *[("data", f, d, 0) for f in ("corpus/state.json", "corpus/dataset_info.json") for d in (*GENERAL, "null", "replaced")],
+    *[("data", "corpus/data-00000-of-00001.arrow", d, 0) for d in [*GENERAL, "zeroed"]],
+    *[("data", "splits/dataset_dict.json", d, 0) for d in ["emptied", "truncated", "null", "replaced"]],
+    *[("judge", "judge/config.json", d, 0) for d in [*GENERAL, "replaced"]],
+]  # fmt: skip
+
+
+def command(arguments):
+    """Run the real command in this process; its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["fewstep", *map(str, arguments)])
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            return exit_.code or 0
+    return 0
+
+
+def arguments(kind, home, damaged, out):
+    """The command that reads the damaged copy, and for data and judge the whole files beside it."""
+    if kind == "export":
+        return ["export", damaged, "--out", out]
+    data, judge = (damaged, home / "judge") if kind == "data" else (home / "corpus.txt", damaged)
+    names = ["--student", home / "model", "--judge", judge, "--data", data, "--out", out]
+    return ["evaluate", *names, "samples=2", "steps=[1]", "batch=2", "bootstrap=2"]
+
+
+def whole(kind, out):
+    """Whether a command left what it is for."""
+    if kind != "export":
+        return math.isfinite(json.loads((out / "evaluation.json").read_text("utf-8"))["rows"][-1]["judge_perplexity"])
+    denoiser = load_denoiser(str(out))
+    tokens = torch.zeros(1, LENGTH, dtype=torch.int64)
+    return not denoiser.logits(tokens).isnan().any()
+
+
+@pytest.mark.parametrize(("kind", "file", "damage", "seed"), CASES, ids=["-".join(map(str, c)) for c in CASES])
+def test_damaged_files(kind, file, damage, seed, home, tmp_path, capfd):
+    top, _, inner = file.partition("/")
+    damaged = tmp_path / top
+    (shutil.copytree if inner else shutil.copy)(home / top, damaged)
+    path = damaged / inner if inner else damaged
+    random = Random(f"{file} {damage} {seed}")
+    path.write_bytes((replaced if damage == "replaced" else DAMAGES[damage])(path.read_bytes(), random))
+    out = tmp_path / "out"
+    code = command(arguments(kind, home, damaged, out))
+    said = capfd.readouterr()
+    assert "Traceback" not in said.out + said.err
+    if code == 0:
+        assert whole(kind, out)
+        return
+    assert code == 2
+    (line,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert line.isprintable()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [top], "nothing is left behind"
+
+
+@pytest.mark.parametrize("kind", ["export", "data", "judge"])
+@pytest.mark.parametrize("data", ["corpus.txt", "corpus.jsonl", "corpus.parquet", "corpus", "splits"])
+def test_the_files_are_right_before_they_are_damaged(kind, data, home, tmp_path):
+    for source in {"export": ["model", "sharded"], "data": [data], "judge": ["judge"]}[kind]:
+        out = tmp_path / source
+        assert command(arguments(kind, home, home / source, out)) == 0
+        assert whole(kind, out)
