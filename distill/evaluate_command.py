@@ -71,6 +71,7 @@ def evaluate_command(
     pair = models.get("teacher"), models.get("student")
     check(*pair, reader, config, length, None)
     reference = _reference(text, config, length, tokenizer) if text else None
+    check(*pair, reader, config, length, reference)  # again, with the text, and still before there is a folder
     folder = new_folder(out) if out is not None else RunFolder(run).path  # type: ignore[arg-type]
     result = evaluate(*pair, reader, config, length, reference, config.seed, process)
     described = {k: {"name": names[k], "parameters": sum(p.numel() for p in m.parameters())} for k, m in models.items()}

@@ -150,6 +150,11 @@ def load_pretrained(name: str, revision: str | None = None, trust_remote_code: s
         quantizer.compressor.decompress_model(model)
         for module in model.modules():  # the shape it was packed from stays behind, as a parameter that cannot train
             module._parameters.pop("weight_shape", None)
+    for key, value in model.named_parameters():
+        if not value.isfinite().all():
+            raise UserError(
+                f"model {name!r} has weights in {key} that are not finite; its safetensors files are damaged"
+            )
     return model
 
 

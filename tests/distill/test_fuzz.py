@@ -100,13 +100,15 @@ def read_or_refuse(kind, path, overrides=()):
     try:
         config = load_config(kind, path, list(overrides))
     except UserError as error:
-        assert str(error).isprintable()
-        assert 10 < len(str(error)) < 2000
-        return None
-    again = path.with_name("again.yaml")
-    again.write_text(dump_config(config), "utf-8")
-    assert load_config(kind, again) == config
-    return config
+        said = str(error)
+    else:
+        again = path.with_name("again.yaml")
+        again.write_text(dump_config(config), "utf-8")
+        assert load_config(kind, again) == config
+        return config
+    assert said.isprintable()
+    assert 10 < len(said) < 2000
+    return None
 
 
 @settings(max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -134,7 +136,8 @@ BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
     [
         "teacher: &t {path: *t}", "&a [*a]", "deepspeed: &d {x: *d}", "? [1, 2]\n: x", "2001-99-99: x", "x: 2001-99-99",
         "!!python/object/apply:os.system ['true']", "!!binary x", "length: " + "9" * 5000, "length: 0x" + "f" * 5000,
-        "[" * 1100, "a: " * 50, BOMB, "deepspeed:\n" + BOMB.replace("\n", "\n  ").replace("a:", "  a:", 1), "\ufeffx: 1",
+        "[" * 1100, "a: " * 50, BOMB, "deepspeed:\n" + BOMB.replace("\n", "\n  ").replace("a:", "  a:", 1),
+        "\ufeffx: 1",
         "--- 1\n--- 2", "<<: 3", "<<: [1]", "train: !!set {a, b}", "null: 1", "{}", "%YAML 9.9\n---\nx: 1", "x: \x07",
     ],
 )  # fmt: skip
@@ -234,18 +237,20 @@ JSON_FILES = [
     "model/tokenizer_config.json",
 ]
 JSON_FILES += ["sharded/model.safetensors.index.json"]
-GENERAL = ["emptied", "truncated", "flipped", "shuffled"]
 CASES = [
-    *[("export", f, d, 0) for f in JSON_FILES for d in [*GENERAL, "utf-16", "null", "list", "nested"]],
-    *[("export", f, "replaced", seed) for f in JSON_FILES for seed in range(6)],
-    *[("export", "model/model.safetensors", d, s) for d in ["truncated", "flipped"] for s in range(3)],
-    *[("export", "model/model.safetensors", d, 0) for d in ["emptied", "zeroed", "shuffled", "doubled", "huge header"]],
-    *[("data", f"corpus.{k}", d, s) for k in ("txt", "jsonl", "parquet") for d in ("flipped", "truncated") for s in (0, 1)],
-    *[("data", f"corpus.{k}", d, 0) for k in ("txt", "jsonl", "parquet") for d in ("emptied", "utf-16", "shuffled", "null")],
-    *[("data", f, d, 0) for f in ("corpus/state.json", "corpus/dataset_info.json") for d in (*GENERAL, "null", "replaced")],
-    *[("data", "corpus/data-00000-of-00001.arrow", d, 0) for d in [*GENERAL, "zeroed"]],
-    *[("data", "splits/dataset_dict.json", d, 0) for d in ["emptied", "truncated", "null", "replaced"]],
-    *[("judge", "judge/config.json", d, 0) for d in [*GENERAL, "replaced"]],
+    *[("export", f, d, 0) for f in JSON_FILES for d in ("truncated", "flipped", "null", "nested")],
+    *[("export", f, "replaced", seed) for f in JSON_FILES for seed in range(3)],
+    *[("export", "model/tokenizer.json", d, 0) for d in ("emptied", "utf-16", "list")],
+    *[("export", "model/model.safetensors", "flipped", seed) for seed in range(3)],
+    *[("export", "model/model.safetensors", d, 0) for d in ("truncated", "zeroed", "doubled", "huge header")],
+    *[("data", "corpus.txt", d, 0) for d in ("emptied", "truncated", "shuffled", "utf-16")],
+    *[("data", "corpus.jsonl", d, 0) for d in ("emptied", "truncated", "flipped", "utf-16", "null", "nested")],
+    *[("data", "corpus.parquet", d, 0) for d in ("emptied", "truncated", "flipped", "zeroed", "shuffled", "doubled")],
+    *[("data", "corpus/state.json", d, 0) for d in ("truncated", "null", "replaced")],
+    *[("data", "corpus/dataset_info.json", d, 0) for d in ("flipped", "list", "replaced")],
+    *[("data", "corpus/data-00000-of-00001.arrow", d, 0) for d in ("emptied", "truncated", "flipped", "shuffled")],
+    *[("data", "splits/dataset_dict.json", d, 0) for d in ("flipped", "null", "replaced")],
+    *[("judge", "judge/config.json", d, 0) for d in ("flipped", "replaced")],
 ]  # fmt: skip
 
 
@@ -299,10 +304,11 @@ def test_damaged_files(kind, file, damage, seed, home, tmp_path, capfd):
     assert sorted(p.name for p in tmp_path.iterdir()) == [top], "nothing is left behind"
 
 
-@pytest.mark.parametrize("kind", ["export", "data", "judge"])
-@pytest.mark.parametrize("data", ["corpus.txt", "corpus.jsonl", "corpus.parquet", "corpus", "splits"])
-def test_the_files_are_right_before_they_are_damaged(kind, data, home, tmp_path):
-    for source in {"export": ["model", "sharded"], "data": [data], "judge": ["judge"]}[kind]:
-        out = tmp_path / source
-        assert command(arguments(kind, home, home / source, out)) == 0
-        assert whole(kind, out)
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [("export", "model"), ("export", "sharded"), ("judge", "judge")]
+    + [("data", name) for name in ("corpus.txt", "corpus.jsonl", "corpus.parquet", "corpus", "splits")],
+)
+def test_the_files_are_right_before_they_are_damaged(kind, source, home, tmp_path):
+    assert command(arguments(kind, home, home / source, tmp_path / "out")) == 0
+    assert whole(kind, tmp_path / "out")
