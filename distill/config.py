@@ -6,12 +6,14 @@ Every rule that can be checked without loading a weight is checked here, before 
 from __future__ import annotations
 
 import contextlib
+import copy
+import json
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from distill.world import import_deepspeed
 from objectives.didi_instruct import DidiInstructConfig
@@ -21,20 +23,65 @@ from students.samplers import SAMPLERS
 from teachers.errors import UserError, nearest
 from teachers.process import Schedule
 from teachers.section import Section
+from teachers.source import check_trust, parse_source, reason
+
+
+def _named_model(name: str) -> str:
+    parse_source(name)
+    return name
+
+
+def _named_data(name: str) -> str:
+    parse_source(name, kind="dataset")
+    return name
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(values, allow_nan=False)
+    except ValueError as error:
+        raise ValueError("it holds a number that is not finite; give a finite one") from error
+    return values
+
+
+# what other libraries are given; it must survive being written into the run folder
+PassedOn = Annotated[dict[str, JsonValue], AfterValidator(_finite)]
+Count = Annotated[int, Field(gt=0, lt=2**31)]
+# checked before anything is downloaded: what one section names would be, before another's mistake is found
+ModelName = Annotated[str, AfterValidator(_named_model)]
+DataName = Annotated[str, AfterValidator(_named_data)]
 
 
 class ModelConfig(Section):
-    """Where a model comes from, and what its checkpoint does not say of itself (see `DenoiserSpec`)."""
+    """Where a model comes from, and what its checkpoint does not say of itself (see `DenoiserSpec`).
+
+    A hub name is pinned to a commit, by ``revision`` or as ``org/name@<40 hex digits>``. ``trust_remote_code`` is the
+    model's name again, for models that come with code of their own.
+    """
 
     path: str
     process: Schedule = "log-linear"
-    tokenizer: str | None = None
+    tokenizer: ModelName | None = None
     revision: str | None = None
-    trust_remote_code: bool = False
+    trust_remote_code: str | None = None
     mask_id: int | None = Field(None, ge=0)
     shift: bool | None = None
     attention: Literal["full", "block"] | None = None
-    block_size: PositiveInt | None = None
+    block_size: Count | None = None
+
+    @field_validator("trust_remote_code", mode="before")
+    @classmethod
+    def _not_a_plain_yes(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(
+                f"{value} says nothing of whose code; write the model's own name, org/name, or leave it out"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _pinned(self) -> ModelConfig:
+        check_trust(parse_source(self.path, self.revision), self.trust_remote_code)
+        return self
 
 
 class TeacherConfig(ModelConfig):
@@ -55,12 +102,12 @@ class TeacherConfig(ModelConfig):
 
 
 class StudentConfig(Section):
-    """What the student starts from, "teacher" or a folder with the teacher's shapes; and what of it trains.
+    """What the student starts from, "teacher" or a model with the teacher's shapes; and what of it trains.
 
     With ``adapter`` the student is a LoRA adapter on the teacher itself; without, all its weights train.
     """
 
-    init: str = "teacher"
+    init: ModelName = "teacher"
     adapter: AdapterConfig | None = None
 
     @model_validator(mode="after")
@@ -77,10 +124,10 @@ class NewModelConfig(Section):
     """A model to pretrain: a stock transformers architecture from scratch, or ``init`` from a checkpoint."""
 
     type: str = "qwen3"
-    shape: dict[str, Any] = Field({})
-    init: str | None = None
+    shape: PassedOn = Field({})
+    init: ModelName | None = None
     attention: Literal["full", "block"] = "full"
-    block_size: PositiveInt | None = None
+    block_size: Count | None = None
     shift: bool = False
 
     @model_validator(mode="after")
@@ -93,22 +140,27 @@ class NewModelConfig(Section):
 class TokenizerConfig(Section):
     """An existing tokenizer (``path``), or a byte-level BPE trained on the corpus."""
 
-    path: str | None = None
+    path: ModelName | None = None
     vocabulary: int = Field(4096, ge=259)
     plain_punctuation: bool = False
 
 
 class DataConfig(Section):
-    """A corpus: text, JSONL, Parquet, a folder of them, a saved dataset, a hub name, or ``bundled:novels``."""
+    """A corpus: text, JSONL, Parquet, a folder of them, a saved dataset, a pinned hub name, or ``bundled:novels``."""
 
     path: str
-    heldout: str | None = None
+    heldout: DataName | None = None
     length: int = Field(ge=2)
     pack: bool = True
     text_column: str = "text"
     split: str = "train"
     revision: str | None = None
     heldout_fraction: float = Field(0.02, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _pinned(self) -> DataConfig:
+        parse_source(self.path, self.revision, "dataset")
+        return self
 
 
 class OptimizerConfig(Section):
@@ -130,42 +182,42 @@ class TrainConfig(Section):
     gradient is not finite is skipped; ``max_skipped`` such updates in a row end the run [own].
     """
 
-    updates: PositiveInt
-    batch: PositiveInt
-    micro_batch: PositiveInt | None = None
+    updates: Count
+    batch: Count
+    micro_batch: Count | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
-    max_skipped: PositiveInt = 5
-    seed: int = Field(0, ge=0)
+    max_skipped: Count = 5
+    seed: int = Field(0, ge=0, lt=2**63)
     ema: float = Field(0.999, ge=0, lt=1)
     student: OptimizerConfig
     critic: OptimizerConfig | None = None
-    log_every: PositiveInt = 10
-    checkpoint_every: PositiveInt = 500
+    log_every: Count = 10
+    checkpoint_every: Count = 500
     checkpoint_minutes: float | None = Field(None, gt=0)
-    keep: PositiveInt = 2
+    keep: Count = 2
     wandb: str | None = None
 
 
 class EvaluateConfig(Section):
     """Quality against step count: what `fewstep evaluate` measures, and what the loop watches while training."""
 
-    judge: str = "bundled:judge"
+    judge: ModelName = "bundled:judge"
     length: int | None = Field(None, ge=2)
-    seed: int = Field(0, ge=0)
-    data: str | None = None
+    seed: int = Field(0, ge=0, lt=2**63)
+    data: DataName | None = None
     retokenize: bool = False
     sampler: str = "ancestral"
     draw: Literal["exact", "float32-gumbel"] = "exact"
     precision: Literal["float32", "bfloat16"] = "float32"
-    steps: list[PositiveInt] = Field([1, 2, 4, 8, 16, 32, 64], min_length=1)
-    teacher_steps: PositiveInt = 1024
-    samples: int = Field(1024, ge=2)
-    batch: PositiveInt = 256
-    bootstrap: PositiveInt = 1000
-    every: PositiveInt | None = None
-    watch_steps: PositiveInt = 8
-    watch_samples: int = Field(128, ge=2)
+    steps: list[Count] = Field([1, 2, 4, 8, 16, 32, 64], min_length=1)
+    teacher_steps: Count = 1024
+    samples: int = Field(1024, ge=2, lt=2**31)
+    batch: Count = 256
+    bootstrap: Count = 1000
+    every: Count | None = None
+    watch_steps: Count = 8
+    watch_samples: int = Field(128, ge=2, lt=2**31)
     entropy_floor: float = Field(0.97, gt=0, lt=1)
     collapse: float = Field(0.9, gt=0, lt=1)
 
@@ -191,11 +243,11 @@ class DistillConfig(Section):
     objective: ObjectiveConfig
     data: DataConfig | None = None
     length: int | None = Field(None, ge=2)
-    teacher_samples: int = Field(2048, ge=1)
-    teacher_sample_steps: PositiveInt = 256
+    teacher_samples: Count = 2048
+    teacher_sample_steps: Count = 256
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()
-    deepspeed: dict[str, Any] = Field({})
+    deepspeed: PassedOn = Field({})
 
     @model_validator(mode="after")
     def _cross_checks(self) -> DistillConfig:
@@ -229,7 +281,7 @@ class PretrainConfig(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig
     train: TrainConfig
-    deepspeed: dict[str, Any] = Field({})
+    deepspeed: PassedOn = Field({})
 
     @model_validator(mode="after")
     def _cross_checks(self) -> PretrainConfig:
@@ -273,19 +325,39 @@ def check_deepspeed(section: dict[str, Any], precision: str) -> None:
             raise ValueError(f"deepspeed.{key} is not a DeepSpeed key{nearest(key, sorted(known))}")
     zero = section.get("zero_optimization", {})
     if not isinstance(zero, dict):
-        raise ValueError(f"deepspeed.zero_optimization is {zero!r}; give a section such as {{stage: 1}}")
+        raise ValueError(f"deepspeed.zero_optimization is {_shown(zero)}; give a section such as {{stage: 1}}")
     fields = {name for n, f in DeepSpeedZeroConfig.model_fields.items() for name in (n, f.alias) if name}
     for key in zero:
         if key not in fields:
-            raise ValueError(f"deepspeed.zero_optimization.{key} is not a DeepSpeed key{nearest(key, sorted(fields))}")
+            close = nearest(str(key), sorted(fields))
+            raise ValueError(f"deepspeed.zero_optimization.{key} is not a DeepSpeed key{close}")
     stage = zero.get("stage", 1)
-    if stage not in (0, 1, 2, 3):
+    if type(stage) is not int or stage not in (0, 1, 2, 3):
         raise ValueError(f"deepspeed.zero_optimization.stage is {stage!r}; allowed are 0, 1, 2 and 3")
     if stage == 0 and precision == "bfloat16":
         raise ValueError(
             "deepspeed.zero_optimization.stage 0 is wrong in bfloat16 (DeepSpeed decays the weights twice at first); "
             "use stage 1, or train.precision=float32"
         )
+    _check_as_deepspeed_does(section)
+
+
+def _check_as_deepspeed_does(section: dict[str, Any]) -> None:
+    """Let DeepSpeed read the section as it will when the engines are built, by which time there is a run folder."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    # a copy: DeepSpeed fills sections in
+    config = copy.deepcopy(section) | {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+    try:
+        DeepSpeedConfig(config)
+    except Exception as error:  # a dozen types, for what is one thing: it cannot be used
+        why = reason(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            why = f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}"
+        raise ValueError(
+            f"DeepSpeed cannot use the deepspeed section ({why}); correct or leave out that key"
+        ) from error
 
 
 # top-level keys that DeepSpeed reads by other means than the constants of its runtime
@@ -323,9 +395,9 @@ def load_config(kind: type[AnyConfig], path: str | Path, overrides: list[str] = 
         values = yaml.safe_load(Path(path).read_text("utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"config {str(path)!r} does not exist; examples are in configs/") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"cannot read config {str(path)!r} ({reason}); it must be a UTF-8 YAML file") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: no UTF-8, no such date
+        why = " ".join(str(error).split())[:160]
+        raise UserError(f"cannot read config {str(path)!r} ({why}); it must be a UTF-8 YAML file") from error
     if not isinstance(values, dict):
         raise UserError(f"config {str(path)!r} holds {type(values).__name__}; it must be a YAML mapping of sections")
     for override in overrides:
@@ -340,7 +412,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         raise UserError(f"override {override!r} is not of the form key.sub=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"override {override!r}: the value is not YAML; quote it") from error
     if isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
         with contextlib.suppress(ValueError):
@@ -349,7 +421,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     for section in sections:
         inner = values.get(section)
         if inner is not None and not isinstance(inner, dict):
-            raise UserError(f"override {override!r}: {section} is {inner!r}, not a section")
+            raise UserError(f"override {override!r}: {section} is {_shown(inner)}, not a section")
         inner = dict(inner or {})  # a copy: two sections may be one YAML alias, and the override means one of them
         values[section] = inner
         values = inner
@@ -358,10 +430,37 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 def validate(kind: type[AnyConfig], values: dict[str, Any]) -> AnyConfig:
     """Build a config; the first mistake becomes a one-line `UserError`."""
+    _check_size(values)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         raise UserError(_explain(kind, error.errors()[0])) from error
+
+
+LARGEST, DEEPEST = 10_000, 20  # values in a config, and levels of them
+
+
+def _check_size(values: Any) -> None:
+    """Refuse what YAML's aliases can make: values that hold themselves, or a few lines that stand for millions."""
+    pending, count = [(values, 0)], 0
+    while pending:
+        value, level = pending.pop()
+        inner = list(value.values() if isinstance(value, dict) else value) if isinstance(value, dict | list) else []
+        count += len(inner)
+        if count > LARGEST or level > DEEPEST:
+            raise UserError(
+                f"the config has more than {LARGEST} values or {DEEPEST} levels; write out what an alias (*) stands for"
+            )
+        pending += [(v, level + 1) for v in inner]
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: short, whatever it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no integer of thousands of digits
+        return "a huge number"
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def _explain(kind: type[BaseModel], error: dict[str, Any]) -> str:
@@ -383,7 +482,7 @@ def _explain(kind: type[BaseModel], error: dict[str, Any]) -> str:
     if error["type"] == "union_tag_invalid":
         name = error["ctx"]["tag"]
         return f"objective.name {name!r} is unknown{nearest(name, sorted(tags))}; allowed are {', '.join(sorted(tags))}"
-    return f"{where} is {error['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{where} is {_shown(error['input'])}: {message[0].lower()}{message[1:]}"
 
 
 def _model_at(kind: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:

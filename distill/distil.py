@@ -21,7 +21,7 @@ from distill.world import World, start_world
 from objectives.integral_kl import IntegralKL
 from students.adapters import AdaptedDenoiser, is_adapter, merge_adapter
 from students.samplers.ancestral import sample as ancestral
-from students.student import frozen
+from students.student import frozen, trainable_copy
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.families.causal import CausalDenoiser, load_denoiser

@@ -18,7 +18,7 @@ from distill.evaluate import at_precision, check, draw, evaluate
 from distill.judge import Judge
 from distill.progress import console
 from distill.report import plot_evaluation, print_table
-from distill.run_folder import RunFolder, new_folder, write_whole
+from distill.run_folder import RunFolder, check_new_folder, new_folder, write_whole
 from distill.world import keep_memory
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
@@ -60,6 +60,8 @@ def evaluate_command(
         raise UserError(f"run {run} names its own student and teacher; leave out --student and --teacher, or the run")
     if run is None and out is None:
         raise UserError("there is no run to write the evaluation into; name a new folder with --out")
+    if out is not None:
+        check_new_folder(out)
     found = _from_run(RunFolder.open(run), overrides) if run is not None else _from_names(student, teacher, overrides)
     config, models, names, tokenizer, process, text = found
     length = config.length or (text.length if text else min(m.spec.max_length for m in models.values()))
@@ -68,8 +70,9 @@ def evaluate_command(
     reader = Judge(config.judge, tokenizer, config.retokenize, device)
     pair = models.get("teacher"), models.get("student")
     check(*pair, reader, config, length, None)
-    folder = new_folder(out) if out is not None else RunFolder(run).path  # type: ignore[arg-type]
     reference = _reference(text, config, length, tokenizer) if text else None
+    check(*pair, reader, config, length, reference)  # again, with the text, and still before there is a folder
+    folder = new_folder(out) if out is not None else RunFolder(run).path  # type: ignore[arg-type]
     result = evaluate(*pair, reader, config, length, reference, config.seed, process)
     described = {k: {"name": names[k], "parameters": sum(p.numel() for p in m.parameters())} for k, m in models.items()}
     result = {"models": described, **result}

@@ -20,8 +20,9 @@ from distill.report import markdown_table
 from distill.run_folder import RunFolder, new_folder
 from students.export import Compression, export_student
 from teachers.errors import UserError, nearest
-from teachers.families.causal import CausalDenoiser, load_denoiser, resolve_model
+from teachers.families.causal import CausalDenoiser, load_denoiser
 from teachers.process import Schedule
+from teachers.source import model_folder, parse_source
 
 COMPRESSIONS: tuple[str, ...] = get_args(Compression)
 STEPS = 8  # what a student is exported for unless told otherwise [own]
@@ -53,11 +54,12 @@ def open_student(name: str | Path) -> Student:
         UserError: no such folder, neither kind of folder, no checkpoint yet, damaged files, or an autoregressive model.
     """
     disable_progress_bar()
-    path = Path(resolve_model(str(name)))
+    source = parse_source(str(name))
+    path = Path(source.path) if source.revision is None else model_folder(str(name))
     if not path.is_dir():
         raise UserError(f"{name} is not a folder; give a run folder, an exported model or bundled:NAME")
     if (path / "config.json").is_file():
-        student = _open_model(path)
+        student = _open_model(path, path.name if source.revision is None else str(name))
     elif (path / "config.yaml").is_file():
         student = _open_run(path)
     else:
@@ -70,7 +72,7 @@ def open_student(name: str | Path) -> Student:
     return student
 
 
-def _open_model(path: Path) -> Student:
+def _open_model(path: Path, name: str) -> Student:
     tokenizer = load_tokenizer(str(path))
     denoiser = load_denoiser(str(path), tokenizer)
     written = denoiser.model.generation_config.to_dict()
@@ -80,7 +82,7 @@ def _open_model(path: Path) -> Student:
         written.get("canvas_length") or denoiser.spec.max_length,
         written.get("noise_schedule") or "log-linear",
         written.get("max_denoising_steps") or STEPS,
-        f"Exported from the model folder `{path.name}`.",
+        f"Exported from the model folder `{name}`.",
     )
 
 

@@ -101,8 +101,9 @@ def check_export(
         UserError: it does not load, or differs by more than `LARGEST_DIFFERENCE` (float32) or `LARGEST_KL` (int8).
     """
     try:
-        written = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).to(denoiser.device).eval()
-        words = AutoTokenizer.from_pretrained(folder)
+        written = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
+        written = written.to(denoiser.device).eval()
+        words = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever the reason, the folder is of no use to anybody
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(

@@ -9,7 +9,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import CausalDenoiser, load_pretrained, resolve_model
+from teachers.families.causal import CausalDenoiser, load_pretrained
+from teachers.source import model_folder, reason
 
 
 def from_autoregressive(name: str, tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec) -> CausalDenoiser:
@@ -39,10 +40,15 @@ def from_autoregressive(name: str, tokenizer: PreTrainedTokenizerBase, spec: Den
 def _check_extends(name: str, rows: int, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer that is not the model's own, with special tokens added at most."""
     ours = tokenizer.get_vocab()
-    try:
-        own = AutoTokenizer.from_pretrained(resolve_model(name)).get_vocab()
-    except (OSError, ValueError):  # a model folder without a tokenizer
-        own = {}
+    folder, own = model_folder(name), {}
+    if any(folder.glob("*token*")) or any(folder.glob("vocab*")):
+        try:
+            own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab()
+        except Exception as error:  # tokenizers raises bare ones
+            raise UserError(
+                f"cannot read the tokenizer of model {name!r} ({reason(error)}); make its folder whole, or remove its "
+                "tokenizer files if they are not to be compared with the one you train with"
+            ) from error
     changed = any(ours.get(token) != entry for token, entry in own.items())
     lacking = any(entry >= rows and entry not in tokenizer.added_tokens_decoder for entry in ours.values())
     if changed or lacking:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError, nearest
 from teachers.masks import attention_mask_4d
-
-BUNDLED = Path(__file__).parents[1] / "bundled"
+from teachers.source import check_model_folder, check_trust, model_folder, parse_source, reason
 
 
 class CausalDenoiser(Denoiser):
@@ -92,56 +92,66 @@ class CausalDenoiser(Denoiser):
         self.model.save_pretrained(folder)
 
 
-def resolve_model(name: str) -> str:
-    """Turn ``bundled:NAME`` into the folder that comes with the package; anything else is returned as it is."""
-    if not name.startswith("bundled:"):
-        return name
-    allowed = sorted(p.name for p in BUNDLED.iterdir() if p.is_dir() and not p.name.startswith("_"))
-    wanted = name.removeprefix("bundled:")
-    if wanted not in allowed:
-        names = ", ".join(f"bundled:{a}" for a in allowed) or "none in this installation"
-        raise UserError(f"no bundled model {wanted!r}{nearest(wanted, allowed)}; bundled models: {names}")
-    return str(BUNDLED / wanted)
-
-
 def create_denoiser(model_type: str, shape: dict[str, Any], spec: DenoiserSpec) -> CausalDenoiser:
     """Build a randomly initialised denoiser of a stock architecture.
 
     Args:
         model_type: transformers' name: "qwen3", "llama", "qwen2", …
         shape: fields of that architecture's config, e.g. ``hidden_size``.
+
+    Raises:
+        UserError: an unknown architecture or field, or values that no model can be made from.
     """
-    config = AutoConfig.for_model(
-        model_type,
-        vocab_size=spec.vocabulary,
-        max_position_embeddings=spec.max_length,
-        eos_token_id=spec.eos_id,
-        pad_token_id=spec.pad_id,
-        bos_token_id=None,
-        **shape,
-    )
-    return CausalDenoiser(AutoModelForCausalLM.from_config(config), spec)
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        close = nearest(model_type, list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+        raise UserError(f"model.type {model_type!r} is no causal language model of transformers{close}; try 'qwen3'")
+    own = {
+        "vocab_size": spec.vocabulary,
+        "max_position_embeddings": spec.max_length,
+        "eos_token_id": spec.eos_id,
+        "pad_token_id": spec.pad_id,
+        "bos_token_id": None,
+    }
+    # what transformers reads, too, under the names of older configs
+    known = {**AutoConfig.for_model(model_type).to_dict(), "rope_theta": None, "rope_scaling": None}
+    for key in shape:
+        if key in own:
+            raise UserError(f"model.shape.{key} follows from the tokenizer and data.length; leave it out")
+        if key not in known:  # transformers takes any key, and leaves the field that was meant at its default
+            raise UserError(f"model.shape.{key} is not a field of {model_type}{nearest(key, list(known))}")
+    try:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **own, **shape))
+    except Exception as error:  # whatever a number out of range meets first: transformers, torch or the memory
+        raise UserError(
+            f"no {model_type} can be made from model.shape ({reason(error)}); correct its values"
+        ) from error
+    return CausalDenoiser(model, spec)
 
 
-def load_pretrained(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Load a stock causal language model in float32, from safetensors only; every failure is a `UserError`."""
-    path = resolve_model(name)
-    if Path(path).exists() and not (Path(path) / "config.json").is_file():
+def load_pretrained(name: str, revision: str | None = None, trust_remote_code: str | None = None) -> PreTrainedModel:
+    """Load a causal language model in float32, from safetensors only; every failure is a `UserError`.
+
+    Args:
+        name, revision: see `parse_source`.
+        trust_remote_code: the model's name again, to run the code that comes with it; None for stock classes only.
+    """
+    trusted = check_trust(parse_source(name, revision), trust_remote_code)
+    path = model_folder(name, revision, code=trusted)
+    if not (path / "config.json").is_file():
         raise UserError(f"{name} is not a model folder: it has no config.json; give a folder saved by save_pretrained")
+    check_model_folder(path, trusted)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=trusted,
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
         )
     except Exception as error:  # transformers, safetensors and the hub raise a dozen types for one thing: unreadable
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"cannot load model {name!r} ({reason}); give a folder with config.json and whole safetensors weights, "
-            "or a hub name that can be reached"
+            f"cannot load model {name!r} ({reason(error)}); give a folder with config.json and whole safetensors "
+            "weights"
         ) from error
     if report["missing_keys"]:  # transformers makes these up at random and only warns
         raise UserError(
@@ -154,6 +164,11 @@ def load_pretrained(name: str, revision: str | None = None, trust_remote_code: b
         quantizer.compressor.decompress_model(model)
         for module in model.modules():  # the shape it was packed from stays behind, as a parameter that cannot train
             module._parameters.pop("weight_shape", None)
+    for key, value in model.named_parameters():
+        if not value.isfinite().all():
+            raise UserError(
+                f"model {name!r} has weights in {key} that are not finite; its safetensors files are damaged"
+            )
     return model
 
 
@@ -162,13 +177,13 @@ def load_denoiser(
     tokenizer: PreTrainedTokenizerBase | None = None,
     mask_id: int | None = None,
     revision: str | None = None,
-    trust_remote_code: bool = False,
+    trust_remote_code: str | None = None,
     **overrides: Any,
 ) -> CausalDenoiser:
     """Load a denoiser: a fewstep checkpoint as it was saved, or any causal language model with the spec you name.
 
     Args:
-        name: a folder, a hub name or ``bundled:NAME``.
+        name, revision, trust_remote_code: see `load_pretrained`.
         tokenizer: where the mask token is looked for when neither ``mask_id`` nor the config names it.
         mask_id: overrides both.
         overrides: fields of `DenoiserSpec`; they win over what the checkpoint says. None means not set.

@@ -12,7 +12,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 
 DISTIL = {
-    "teacher": {"path": "some/teacher"},
+    "teacher": {"path": "models/some/teacher"},
     "objective": {"name": "integral_kl", "steps": [4, 8]},
     "length": 16,
     "train": {"updates": 2, "batch": 8, "student": {"lr": 1e-4}, "critic": {"lr": 1e-4}},

@@ -107,6 +107,32 @@ def test_damaged_files(name, content, message, tmp_path):
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize("start", ["", "\ufeff", "\n \n"])
+def test_json_may_be_an_array_or_lines(start, tmp_path):
+    rows = [{"text": d} for d in DOCUMENTS]
+    (tmp_path / "array.json").write_text(start + json.dumps(rows, indent=1), "utf-8")
+    (tmp_path / "lines[1]*.jsonl").write_text(start + "\r\n\n".join(map(json.dumps, rows)), "utf-8")
+    assert list(read_documents(data(tmp_path / "array.json"))) == DOCUMENTS
+    assert list(read_documents(data(tmp_path / "lines[1]*.jsonl"))) == DOCUMENTS, "a name is no pattern"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"text": "whole"}\n["text"]', "holds list in line 2"),
+        ('{"text": "whole"}\n{"body": "x"}', "'text' is not in .* its columns are body"),
+        ('[{"text": "whole"}, 3]', "holds int in line 1"),
+        ('{"text": "\\ud83d"}', r"'\\ud83d', half of a character"),
+        ('{"text": null}', "holds NoneType, not text"),
+        ('{"text":\n"over two lines"}', "line 1: .*one object a line"),
+    ],
+)
+def test_rows_that_are_no_documents(text, message, tmp_path):
+    (tmp_path / "c.jsonl").write_text(text, "utf-8")
+    with pytest.raises(UserError, match=message):
+        list(read_documents(data(tmp_path / "c.jsonl")))
+
+
 def test_a_folder_without_a_corpus(tmp_path):
     with pytest.raises(UserError, match="holds no"):
         list(read_documents(data(tmp_path)))
@@ -304,8 +330,8 @@ def test_a_tokenizer_without_an_end_of_text_token(tokenizer, tmp_path):
 
 
 def test_unknown_bundled_text():
-    with pytest.raises(UserError, match="no bundled text 'bundled:nothing'"):
-        list(read_documents(data("bundled:nothing")))
+    with pytest.raises(ValueError, match="no bundled text 'nothing'; bundled texts: bundled:novels"):
+        data("bundled:nothing")
 
 
 def test_text_that_spells_the_mask_token_is_text(tokenizer, tmp_path):

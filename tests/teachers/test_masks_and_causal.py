@@ -359,6 +359,24 @@ def test_time_conditioning_is_refused():
         denoiser(time_conditioned=True)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "shape", "parts"),
+    [
+        ("qwen33", {}, ("'qwen33'", "'qwen3'")),
+        ("bert_none", {}, ("'bert_none'",)),
+        ("qwen3", {"hiden_size": 16}, ("model.shape.hiden_size", "'hidden_size'")),
+        ("qwen3", {"vocab_size": 16}, ("model.shape.vocab_size", "leave it out")),
+        ("qwen3", {"hidden_size": -1}, ("model.shape", "correct it")),
+        ("qwen3", {"num_hidden_layers": "many"}, ("model.shape", "correct it")),
+    ],
+)
+def test_shapes_that_no_model_has(model_type, shape, parts):
+    with pytest.raises(UserError) as caught:
+        create_denoiser(model_type, shape, DenoiserSpec(mask_id=1, vocabulary=20, max_length=8))
+    for part in parts:
+        assert part in str(caught.value)
+
+
 def test_unknown_bundled_model():
     with pytest.raises(UserError, match="no bundled model 'nothing-like-it'"):
         load_denoiser("bundled:nothing-like-it")

@@ -1,0 +1,230 @@
+"""Where a model, a tokenizer or a dataset comes from, and what its folder may hold.
+
+Three kinds of name: ``bundled:NAME``, a path, and a hub name with its commit, ``org/name@<40 hex digits>``. What comes
+from elsewhere is data: pickles are refused, files stay within their folder, and code runs only where a config names it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import snapshot_download
+from transformers import CONFIG_MAPPING
+
+from teachers.errors import UserError, nearest
+
+BUNDLED = Path(__file__).parent / "bundled"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+COMMIT = re.compile(r"[0-9a-f]{40}")
+PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+# what is downloaded of a model; never a pickle, and Python only where it was asked for
+MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+READ = {Path(pattern).suffix for pattern in MODEL_FILES} | {".py"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A name, taken apart.
+
+    Attributes:
+        path: a file or folder, which may not exist; or a hub name, ``org/name``.
+        revision: the commit of a hub name; None for a path.
+    """
+
+    path: str
+    revision: str | None
+
+
+def parse_source(name: str, revision: str | None = None, kind: Literal["model", "dataset"] = "model") -> Source:
+    """Take a name apart, without reading or downloading anything.
+
+    Args:
+        name: ``bundled:NAME``, a path, or a hub name with its commit, ``org/name@<40 hex digits>``.
+        revision: the commit, where a config gives it as a key of its own.
+        kind: decides what ``bundled:`` names and which page lists the commits.
+
+    Raises:
+        UserError: an unknown bundled name, a hub name without a commit, or a commit of a path.
+    """
+    base, at, commit = name.partition("@")
+    is_path = name.startswith("bundled:") or os.path.exists(name) or not HUB_NAME.fullmatch(base)
+    if is_path:
+        if revision is not None:
+            raise UserError(f"revision {revision!r} is the commit of a hub name, and {name!r} is a path; leave it out")
+        return Source(_bundled(name, kind) if name.startswith("bundled:") else name, None)
+    page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{base}/commits"
+    if at and revision not in (None, commit):
+        raise UserError(f"{kind} {name!r} and revision {revision!r} are two commits; give one of them, from {page}")
+    commit = commit if at else revision
+    if commit is None:
+        raise UserError(
+            f"{kind} {name!r} does not exist here, and a hub name needs a commit; correct the path, or write "
+            f"{base}@<40 hex digits> with a commit from {page}"
+        )
+    if not COMMIT.fullmatch(commit):
+        raise UserError(
+            f"{commit!r} of {kind} {name!r} is not a commit, and may be another one tomorrow; write "
+            f"{base}@<40 hex digits> with a commit from {page}"
+        )
+    return Source(base, commit)
+
+
+def _bundled(name: str, kind: str) -> str:
+    """The folder or text that comes with the package."""
+    wanted = name.removeprefix("bundled:")
+    models = (p for p in BUNDLED.iterdir() if p.is_dir() and not p.name.startswith("_"))
+    found = {p.stem: p for p in (BUNDLED.glob("*.txt") if kind == "dataset" else models)}
+    if wanted not in found:
+        what = "text" if kind == "dataset" else "model"
+        names = ", ".join(f"bundled:{n}" for n in sorted(found)) or "none in this installation"
+        raise UserError(f"no bundled {what} {wanted!r}{nearest(wanted, sorted(found))}; bundled {what}s: {names}")
+    return str(found[wanted])
+
+
+def check_trust(source: Source, trust_remote_code: Any) -> bool:
+    """Whether a model's own code may run: only when the model itself is named, not with a plain yes.
+
+    Raises:
+        UserError: ``trust_remote_code`` is anything but None or the model's name.
+    """
+    if trust_remote_code is None:
+        return False
+    if trust_remote_code != source.path:
+        raise UserError(
+            f"trust_remote_code is {trust_remote_code!r}; to run the code that comes with this model name it, "
+            f"trust_remote_code: {source.path}, else leave it out"
+        )
+    return True
+
+
+def model_folder(name: str, revision: str | None = None, code: bool = False) -> Path:
+    """The folder of a model or tokenizer, downloaded if it is a hub name: data files only, and Python if ``code``.
+
+    Raises:
+        UserError: see `parse_source`; it does not exist, cannot be downloaded, or a file in it is a link to elsewhere.
+    """
+    source = parse_source(name, revision)
+    if source.revision is None:
+        if not os.path.exists(source.path):
+            raise UserError(
+                f"model {name!r} does not exist; give a folder, a hub name with its commit (org/name@<40 hex digits>) "
+                "or bundled:NAME"
+            )
+        folder = Path(source.path)
+    else:
+        try:
+            folder = Path(
+                snapshot_download(
+                    source.path,
+                    revision=source.revision,
+                    allow_patterns=MODEL_FILES + ["*.py"] * code,
+                    ignore_patterns=["*/*", "consolidated*"],  # other formats of the same weights
+                )
+            )
+        except Exception as error:  # the hub, the connection and the disk raise a dozen types
+            raise UserError(
+                f"cannot download model {name!r} ({reason(error)}); check name, commit, access and connection"
+            ) from error
+    _check_links(folder)
+    return folder
+
+
+def check_model_folder(folder: Path, trusted: bool) -> None:
+    """Check what a model folder would make the loaders read or run, before they do.
+
+    Args:
+        folder: it has a ``config.json``.
+        trusted: its own code may run.
+
+    Raises:
+        UserError: pickled weights only, an adapter, weight files outside the folder, or code that was not asked for.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder} holds an adapter, which names another model; merge it and give the merged model")
+    files = sorted(p.name for p in folder.iterdir())
+    pickles = [f for f in files if Path(f).suffix.lower() in PICKLES]
+    if pickles and not any(f.endswith(".safetensors") for f in files):
+        raise UserError(
+            f"{folder} has its weights only as a pickle, {pickles[0]}, which runs code when it is read; convert it to "
+            "safetensors where you trust it, with save_pretrained of transformers 5"
+        )
+    for index in folder.glob("*.safetensors.index.json"):
+        shards = read_object(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise UserError(f"{index} has no weight_map; download the model again")
+        for shard in shards.values():
+            _check_weight_file(shard, index)
+    config = read_object(folder / "config.json")
+    if config.get("transformers_weights") is not None:
+        _check_weight_file(config["transformers_weights"], folder / "config.json")
+    other = _code_elsewhere(config)
+    if other is not None:
+        raise UserError(
+            f"{folder / 'config.json'} names code in another repository, {other!r}; no commit pins that: use a model "
+            "that holds its own code"
+        )
+    if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING and not trusted:
+        raise UserError(
+            f"{folder} comes with its own model code; read it, and if you trust it set trust_remote_code to the "
+            "model's name"
+        )
+
+
+def _check_weight_file(name: Any, named_in: Path) -> None:
+    if not isinstance(name, str) or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+        raise UserError(
+            f"{named_in} names the weight file {name!r}; it must be the plain name of a safetensors file in that folder"
+        )
+
+
+def _code_elsewhere(config: Any) -> str | None:
+    """The first reference in a model config to code that transformers would fetch from some other hub repository."""
+    if not isinstance(config, dict):
+        return None
+    for key, value in config.items():
+        if key == "auto_map":
+            found = [v for v in _strings(value) if "--" in v]
+        elif key.lstrip("_").removesuffix("_internal") in ("attn_implementation", "experts_implementation"):
+            found = [v for v in _strings(value) if "/" in v]  # a kernel, downloaded compiled
+        else:
+            found = [v for v in [_code_elsewhere(value)] if v is not None]
+        if found:
+            return found[0]
+    return None
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, dict | list | tuple):
+        return [s for v in (value.values() if isinstance(value, dict) else value) for s in _strings(v)]
+    return [value] if isinstance(value, str) else []
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse links out of a folder, except into the store of the hub's own cache, which keeps every file that way."""
+    inside = [folder.resolve()]
+    if inside[0].parent.name == "snapshots":
+        inside.append(inside[0].parents[1] / "blobs")
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.suffix in READ and path.is_symlink() and not any(path.resolve().is_relative_to(i) for i in inside):
+            raise UserError(f"{path} is a link to {path.resolve()}, out of its folder; put the file itself there")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file; a `UserError` if it holds anything else."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path} ({reason(error)}); it must be a JSON object") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {type(value).__name__}; it must be a JSON object")
+    return value
+
+
+def reason(error: BaseException) -> str:
+    """The first line of another library's error, short enough to quote in ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
