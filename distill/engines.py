@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distill.config import OptimizerConfig, TrainConfig
 from distill.world import World, import_deepspeed
+from students.student import enable_gradient_checkpointing
 from teachers.errors import UserError
 
 STATE = ("weight", "exp_avg", "exp_avg_sq")
@@ -83,6 +84,9 @@ class Engine:
         micro = micro_batch(train, world)
         zero = {"stage": 1, **section.get("zero_optimization", {})}
         self.network, self.optimizer, self.updates, self.stage = network, optimizer, train.updates, zero["stage"]
+        network.collective = zero["stage"] == 3 and world.size > 1  # see `Denoiser.collective`
+        if train.gradient_checkpointing:
+            enable_gradient_checkpointing(network)
         self._trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
         self.parameters = sum(p.numel() for _, p in self._trained)
         self._adam = GuardedAdamW(

@@ -247,8 +247,14 @@ class _Watched(Denoiser):
         self.inner, self.spec, self.progress = denoiser, denoiser.spec, progress
 
     def logits(self, z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.head(self.features(z, *args, **kwargs))
+
+    def features(self, z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.progress.advance(len(z))
-        return self.inner.logits(z, *args, **kwargs)
+        return self.inner.features(z, *args, **kwargs)
+
+    def head(self, features: Tensor) -> Tensor:
+        return self.inner.head(features)
 
     def save(self, folder: str | Path) -> None:
         self.inner.save(folder)

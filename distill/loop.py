@@ -76,7 +76,8 @@ def train(
         RunError: too many updates in a row were not finite, or the last checkpoint could not be written.
     """
     micro = micro_batch(config, world)
-    average = twin(objective.network("student")) if world.is_main else None  # type: ignore[arg-type]
+    # kept on the CPU, but for when it is watched: a large one need not fit beside what trains
+    average = twin(objective.network("student")).cpu() if world.is_main else None  # type: ignore[arg-type]
     engines = {
         phase: Engine(objective.network(phase), optimizers[phase], config, deepspeed, world)
         for phase in objective.phases
@@ -161,7 +162,11 @@ def train(
             best = False
             if watch is not None and watch_every and (finished % watch_every == 0 or last):
                 fill_average()
+                if average is not None:
+                    average.to(world.device)
                 metrics, best, kept["stopped"] = watch(finished, average, kept["watched"])
+                if average is not None:
+                    average.cpu()
                 tracker.log({"update": finished, **metrics})
             late = (
                 config.checkpoint_minutes is not None and time.monotonic() - saved_at > 60 * config.checkpoint_minutes

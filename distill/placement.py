@@ -48,3 +48,4 @@ def shard(network: Denoiser, train: TrainConfig) -> None:
         "bf16": {"enabled": train.precision == "bfloat16"},
     }
     network.engine = [deepspeed.initialize(model=network, config=config)[0]]  # in a list: not a submodule of its own
+    network.collective = True
