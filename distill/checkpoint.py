@@ -97,6 +97,7 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
         self._update, self._best, self._error = 0, False, None
         if world.is_main:
+            run.checkpoints.mkdir(exist_ok=True)
             for folder in run.checkpoints.glob(".partial-*"):
                 shutil.rmtree(folder, ignore_errors=True)
         world.barrier()
@@ -242,7 +243,7 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
     """Check every file of a checkpoint against its manifest and return its state.
 
     Raises:
-        UserError: a file is missing, truncated or changed, or the manifest names one outside the folder.
+        UserError: a file is missing, truncated, changed or planted, or the manifest names one outside the folder.
     """
     remedy = "remove that folder to go back to the checkpoint before it"
     try:
@@ -259,11 +260,15 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
                 )
             if _sha256(path) != digest:
                 raise UserError(f"checkpoint {folder} is damaged: the content of {name} has changed; {remedy}")
+        for path in folder.rglob("*.safetensors"):
+            name = str(path.relative_to(folder))
+            if name not in manifest:
+                raise UserError(f"checkpoint {folder} is damaged: {name} is not in its manifest; {remedy}")
         state = json.loads((folder / "state.json").read_text("utf-8"))
-        if not isinstance(state, dict) or "state.json" not in manifest:
+        if "state.json" not in manifest or not isinstance(state["update"], int):
             raise TypeError
         return state
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"checkpoint {folder} is damaged: its manifest cannot be read; {remedy}") from error
@@ -276,16 +281,22 @@ def load_checkpoint(folder: Path, engines: dict[str, Engine], ema: Ema) -> dict[
         UserError: it is damaged, or of other networks.
     """
     state = verify_checkpoint(folder)
+    try:
+        steps, ema.updates = {phase: int(state["adam_steps"][phase]) for phase in engines}, int(state["ema_updates"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"checkpoint {folder} is of another kind of run: its state.json does not fit ({error!r}); resume with the "
+            "config that the run was started with"
+        ) from error
     for phase, engine in engines.items():
         files = _SafeFiles(folder / phase)
-        engine.load(lambda kind, name, files=files: files.get(f"{kind}/{name}"), state["adam_steps"][phase])
+        engine.load(lambda kind, name, files=files: files.get(f"{kind}/{name}"), steps[phase])
         for name, buffer in engine.network.named_buffers():
             if f"buffer/{name}" in files.where:
                 buffer.copy_(files.get(f"buffer/{name}"))
         if phase == "student":
             with ema.swapped():
                 engine.scatter("weight", lambda name, files=files: files.get(f"average/{name}"))
-    ema.updates = state["ema_updates"]
     return state
 
 

@@ -42,12 +42,16 @@ def create_run(
     world: World,
     resume: bool,
 ) -> None:
-    """Make the folder of a new run, now that all input is known to be right."""
+    """Make the folder of a new run, now that all input is known to be right; or complete that of a killed one."""
 
     def create() -> None:
         if not resume:
             run.create(dump_config(config))
-            tokenizer.save_pretrained(run.tokenizer)
+        run.checkpoints.mkdir(exist_ok=True)
+        if not run.tokenizer.exists():
+            partial = run.path / ".partial-tokenizer"
+            tokenizer.save_pretrained(partial)
+            partial.replace(run.tokenizer)
 
     world.on_main(create)
 

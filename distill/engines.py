@@ -89,6 +89,7 @@ class Engine:
             enable_gradient_checkpointing(network)
         self._trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
         self.parameters = sum(p.numel() for _, p in self._trained)
+        self._shapes = {name: p.shape for name, p in self._trained}  # ZeRO 3 empties the parameters themselves
         self._adam = GuardedAdamW(
             [p for _, p in self._trained],
             lr=optimizer.lr,
@@ -180,11 +181,21 @@ class Engine:
 
     @torch.no_grad()
     def scatter(self, kind: str, value: Callable[[str], Tensor]) -> None:
-        """Put ``kind`` of state back from full tensors, by name; the inverse of `gather`."""
+        """Put ``kind`` of state back from full tensors, by name; the inverse of `gather`.
+
+        Raises:
+            UserError: a tensor has another shape than the parameter.
+        """
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         for name, parameter in self._trained:
-            full = value(name).to(parameter.device, torch.float32)
+            full = value(name)
+            if full.shape != self._shapes[name]:
+                raise UserError(
+                    f"{kind} of {name} has shape {tuple(full.shape)}, the network's has {tuple(self._shapes[name])}; "
+                    "resume with the config that the run was started with"
+                )
+            full = full.to(parameter.device, torch.float32)
             if self.stage == 0:
                 (parameter if kind == "weight" else self._adam.state[parameter][kind]).copy_(full)
             elif kind == "weight":

@@ -88,12 +88,12 @@ def train(
     checkpoint = latest_checkpoint(run) if resume else None
     if checkpoint is not None:
         state = load_checkpoint(checkpoint, engines, ema)
-        if data is not None and state["data"] not in (None, data):
+        if data is not None and state.get("data") not in (None, data):
             raise UserError(
                 f"the data is {data} but this run was trained on {state['data']}; put the data back, start a new run, "
                 "or allow it with --allow-changes"
             )
-        done, kept = state["update"], {key: state[key] for key in kept} | {"data": data}
+        done, kept = state["update"], {key: state.get(key, start) for key, start in kept.items()} | {"data": data}
     if world.is_main:
         run.drop_metrics_after(done)
     world.on_main(lambda: check_space(run, engines, config.keep))

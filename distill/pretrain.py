@@ -46,7 +46,7 @@ def pretrain(config: PretrainConfig, run_path: str | Path, resume: bool = False,
     micro_batch(config.train, world)
     run = RunFolder(run_path)
     open_run(run, config, world, resume, allow_changes)
-    tokenizer = world.broadcast(tokenizer_of(config, run) if world.is_main else None)
+    tokenizer = world.on_main(lambda: tokenizer_of(config, run))
     if config.data.heldout:
         corpus, heldout = (load_corpus(config.data, tokenizer, p) for p in (config.data.path, config.data.heldout))
     else:

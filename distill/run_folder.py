@@ -31,7 +31,7 @@ def check_new_folder(path: str | Path) -> Path:
     """
     path = Path(path)
     try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(p.name != LOCK for p in path.iterdir())):
             raise UserError(f"{path} exists and is not an empty folder; name a new one, or remove it first")
     except OSError as error:
         raise UserError(f"cannot write to {path}: {error.strerror}; name a folder you may write to") from error
@@ -123,7 +123,6 @@ class RunFolder:
         self.lock()
         if any(p.name != LOCK for p in self.path.iterdir()):
             raise UserError(f"{self.path} has just been taken by another run; name a new folder")
-        self.checkpoints.mkdir()
         write_whole(self.config, config)
 
     def reopen(self, config: str, allow_changes: bool = False) -> None:
