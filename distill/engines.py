@@ -52,8 +52,8 @@ def micro_batch(train: TrainConfig, world: World, group: int = 1) -> int:
         )
     if micro % group:
         raise UserError(
-            f"train.batch {train.batch} over {world.size} processes makes micro-batches of {micro} rows, not a multiple "
-            f"of {group}, the rows this objective groups; change train.batch or the number of processes"
+            f"train.batch {train.batch} over {world.size} processes makes micro-batches of {micro} rows, not a "
+            f"multiple of {group}, the rows this objective groups; change train.batch or the number of processes"
         )
     return micro
 
