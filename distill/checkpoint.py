@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.engines import STATE, Engine
+from distill.progress import console
 from distill.run_folder import RunFolder, fsync, write_whole
 from distill.world import World
 from students.student import Ema
@@ -108,11 +109,6 @@ class Checkpointer:
         return self._thread is not None and self._thread.is_alive()
 
     @property
-    def open(self) -> bool:
-        """Whether a checkpoint has begun and is not settled; the same on every process."""
-        return self._thread is not None
-
-    @property
     def _final(self) -> Path:
         return self.run.checkpoints / f"{PREFIX}{self._update:08d}"
 
@@ -136,7 +132,7 @@ class Checkpointer:
             state: plain values to get back from `load_checkpoint`.
             best: mark the checkpoint when it is published.
         """
-        assert not self.open
+        assert self._thread is None, "settle first"
         self._update, self._best, self._error = update, best, None
         tensors = {phase: self._share(engine, ema if phase == "student" else None) for phase, engine in engines.items()}
         steps = {phase: engine.adam_steps for phase, engine in engines.items()}
@@ -190,12 +186,13 @@ class Checkpointer:
             self._error = error
 
     def settle(self) -> str | None:
-        """Publish what has been written, on all processes together; waits for this process's thread.
+        """Publish what has been written, if anything is; on all processes together; waits for this process's thread.
 
         Returns:
-            None, or why the checkpoint could not be written; the checkpoints before it are untouched.
+            None, or why the checkpoint could not be written, which is said; the checkpoints before it are untouched.
         """
-        assert self._thread is not None
+        if self._thread is None:
+            return None
         self._thread.join()
         self._thread = None
         reasons = self.world.gather(None if self._error is None else _reason(self._error))
@@ -204,10 +201,12 @@ class Checkpointer:
             failed = self.world.broadcast(self._publish() if self.world.is_main else None)
         if failed is None:
             return None
+        where = f" on process {failed[0]}" if self.world.size > 1 else ""
+        problem = f"the checkpoint of update {self._update} could not be written{where} ({failed[1]})"
         if self.world.is_main:
             shutil.rmtree(self._partial, ignore_errors=True)
-        where = f" on process {failed[0]}" if self.world.size > 1 else ""
-        return f"the checkpoint of update {self._update} could not be written{where} ({failed[1]})"
+            console.print(f"[yellow]warning:[/yellow] {problem}; those before it are intact", highlight=False)
+        return problem
 
     def _publish(self) -> tuple[int, str] | None:
         partial, final = self._partial, self._final

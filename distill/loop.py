@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Event
 from typing import Any
 
 import torch
@@ -18,11 +15,13 @@ from distill.checkpoint import Checkpointer, check_space, latest_checkpoint, loa
 from distill.config import OptimizerConfig, TrainConfig
 from distill.data import Corpus
 from distill.engines import Engine, micro_batch
-from distill.progress import console, progress_bar
-from distill.run_folder import RunFolder, append_line
+from distill.guards import Guard, termination
+from distill.meter import Meter
+from distill.progress import progress_bar
+from distill.run_folder import RunFolder
 from distill.tracking import Tracker
 from distill.world import RunError, World
-from objectives.objective import LossOutput, Objective
+from objectives.objective import LossOutput, Objective, Rollout
 from students.student import Ema, twin
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
@@ -98,23 +97,8 @@ def train(
         run.drop_metrics_after(done)
     world.on_main(lambda: check_space(run, engines, config.keep))
     checkpointer = Checkpointer(run, world, config.keep)
-    rows = world.rows(config.batch)
-    meter, guard = Meter(world), Guard(run, world, config)
+    rows, meter, guard = world.rows(config.batch), Meter(world), Guard(run, world, config)
     saved_at = time.monotonic()
-
-    def settle() -> str | None:
-        problem = checkpointer.settle() if checkpointer.open else None
-        if problem and world.is_main:
-            console.print(f"[yellow]warning:[/yellow] {problem}; those before it are intact", highlight=False)
-        return problem
-
-    def fill_average() -> None:
-        settle()  # it may still be being written
-        with ema.swapped(), torch.no_grad():
-            into = dict(average.named_parameters()) if average is not None else {}
-            for name, weight in engines["student"].gather("weight"):
-                if into:
-                    into[name].copy_(weight)
 
     with termination() as terminated, progress_bar() as bar, Tracker(run, world, config) as tracker:
         task = bar.add_task("training", total=config.updates, completed=done, note="")
@@ -126,34 +110,25 @@ def train(
             if corpus is not None:
                 real = corpus.batch(config.seed, [update * config.batch + row for row in rows]).to(world.device)
             rollout = objective.rollout(real, len(rows), RowStreams(config.seed, (update,), rows, world.device))
-            moved = {}
+            all_moved = True
             for phase in objective.phases:
-                engine = engines[phase]
-                terms = world.sum(objective.count(phase, rollout)).clamp(min=1)
-                outs, loss = [], torch.zeros((), dtype=torch.float64, device=world.device)
-                for start in range(0, len(rows), micro):
-                    out = objective.loss(phase, rollout.rows(slice(start, start + micro)))
-                    # DeepSpeed averages over processes and micro-batches; the loss is a mean over all terms
-                    engine.backward(out.sum * (world.size * len(rows) // micro / terms).to(out.sum))
-                    outs.append(out)
-                    loss += out.sum.detach() / terms
-                    if start + micro < len(rows):
-                        engine.step(update)
-                loss = float(world.sum(loss))
-                norm, moved[phase] = engine.step(update, math.isfinite(loss))
-                if moved[phase]:
+                loss, norm, moved, outs = take_step(engines[phase], objective, phase, rollout, update, micro, world)
+                if moved:
                     meter.add(phase, loss, norm, outs)
                 else:
-                    kept["skipped"] += 1
                     guard.record(update, phase, loss, norm)
-            if moved["student"]:
-                ema.update()
-            guard.check(all(moved.values()), settle)
+                    kept["skipped"] += 1
+                all_moved = all_moved and moved
+                if moved and phase == "student":
+                    ema.update()
+            if not guard.goes_on(all_moved):
+                checkpointer.settle()
+                guard.stop()
 
             finished = update + 1
+            last = finished == config.updates
             meter.tokens += config.batch * length
             bar.update(task, completed=finished)
-            last = finished == config.updates
             if finished % config.log_every == 0 or last:
                 rates = {f"{phase}/lr": engine.learning_rate(update) for phase, engine in engines.items()}
                 line = {"update": finished, **meter.read(), **rates, "skipped": kept["skipped"]}
@@ -161,25 +136,22 @@ def train(
                 bar.update(task, note=f"loss {line['student/loss']:.3f}" if "student/loss" in line else "skipped")
             best = False
             if watch is not None and watch_every and (finished % watch_every == 0 or last):
-                fill_average()
-                if average is not None:
-                    average.to(world.device)
-                metrics, best, kept["stopped"] = watch(finished, average, kept["watched"])
-                if average is not None:
-                    average.cpu()
+                checkpointer.settle()  # it may still be writing the average
+                fill(average, ema, engines["student"])
+                with on_device(average, world.device):
+                    metrics, best, kept["stopped"] = watch(finished, average, kept["watched"])
                 tracker.log({"update": finished, **metrics})
-            late = (
-                config.checkpoint_minutes is not None and time.monotonic() - saved_at > 60 * config.checkpoint_minutes
-            )
+            minutes = (time.monotonic() - saved_at) / 60
+            late = config.checkpoint_minutes is not None and minutes > config.checkpoint_minutes
             preempted, writing, late = world.any(terminated.is_set(), checkpointer.writing, late)
             if not writing:
-                settle()
-            last = last or preempted or kept["stopped"] is not None
-            if best or last or late or finished % config.checkpoint_every == 0:
-                fill_average()
+                checkpointer.settle()
+            if best or last or late or preempted or kept["stopped"] or finished % config.checkpoint_every == 0:
+                checkpointer.settle()
+                fill(average, ema, engines["student"])
                 checkpointer.begin(finished, engines, ema, average, kept, best)
                 saved_at = time.monotonic()
-        problem = settle()
+        problem = checkpointer.settle()
     if problem:
         raise RunError(f"{problem}; make room or mend the folder, then start again with --resume")
     for engine in engines.values():
@@ -187,99 +159,45 @@ def train(
     return Outcome(average, kept["stopped"], preempted)
 
 
+def take_step(
+    engine: Engine, objective: Objective, phase: str, rollout: Rollout, update: int, micro: int, world: World
+) -> tuple[float, float, bool, list[LossOutput]]:
+    """One phase of an update: forward and backward passes of ``micro`` rows at a time, then the optimiser's step.
+
+    Returns:
+        The loss over all processes, the gradient's norm, whether the weights moved, and what each micro-batch gave.
+    """
+    outs, rows = [], len(rollout)
+    loss = torch.zeros((), dtype=torch.float64, device=world.device)
+    terms = world.sum(objective.count(phase, rollout)).clamp(min=1)
+    for start in range(0, rows, micro):
+        out = objective.loss(phase, rollout.rows(slice(start, start + micro)))
+        # DeepSpeed averages over processes and micro-batches; the loss is a mean over all terms
+        engine.backward(out.sum * (world.size * (rows // micro) / terms).to(out.sum))
+        outs.append(LossOutput(out.sum.detach(), out.metrics))
+        loss += outs[-1].sum / terms
+        if start + micro < rows:
+            engine.step(update)
+    value = float(world.sum(loss))
+    norm, moved = engine.step(update, math.isfinite(value))
+    return value, norm, moved, outs
+
+
+@torch.no_grad()
+def fill(average: Denoiser | None, ema: Ema, student: Engine) -> None:
+    """Put the averaged weights into ``average``; all processes together, those without one as well."""
+    into = dict(average.named_parameters()) if average is not None else {}
+    with ema.swapped():
+        for name, weight in student.gather("weight"):
+            if into:
+                into[name].copy_(weight)
+
+
 @contextmanager
-def termination() -> Iterator[Event]:
-    """An event that the first SIGTERM sets, so that a preempted run saves before it goes; the second one kills."""
-    event = Event()
-
-    def on_sigterm(number: int, frame: object) -> None:
-        event.set()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    before = signal.signal(signal.SIGTERM, on_sigterm)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-class Guard:
-    """Records updates whose loss or gradient was not finite, and ends the run when there are too many in a row."""
-
-    def __init__(self, run: RunFolder, world: World, config: TrainConfig):
-        self.run, self.world, self.config, self.in_a_row, self.last = run, world, config, 0, ""
-
-    def record(self, update: int, phase: str, loss: float, norm: float) -> None:
-        """Write down what it takes to make the batch again: rows and rollouts follow from seed, update and row."""
-        first = update * self.config.batch
-        self.last = f"update {update + 1}: {phase} loss {loss:.4g}, gradient norm {norm:.4g}"
-        if self.world.is_main:
-            console.print(f"[yellow]warning:[/yellow] step skipped at {self.last}", highlight=False)
-            append_line(
-                self.run.skipped,
-                {
-                    "update": update + 1,
-                    "phase": phase,
-                    "loss": str(loss),
-                    "grad_norm": str(norm),
-                    "seed": self.config.seed,
-                    "corpus_rows": [first, first + self.config.batch],
-                },
-            )
-
-    def check(self, moved: bool, before_leaving: Callable[[], object]) -> None:
-        """Count updates in a row that did not move everything.
-
-        Raises:
-            RunError: there were ``train.max_skipped``.
-        """
-        self.in_a_row = 0 if moved else self.in_a_row + 1
-        if self.in_a_row >= self.config.max_skipped:
-            before_leaving()
-            raise RunError(
-                f"{self.in_a_row} updates in a row were not finite ({self.last}); their batches are named in "
-                f"{self.run.skipped}, the checkpoints are intact; lower train.student.lr or train.critic.lr, or use "
-                "float32, and start again with --resume --allow-changes"
-            )
-
-
-class Meter:
-    """Averages between two log lines: losses over updates, metrics over their own counts, rates over the clock."""
-
-    def __init__(self, world: World):
-        self.world = world
-        self.start = time.monotonic()
-        self._reset()
-
-    def _reset(self) -> None:
-        self.since, self.tokens = time.monotonic(), 0
-        self.values = defaultdict(list)
-        self.sums, self.counts = defaultdict(float), defaultdict(float)
-
-    def add(self, phase: str, loss: float, norm: float, outs: list[LossOutput]) -> None:
-        """Add an update's loss and gradient norm, and this process's metrics."""
-        self.values[f"{phase}/loss"].append(loss)
-        self.values[f"{phase}/grad_norm"].append(norm)
-        for out in outs:
-            for name, (total, count) in out.metrics.items():
-                self.sums[f"{phase}/{name}"] = self.sums[f"{phase}/{name}"] + total
-                self.counts[f"{phase}/{name}"] = self.counts[f"{phase}/{name}"] + count
-
-    def read(self) -> dict[str, float]:
-        """The averages over all processes since the last call."""
-        line = {name: sum(values) / len(values) for name, values in self.values.items()}
-        values = [*self.sums.values(), *self.counts.values()]
-        if values:
-            total = self.world.sum(torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in values])).tolist()
-            counts = total[len(self.sums) :]
-            line |= {name: value / max(n, 1e-12) for name, value, n in zip(self.sums, total, counts, strict=False)}
-        updates = max((len(v) for v in self.values.values()), default=0)
-        seconds = time.monotonic() - self.since
-        line |= {
-            "seconds": round(time.monotonic() - self.start, 3),
-            "updates_per_second": updates / seconds,
-            "tokens": self.tokens,
-            "tokens_per_second": self.tokens / seconds,
-        }
-        self._reset()
-        return line
+def on_device(denoiser: Denoiser | None, device: torch.device) -> Iterator[None]:
+    """A denoiser that is kept on the CPU, elsewhere for a while."""
+    if denoiser is not None:
+        denoiser.to(device)
+    yield
+    if denoiser is not None:
+        denoiser.cpu()

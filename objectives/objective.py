@@ -31,6 +31,10 @@ class Rollout:
     Losses are deterministic functions of a rollout, so a batch may be split into micro-batches anywhere.
     """
 
+    def __len__(self) -> int:
+        """Rows."""
+        return next(len(value) for f in fields(self) if (value := getattr(self, f.name)) is not None)
+
     def rows(self, part: slice) -> Any:
         """The rollout of some of the rows."""
         cut = {f.name: getattr(self, f.name) for f in fields(self)}
