@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.markup import escape
@@ -31,6 +31,7 @@ Run = Annotated[
     Path | None, typer.Option("--run", "--run-dir", help="The run's folder [default: runs/NAME of the config].")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")]
+AllowChanges = Annotated[bool, typer.Option("--allow-changes", help="Resume although config or data have changed.")]
 
 
 def main() -> None:
@@ -42,26 +43,60 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise SystemExit(2) from None
+        fail(str(error), 2)
+    except RuntimeError as error:
+        if "distill.world" not in sys.modules:  # importing it takes seconds, and nothing else raises what it knows
+            raise
+        from distill.world import RUN_FAILED, RunError, is_lost_connection, lost_message
+
+        if isinstance(error, RunError):
+            fail(str(error), RUN_FAILED)
+        if is_lost_connection(error):
+            fail(lost_message(), RUN_FAILED)
+        raise
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """One line on stderr, said once however many processes fail, and an exit code."""
+    from distill.world import first_to_say
+
+    if first_to_say(message):
+        console.print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
+    raise SystemExit(code)
 
 
 @app.command()
-def pretrain(config: Config, overrides: Overrides = None, run: Run = None, resume: Resume = False) -> None:
+def pretrain(
+    config: Config,
+    overrides: Overrides = None,
+    run: Run = None,
+    resume: Resume = False,
+    allow_changes: AllowChanges = False,
+) -> None:
     """Train a masked-diffusion teacher or an autoregressive judge from text."""
     from distill.config import PretrainConfig, load_config
     from distill.pretrain import pretrain as command
 
-    command(load_config(PretrainConfig, config, overrides or []), run or Path("runs") / config.stem, resume)
+    command(
+        load_config(PretrainConfig, config, overrides or []), run or Path("runs") / config.stem, resume, allow_changes
+    )
 
 
 @app.command()
-def distill(config: Config, overrides: Overrides = None, run: Run = None, resume: Resume = False) -> None:
+def distill(
+    config: Config,
+    overrides: Overrides = None,
+    run: Run = None,
+    resume: Resume = False,
+    allow_changes: AllowChanges = False,
+) -> None:
     """Distil a teacher into a few-step student."""
     from distill.config import DistillConfig, load_config
     from distill.distil import distil as command
 
-    command(load_config(DistillConfig, config, overrides or []), run or Path("runs") / config.stem, resume)
+    command(
+        load_config(DistillConfig, config, overrides or []), run or Path("runs") / config.stem, resume, allow_changes
+    )
 
 
 @app.command()

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, Field, JsonValue, ValidationErro
 from distill.world import import_deepspeed
 from objectives.didi_instruct import DidiInstructConfig
 from objectives.integral_kl import IntegralKLConfig
+from students.adapters import AdapterConfig
 from students.samplers import SAMPLERS
 from teachers.errors import UserError, nearest
 from teachers.process import Schedule
@@ -83,10 +84,40 @@ class ModelConfig(Section):
         return self
 
 
+class TeacherConfig(ModelConfig):
+    """The teacher, and where it is kept: a whole copy on each process ("replicated"), its weights spread over the
+    processes ("sharded", ZeRO 3), or its layers spread over the devices that one process sees ("dispatched").
+
+    ``max_memory`` limits what "dispatched" puts on each device, as accelerate takes it: {0: 20GB, cpu: 60GB}.
+    """
+
+    placement: Literal["replicated", "sharded", "dispatched"] = "replicated"
+    max_memory: dict[int | str, str] | None = None
+
+    @model_validator(mode="after")
+    def _memory(self) -> TeacherConfig:
+        if self.max_memory and self.placement != "dispatched":
+            raise ValueError(f"max_memory has no meaning for placement {self.placement!r}; set placement to dispatched")
+        return self
+
+
 class StudentConfig(Section):
-    """What the student starts from: "teacher", or a model with the teacher's shapes."""
+    """What the student starts from, "teacher" or a model with the teacher's shapes; and what of it trains.
+
+    With ``adapter`` the student is a LoRA adapter on the teacher itself; without, all its weights train.
+    """
 
     init: ModelName = "teacher"
+    adapter: AdapterConfig | None = None
+
+    @model_validator(mode="after")
+    def _adapter(self) -> StudentConfig:
+        if self.adapter is not None and self.init != "teacher":
+            raise ValueError(
+                f"init is {self.init!r}, but an adapter sits on the teacher itself; leave out student.init to train "
+                "the adapter, or student.adapter to train all weights"
+            )
+        return self
 
 
 class NewModelConfig(Section):
@@ -145,12 +176,18 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(Section):
-    """The loop. ``batch`` rows make an update, over all processes; ``micro_batch`` of them pass a network at once."""
+    """The loop. ``batch`` rows make an update, over all processes; ``micro_batch`` of them pass a network at once.
+
+    ``gradient_checkpointing`` recomputes activations in the backward pass instead of keeping them. A step whose loss or
+    gradient is not finite is skipped; ``max_skipped`` such updates in a row end the run [own].
+    """
 
     updates: Count
     batch: Count
     micro_batch: Count | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    max_skipped: Count = 5
     seed: int = Field(0, ge=0, lt=2**63)
     ema: float = Field(0.999, ge=0, lt=1)
     student: OptimizerConfig
@@ -201,7 +238,7 @@ class DistillConfig(Section):
     rows that the teacher wrote in ``teacher_sample_steps`` steps before training starts.
     """
 
-    teacher: ModelConfig
+    teacher: TeacherConfig
     student: StudentConfig = StudentConfig()
     objective: ObjectiveConfig
     data: DataConfig | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -210,6 +211,11 @@ class Corpus:
     def rows(self) -> int:
         """Rows in an epoch."""
         return max(1, len(self.tokens) // self.length - (1 if self.packed and len(self.tokens) > self.length else 0))
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this corpus from another: tokens, row length and a digest."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.tokens)).hexdigest()
+        return {"tokens": len(self.tokens), "length": self.length, "sha256": digest[:16]}
 
     def batch(self, seed: int, positions: range | list[int]) -> Tensor:
         """Rows at global ``positions`` of the endless shuffled order of ``seed``: (len(positions), length) int64."""

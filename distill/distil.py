@@ -7,19 +7,22 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from distill.checkpoint import latest_checkpoint, verify_checkpoint
-from distill.config import DistillConfig, ModelConfig, dump_config
+from distill.command import create_run, leave, open_run
+from distill.config import DistillConfig, ModelConfig
 from distill.data import Corpus, load_corpus, load_tokenizer
 from distill.engines import micro_batch
 from distill.loop import train
+from distill.placement import place_teacher
 from distill.progress import console
 from distill.report import plot_training
-from distill.run_folder import RunFolder, check_new_folder
+from distill.run_folder import RunFolder
 from distill.watch import CollapseWatch
 from distill.world import World, start_world
 from objectives.integral_kl import IntegralKL
+from students.adapters import AdaptedDenoiser, is_adapter, merge_adapter
 from students.samplers.ancestral import sample as ancestral
-from students.student import cast, frozen, trainable_copy
+from students.student import frozen, trainable_copy
+from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.families.causal import CausalDenoiser, load_denoiser
 from teachers.process import MaskedProcess
@@ -45,8 +48,12 @@ def load_teacher(config: ModelConfig) -> tuple[CausalDenoiser, PreTrainedTokeniz
     return frozen(teacher), tokenizer
 
 
-def load_student(config: DistillConfig, teacher: CausalDenoiser) -> CausalDenoiser:
-    """The network to train: a copy of the teacher, or a checkpoint with the same vocabulary."""
+def load_student(config: DistillConfig, teacher: CausalDenoiser) -> Denoiser:
+    """The network to train: an adapter on the teacher, a copy of it, or a checkpoint with the same vocabulary."""
+    if config.student.adapter is not None:
+        # the same seed as the critic's: their adapters start equal, as do a student and a critic that are copies
+        torch.manual_seed(config.train.seed)
+        return AdaptedDenoiser(teacher, config.student.adapter)
     if config.student.init == "teacher":
         return trainable_copy(teacher)
     student = load_denoiser(config.student.init, mask_id=teacher.spec.mask_id)
@@ -56,6 +63,19 @@ def load_student(config: DistillConfig, teacher: CausalDenoiser) -> CausalDenois
             f"{teacher.spec.vocabulary}; start from a model with the teacher's vocabulary"
         )
     return trainable_copy(student)
+
+
+def load_averaged(folder: Path, tokenizer: PreTrainedTokenizerBase, teacher: ModelConfig | None) -> CausalDenoiser:
+    """The averaged network in a checkpoint's ``folder``; an adapter comes merged into the teacher it was trained on.
+
+    Args:
+        teacher: what the run's config says; None for a run without one.
+    """
+    if not is_adapter(folder):
+        return load_denoiser(str(folder), tokenizer)
+    if teacher is None:
+        raise UserError(f"{folder} is an adapter, but its run's config names no teacher; put the config.yaml back")
+    return merge_adapter(load_teacher(teacher)[0], folder)
 
 
 def teacher_corpus(config: DistillConfig, teacher: CausalDenoiser, world: World) -> Corpus:
@@ -69,21 +89,26 @@ def teacher_corpus(config: DistillConfig, teacher: CausalDenoiser, world: World)
     return Corpus(torch.cat(parts).cpu().numpy().reshape(-1), shape[1], 1.0, packed=False)
 
 
-def distil(config: DistillConfig, run_path: str | Path, resume: bool = False) -> Path:
+def distil(config: DistillConfig, run_path: str | Path, resume: bool = False, allow_changes: bool = False) -> Path:
     """Train a student and leave it, averaged, in the run folder's checkpoints.
 
     Everything that can be wrong with the input is found before the folder is made.
 
+    Args:
+        allow_changes: resume although config or data differ from what the run was started with.
+
     Returns:
         The run folder, for `fewstep evaluate` and `fewstep export`.
+
+    Raises:
+        UserError: a mistake in the input.
+        RunError: training could not go on.
+        SystemExit: with code `PREEMPTED`, after a SIGTERM and a checkpoint.
     """
     world = start_world()
     micro_batch(config.train, world)
-    text, run = dump_config(config), RunFolder(run_path)
-    if not resume:
-        check_new_folder(run_path)
-    elif RunFolder.reopen(run_path, text) and (checkpoint := latest_checkpoint(run)) is not None:
-        verify_checkpoint(checkpoint)
+    run = RunFolder(run_path)
+    open_run(run, config, world, resume, allow_changes)
     teacher, tokenizer = load_teacher(config.teacher)
     length = config.sequence_length
     if length > teacher.spec.max_length:
@@ -95,26 +120,22 @@ def distil(config: DistillConfig, run_path: str | Path, resume: bool = False) ->
     process = MaskedProcess(config.teacher.process)
     corpus = load_corpus(config.data, tokenizer).split(config.data.heldout_fraction)[0] if config.data else None
 
-    world.barrier()  # nobody still looks at the folder
-    if world.is_main and not resume:
-        RunFolder.create(run_path, text)
-        tokenizer.save_pretrained(run.tokenizer)
-    world.barrier()
-    torch.manual_seed(config.train.seed)  # the discriminator's head is the only random initialisation
+    create_run(run, config, tokenizer, world, resume)
+    torch.manual_seed(config.train.seed)  # the discriminator's head and the critic's adapter start at random
     objective = IntegralKL(config.objective, teacher.to(world.device), student.to(world.device), process, length)
+    data = corpus.identity() if corpus is not None and objective.ratio.needs_real and not allow_changes else None
     if corpus is None and objective.ratio.needs_real:
         corpus = teacher_corpus(config, teacher, world)
-    if config.train.precision == "bfloat16":
-        cast(teacher, torch.bfloat16)
+    place_teacher(teacher, config.teacher, config.train, world, run.path / "offload")
     assert config.train.critic is not None  # checked with the config
     optimizers = {"critic": config.train.critic, "student": config.train.student}
-    _, stopped = train(
+    outcome = train(
         objective, optimizers, corpus if objective.ratio.needs_real else None, config.train, config.deepspeed, run,
-        world, length, resume, watch, config.evaluate.every,
+        world, length, resume, watch, config.evaluate.every, data,
     )  # fmt: skip
     if world.is_main:
         plot_training(run.read_metrics(), run.path / "training.png")
-        if stopped:
-            console.print(f"[yellow]stopped early:[/yellow] {stopped}", highlight=False)
+    leave(run, world, outcome)
+    if world.is_main:
         console.print(f"student in {run.path}; next: fewstep evaluate {run.path}", highlight=False, soft_wrap=True)
     return run.path

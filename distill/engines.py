@@ -1,8 +1,9 @@
-"""One DeepSpeed engine per trained network."""
+"""One engine per trained network: DeepSpeed's, and its float32 state by parameter name, whatever the ZeRO stage."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,7 +11,11 @@ from torch import Tensor, nn
 
 from distill.config import OptimizerConfig, TrainConfig
 from distill.world import World, import_deepspeed
+from students.student import enable_gradient_checkpointing
 from teachers.errors import UserError
+
+STATE = ("weight", "exp_avg", "exp_avg_sq")
+"""What training keeps of every parameter, in float32: its master copy and Adam's two moments."""
 
 
 def learning_rate_factor(update: int, config: OptimizerConfig, updates: int) -> float:
@@ -45,51 +50,183 @@ def micro_batch(train: TrainConfig, world: World) -> int:
     return micro
 
 
-def build_engine(
-    network: nn.Module, optimizer: OptimizerConfig, train: TrainConfig, section: dict[str, Any], world: World
-) -> Any:
-    """Wrap ``network`` in a DeepSpeed engine.
+class GuardedAdamW(torch.optim.AdamW):
+    """AdamW that does nothing while ``refuse`` is set: how a non-finite loss is kept out of the weights."""
 
-    Args:
-        section: the config's ``deepspeed`` section, already checked; passed through. Without a stage, ZeRO 1.
+    refuse = False
+
+    def step(self, closure: Any = None) -> Any:
+        """Take a step, unless refused."""
+        return None if self.refuse else super().step(closure)
+
+
+class Engine:
+    """A network, its DeepSpeed engine, and its state gathered and scattered by parameter name.
+
+    DeepSpeed shards the float32 state differently in each ZeRO stage and for each number of processes. `gather` and
+    `scatter` hide that: all processes iterate together and each sees the full tensors, so that a checkpoint is of no
+    stage and no world size.
+
+    Attributes:
+        network: the trained module; under ZeRO 3 its parameters exist only inside its own forward pass.
+        parameters: how many numbers are trained.
     """
-    deepspeed = import_deepspeed()
-    micro = micro_batch(train, world)
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    adam = torch.optim.AdamW(
-        parameters, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay, fused=True
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        adam, lambda update: learning_rate_factor(update, optimizer, train.updates)
-    )
-    config = {
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-        **section,
-        "zero_optimization": {"stage": 1, **section.get("zero_optimization", {})},
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": train.batch // world.size // micro,
-        "gradient_clipping": optimizer.clip,
-        "bf16": {"enabled": train.precision == "bfloat16"},
-    }
-    return deepspeed.initialize(
-        model=network, model_parameters=parameters, optimizer=adam, lr_scheduler=schedule, config=config
-    )[0]
 
+    def __init__(
+        self, network: nn.Module, optimizer: OptimizerConfig, train: TrainConfig, section: dict[str, Any], world: World
+    ):
+        """Wrap ``network``.
 
-def gradient_norm(engine: Any) -> float:
-    """The norm of the gradient that the next or last step uses, before clipping."""
-    norm = engine.get_global_grad_norm()
-    if norm is None:  # ZeRO 0 in float32 keeps none
-        squares = [p.grad.float().square().sum() for p in engine.module.parameters() if p.grad is not None]
-        norm = torch.stack(squares).sum().sqrt() if squares else 0.0
-    return float(norm)
+        Args:
+            section: the config's ``deepspeed`` section, already checked; passed through. Without a stage, ZeRO 1.
+        """
+        deepspeed = import_deepspeed()
+        micro = micro_batch(train, world)
+        zero = {"stage": 1, **section.get("zero_optimization", {})}
+        self.network, self.optimizer, self.updates, self.stage = network, optimizer, train.updates, zero["stage"]
+        network.collective = zero["stage"] == 3 and world.size > 1  # see `Denoiser.collective`
+        if train.gradient_checkpointing:
+            enable_gradient_checkpointing(network)
+        self._trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+        self.parameters = sum(p.numel() for _, p in self._trained)
+        self._shapes = {name: p.shape for name, p in self._trained}  # ZeRO 3 empties the parameters themselves
+        self._adam = GuardedAdamW(
+            [p for _, p in self._trained],
+            lr=optimizer.lr,
+            betas=optimizer.betas,
+            weight_decay=optimizer.weight_decay,
+            fused=True,
+        )
+        config = {
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW steps on the CPU as well
+            "steps_per_print": 10**9,
+            **section,
+            "zero_optimization": zero,
+            "train_micro_batch_size_per_gpu": micro,
+            "gradient_accumulation_steps": train.batch // world.size // micro,
+            "gradient_clipping": optimizer.clip,
+            "bf16": {"enabled": train.precision == "bfloat16"},
+        }
+        self._engine = deepspeed.initialize(
+            model=network, model_parameters=[p for _, p in self._trained], optimizer=self._adam, config=config
+        )[0]
+        for master in self.masters():  # DeepSpeed's views of the moments must be of these, from the first update on
+            self._adam.state[master] = {
+                "step": torch.zeros((), device=master.device),
+                "exp_avg": torch.zeros_like(master),
+                "exp_avg_sq": torch.zeros_like(master),
+            }
+        if self.stage in (1, 2):
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
+    def masters(self) -> list[Tensor]:
+        """This process's shards of the float32 weights: what Adam steps."""
+        if self.stage == 0:
+            return [p for _, p in self._trained]
+        if self.stage == 3:
+            return self._engine.optimizer.fp32_partitioned_groups_flat
+        return self._engine.optimizer.single_partition_of_fp32_groups
 
-def full_parameters(engine: Any) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter of an engine's network in full and in float32; all processes must iterate together."""
-    from deepspeed.utils import safe_get_full_fp32_param
+    @property
+    def adam_steps(self) -> int:
+        """Steps that Adam has taken; refused ones do not count."""
+        return int(self._adam.state[self.masters()[0]]["step"])
 
-    for name, parameter in engine.module.named_parameters():
-        full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
-        yield name, (parameter.detach().float() if full is None else full)
+    def learning_rate(self, update: int) -> float:
+        """The rate of an update's step, counted from 0."""
+        return self.optimizer.lr * learning_rate_factor(update, self.optimizer, self.updates)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate a micro-batch's gradient; `step` must follow."""
+        self._engine.backward(loss)
+
+    def step(self, update: int, loss_is_finite: bool = True) -> tuple[float, bool]:
+        """After each micro-batch; at the last one of an update the weights move.
+
+        Args:
+            update: counted from 0; sets the learning rate.
+            loss_is_finite: of the whole update over all processes, the same on each.
+
+        Returns:
+            The gradient's norm before clipping, and whether the weights moved: not if loss or norm were not finite.
+            Both mean something at the last micro-batch only.
+        """
+        for group in self._adam.param_groups:
+            group["lr"] = self.learning_rate(update)
+        last = self._engine.is_gradient_accumulation_boundary()
+        norm = self._own_norm() if self.stage == 0 and last else math.nan
+        self._adam.refuse = not loss_is_finite or (self.stage == 0 and last and not math.isfinite(norm))
+        self._engine.step()
+        if self.stage > 0 and last:
+            norm = float(self._engine.get_global_grad_norm())
+        return norm, not self._adam.refuse and math.isfinite(norm)
+
+    def _own_norm(self) -> float:
+        """ZeRO 0 in float32 keeps no norm; gradients are whole on every process."""
+        squares = [p.grad.float().square().sum() for _, p in self._trained if p.grad is not None]
+        return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+
+    def gather(self, kind: str) -> Iterator[tuple[str, Tensor]]:
+        """Every trained parameter's ``kind`` of state (see `STATE`) in full; all processes iterate together."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        for name, parameter in self._trained:
+            if self.stage == 0:
+                yield name, parameter.detach() if kind == "weight" else self._adam.state[parameter][kind]
+            elif kind == "weight":
+                yield name, safe_get_full_fp32_param(parameter)
+            else:
+                yield name, safe_get_full_optimizer_state(parameter, kind)
+
+    @torch.no_grad()
+    def scatter(self, kind: str, value: Callable[[str], Tensor]) -> None:
+        """Put ``kind`` of state back from full tensors, by name; the inverse of `gather`.
+
+        Raises:
+            UserError: a tensor has another shape than the parameter.
+        """
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        for name, parameter in self._trained:
+            full = value(name)
+            if full.shape != self._shapes[name]:
+                raise UserError(
+                    f"{kind} of {name} has shape {tuple(full.shape)}, the network's has {tuple(self._shapes[name])}; "
+                    "resume with the config that the run was started with"
+                )
+            full = full.to(parameter.device, torch.float32)
+            if self.stage == 0:
+                (parameter if kind == "weight" else self._adam.state[parameter][kind]).copy_(full)
+            elif kind == "weight":
+                safe_set_full_fp32_param(parameter, full)
+            else:
+                safe_set_full_optimizer_state(parameter, full, kind)
+
+    def load(self, state: Callable[[str, str], Tensor], adam_steps: int) -> None:
+        """Continue from a checkpoint.
+
+        Args:
+            state: (kind, parameter name) → full tensor.
+        """
+        for kind in STATE:
+            self.scatter(kind, lambda name, kind=kind: state(kind, name))
+        for master in self.masters():
+            self._adam.state[master]["step"].fill_(adam_steps)
+        self._weights_from_masters()
+
+    def _weights_from_masters(self) -> None:
+        """Recompute the weights that forward passes use, as DeepSpeed does at the end of a step."""
+        zero = self._engine.optimizer
+        if self.stage in (1, 2):
+            zero.update_lp_params()
+        elif self.stage == 3:
+            zero._partition_all_parameters()
+            for group in range(len(zero.fp16_groups)):
+                zero._reassign_or_swap_out_partitioned_parameters(group)
+            if zero.persistent_parameters:
+                zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+    def destroy(self) -> None:
+        """Release DeepSpeed's hooks and buffers."""
+        self._engine.destroy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ from distill.config import EvaluateConfig
 from distill.judge import Judge
 from distill.metrics import bigram_entropy, distinct_2, perplexity, perplexity_interval, unigram_entropy
 from distill.progress import progress_bar
+from students.adapters import merged
 from students.samplers import LOG_LINEAR, SAMPLERS
-from students.student import cast
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
@@ -151,7 +150,9 @@ def draw(
 
 def at_precision(denoiser: Denoiser, precision: str) -> Denoiser:
     """The denoiser, or a bfloat16 copy of it. Logits are float32 either way (see `Denoiser.logits`)."""
-    return denoiser if precision == "float32" else cast(copy.deepcopy(denoiser), torch.bfloat16)
+    if precision == "float32" or all(p.dtype == torch.bfloat16 for p in denoiser.parameters()):
+        return denoiser
+    return merged(denoiser, torch.bfloat16)
 
 
 def check(
@@ -246,8 +247,14 @@ class _Watched(Denoiser):
         self.inner, self.spec, self.progress = denoiser, denoiser.spec, progress
 
     def logits(self, z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.head(self.features(z, *args, **kwargs))
+
+    def features(self, z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.progress.advance(len(z))
-        return self.inner.logits(z, *args, **kwargs)
+        return self.inner.features(z, *args, **kwargs)
+
+    def head(self, features: Tensor) -> Tensor:
+        return self.inner.head(features)
 
     def save(self, folder: str | Path) -> None:
         self.inner.save(folder)

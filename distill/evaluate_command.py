@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from distill.checkpoint import best_checkpoint, verify_checkpoint
 from distill.config import DataConfig, DistillConfig, EvaluateConfig, apply_override, load_config, validate
 from distill.data import load_corpus, load_tokenizer
-from distill.distil import load_teacher
+from distill.distil import load_averaged, load_teacher
 from distill.evaluate import at_precision, check, draw, evaluate
 from distill.judge import Judge
 from distill.progress import console
@@ -101,7 +101,7 @@ def _from_run(run: RunFolder, overrides: list[str]) -> Found:
     tokenizer = load_tokenizer(str(run.tokenizer))
     models: dict[str, Denoiser] = {
         "teacher": load_teacher(config.teacher)[0],
-        "student": load_denoiser(str(checkpoint / "student-ema"), tokenizer),
+        "student": load_averaged(checkpoint / "student-ema", tokenizer, config.teacher),
     }
     names = {"teacher": config.teacher.path, "student": str(checkpoint / "student-ema")}
     evaluation, text = config.evaluate, config.data

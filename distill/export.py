@@ -12,7 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from distill.checkpoint import best_checkpoint, verify_checkpoint
+from distill.config import ModelConfig
 from distill.data import load_tokenizer
+from distill.distil import load_averaged
 from distill.progress import console
 from distill.report import markdown_table
 from distill.run_folder import RunFolder, new_folder
@@ -91,9 +93,10 @@ def _open_run(path: Path) -> Student:
         raise UserError(f"{path} has no checkpoint yet; wait for the first one, or resume the run")
     state = verify_checkpoint(checkpoint)
     tokenizer = load_tokenizer(str(run.tokenizer))
-    denoiser = load_denoiser(str(checkpoint / "student-ema"), tokenizer)
     # read as plain values: a run of an earlier version may hold keys that today's config no longer has
     config: dict[str, Any] = yaml.safe_load(run.config.read_text("utf-8"))
+    teacher = {k: v for k, v in config.get("teacher", {}).items() if k in ModelConfig.model_fields}
+    denoiser = load_averaged(checkpoint / "student-ema", tokenizer, ModelConfig(**teacher) if teacher else None)
     length = (config.get("data") or {}).get("length") or config.get("length") or denoiser.spec.max_length
     origin = f"The averaged weights after {state['update']} updates of"
     if "teacher" in config:

@@ -10,79 +10,79 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from distill.config import PretrainConfig, dump_config
+from distill.command import create_run, leave, open_run
+from distill.config import PretrainConfig
 from distill.data import Corpus, load_corpus, load_tokenizer, train_tokenizer
 from distill.engines import micro_batch
 from distill.loop import train
 from distill.progress import console, track
-from distill.run_folder import RunFolder, check_new_folder, write_whole
+from distill.run_folder import RunFolder, write_whole
 from distill.world import start_world
 from objectives.elbo import Autoregressive, MaskedElbo
 from objectives.objective import Objective
-from students.student import Ema
 from teachers.convert import from_autoregressive
-from teachers.denoiser import DenoiserSpec
+from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.causal import CausalDenoiser, create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 
 
-def pretrain(config: PretrainConfig, run_path: str | Path, resume: bool = False) -> Path:
+def pretrain(config: PretrainConfig, run_path: str | Path, resume: bool = False, allow_changes: bool = False) -> Path:
     """Train a model from text and save it, with its tokenizer, as ``RUN/model``.
 
     Everything that can be wrong with the input is found before the folder is made.
 
+    Args:
+        allow_changes: resume although config or data differ from what the run was started with.
+
     Returns:
         The model folder, which `fewstep distill` takes as ``teacher.path`` or ``evaluate.judge``.
+
+    Raises:
+        UserError, RunError, SystemExit: see `distill.distil.distil`.
     """
     world = start_world()
     micro_batch(config.train, world)
-    text = dump_config(config)
-    if resume:
-        RunFolder.reopen(run_path, text)
-    else:
-        check_new_folder(run_path)
     run = RunFolder(run_path)
-    tokenizer = world.broadcast(tokenizer_of(config, run) if world.is_main else None)
+    open_run(run, config, world, resume, allow_changes)
+    tokenizer = world.on_main(lambda: tokenizer_of(config, run))
     if config.data.heldout:
         corpus, heldout = (load_corpus(config.data, tokenizer, p) for p in (config.data.path, config.data.heldout))
     else:
         corpus, heldout = load_corpus(config.data, tokenizer).split(config.data.heldout_fraction)
     torch.manual_seed(config.train.seed)
     denoiser = new_denoiser(config, tokenizer).to(world.device)
-    world.barrier()  # nobody still looks at the folder
-    if world.is_main:
-        if not resume:
-            run = RunFolder.create(run_path, text)
-        tokenizer.save_pretrained(run.tokenizer)
-    world.barrier()
+    create_run(run, config, tokenizer, world, resume)
     console.print(f"{sum(p.numel() for p in denoiser.parameters()):,} parameters, {len(corpus.tokens):,} tokens")
     process = MaskedProcess(config.process)
     objective = MaskedElbo(denoiser, process) if config.objective == "elbo" else Autoregressive(denoiser)
 
-    def watch(update: int, ema: Ema, state: dict[str, Any]) -> tuple[dict[str, float], bool, None]:
-        figures = held_out_figures(config, ema, heldout, process)
+    def watch(update: int, average: Denoiser | None, state: dict[str, Any]) -> tuple[dict[str, float], bool, None]:
+        figures = held_out_figures(config, average, heldout, process) if average is not None else None
+        figures = world.broadcast(figures)
         best = figures["heldout_nats"] < state.get("heldout_nats", math.inf)
         if best:
             state["heldout_nats"] = figures["heldout_nats"]
         return figures, best, None
 
-    ema, _ = train(
+    outcome = train(
         objective, {"student": config.train.student}, corpus, config.train, config.deepspeed, run, world,
-        config.data.length, resume, watch, config.train.checkpoint_every,
+        config.data.length, resume, watch, config.train.checkpoint_every, None if allow_changes else corpus.identity(),
     )  # fmt: skip
     folder = run.path / "model"
-    if world.is_main:
-        ema.denoiser.save(folder)
+    if outcome.preempted:
+        leave(run, world, outcome)
+    if outcome.average is not None:
+        outcome.average.save(folder)
         tokenizer.save_pretrained(folder)
-        figures = held_out_figures(config, ema, heldout, process, rows=1024)
+        figures = held_out_figures(config, outcome.average, heldout, process, rows=1024)
         write_whole(run.path / "heldout.json", json.dumps(figures, indent=1))
         console.print(
             f"held out: {figures['heldout_nats']:.4f} nats a token, {figures['bits_per_byte']:.4f} bits per byte "
             f"({'ELBO, an upper bound' if config.objective == 'elbo' else 'exact'}); model in {folder}"
         )
-    world.barrier()
+    leave(run, world, outcome)
     return folder
 
 
@@ -114,18 +114,16 @@ def new_denoiser(config: PretrainConfig, tokenizer: Any) -> CausalDenoiser:
 
 @torch.no_grad()
 def held_out_figures(
-    config: PretrainConfig, ema: Ema, heldout: Corpus, process: MaskedProcess, rows: int = 256
+    config: PretrainConfig, average: Denoiser, heldout: Corpus, process: MaskedProcess, rows: int = 256
 ) -> dict[str, float]:
     """Nats a token and bits per byte of the averaged model on held-out rows: the ELBO bound, or exact for a judge."""
-    objective: Objective = (
-        MaskedElbo(ema.denoiser, process) if config.objective == "elbo" else Autoregressive(ema.denoiser)
-    )
+    objective: Objective = MaskedElbo(average, process) if config.objective == "elbo" else Autoregressive(average)
     rows = min(rows, heldout.rows) // 2 * 2 or 2
     total, count = 0.0, 0.0
     for start in track(range(0, rows, 32), "held-out text", total=math.ceil(rows / 32)):
         part = range(start, min(start + 32, rows))
-        real = heldout.batch(0, part).to(ema.denoiser.device)
-        rollout = objective.rollout(real, len(part), RowStreams(1, (0,), part, ema.denoiser.device))
+        real = heldout.batch(0, part).to(average.device)
+        rollout = objective.rollout(real, len(part), RowStreams(1, (0,), part, average.device))
         total += float(objective.loss("student", rollout).sum)
         count += float(objective.count("student", rollout))
     nats = total / count

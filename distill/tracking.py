@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distill.config import TrainConfig
+from distill.progress import console
 from distill.run_folder import RunFolder
 from distill.world import World
 
@@ -31,6 +32,11 @@ class Tracker:
         """Record one line; only the main process writes."""
         if not self.main:
             return
-        self.run.append_metrics(line)
+        try:
+            self.run.append_metrics(line)
+        except OSError as error:  # a full disk must not end the training
+            console.print(
+                f"[yellow]warning:[/yellow] {self.run.metrics}: {error.strerror}; a line is lost", highlight=False
+            )
         if self.wandb is not None:
             self.wandb.log(line, step=line["update"])

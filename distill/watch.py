@@ -15,7 +15,6 @@ from distill.evaluate import at_precision, quick_figures
 from distill.judge import Judge
 from distill.progress import console
 from distill.world import World
-from students.student import Ema
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
 
@@ -29,13 +28,18 @@ class CollapseWatch:
 
     def __init__(self, config: DistillConfig, teacher: Denoiser, tokenizer: PreTrainedTokenizerBase, world: World):
         self.config, self.teacher, self.world = config.evaluate, teacher, world
+        self.together = config.teacher.placement == "sharded"  # its passes need all processes
         self.length, self.process = config.sequence_length, MaskedProcess(config.teacher.process)
         self.seed = config.train.seed
         self.judge = Judge(config.evaluate.judge, tokenizer, config.evaluate.retokenize, world.device)
 
-    def __call__(self, update: int, ema: Ema, state: dict[str, Any]) -> tuple[dict[str, float], bool, str | None]:
-        """Measure; keep in ``state`` what a resumed run needs."""
-        result = self._measure(update, ema, state) if self.world.is_main else None
+    def __call__(
+        self, update: int, average: Denoiser | None, state: dict[str, Any]
+    ) -> tuple[dict[str, float], bool, str | None]:
+        """Measure on the main process; keep in ``state`` what a resumed run needs."""
+        if "teacher" not in state and (self.world.is_main or self.together):
+            state["teacher"] = self._figures(self.teacher)
+        result = self._measure(update, average, state) if average is not None else None
         metrics, best, stopped, now = self.world.broadcast(result)
         state.update(now)
         return metrics, best, stopped
@@ -54,12 +58,10 @@ class CollapseWatch:
         )
 
     def _measure(
-        self, update: int, ema: Ema, state: dict[str, Any]
+        self, update: int, average: Denoiser, state: dict[str, Any]
     ) -> tuple[dict[str, float], bool, str | None, dict[str, Any]]:
         state = dict(state)
-        if "teacher" not in state:
-            state["teacher"] = self._figures(self.teacher)
-        teacher, student = state["teacher"], self._figures(ema.denoiser)
+        teacher, student = state["teacher"], self._figures(average)
         kept = student["bigram_entropy"] / teacher["bigram_entropy"]
         best, stopped = False, None
         if kept >= self.config.entropy_floor and student["judge_perplexity"] < state.get("best", math.inf):

@@ -7,12 +7,24 @@ import ctypes
 import logging
 import os
 import sys
+import threading
 import warnings
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from teachers.errors import UserError
+
+Result = TypeVar("Result")
+RUN_FAILED = 3
+"""Exit code of a run that could not go on: a lost process, a full disk at the end, numbers that are not finite."""
+
+
+class RunError(RuntimeError):
+    """A run cannot go on, and not for a mistake in its input. One line, with what is left and the remedy."""
 
 
 def import_deepspeed() -> Any:
@@ -43,11 +55,12 @@ def keep_memory() -> None:
 
 @dataclass(frozen=True)
 class World:
-    """Who this process is among the others."""
+    """Who this process is among the others. Every method but `rows` is collective: all processes must call it."""
 
     rank: int
     size: int
     device: torch.device
+    _alone: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -66,6 +79,10 @@ class World:
             dist.all_reduce(value)
         return value
 
+    def any(self, *flags: bool) -> list[bool]:
+        """Whether each flag is set on any process."""
+        return (self.sum(torch.tensor(flags)) > 0).tolist()
+
     def barrier(self) -> None:
         """Wait for every process."""
         if self.size > 1:
@@ -78,6 +95,32 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's plain value, by rank."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def on_main(self, action: Callable[[], Result]) -> Result:
+        """Do something on the main process; its plain result, or its `UserError`, on every process."""
+        result, error = None, None
+        if self.is_main:
+            try:
+                result = action()
+            except UserError as mistake:
+                error = str(mistake)
+        result, error = self.broadcast((result, error))
+        if error is not None:
+            raise UserError(error)
+        return result
+
+    def finish(self) -> None:
+        """Wait for every process; from here on each may leave without being missed."""
+        self.barrier()
+        self._alone.set()
 
 
 def start_world() -> World:
@@ -103,10 +146,61 @@ def start_world() -> World:
         device = torch.device("cuda", local)
     else:
         device = torch.device("cpu")
-    return World(dist.get_rank(), dist.get_world_size(), device)
+    world = World(dist.get_rank(), dist.get_world_size(), device)
+    if world.size > 1:
+        threading.Thread(target=miss_lost_processes, args=(world, world._alone), daemon=True).start()
+    return world
 
 
 def stop_world() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def miss_lost_processes(world: World, stop: threading.Event, period: float = 5.0, patience: int = 6) -> None:
+    """End this process when another one gives no sign of life: a collective operation would wait for it for ever.
+
+    Each process counts up its own key in the group's store, and looks at the others'. Looks are counted, not seconds,
+    so that a machine that sleeps and wakes loses nobody.
+
+    Args:
+        period: seconds between looks.
+        patience: looks without a change until a process counts as lost.
+    """
+    store = dist.distributed_c10d._get_default_store()
+    seen, silent = [-1] * world.size, [0] * world.size
+    while not stop.wait(period):
+        try:
+            store.add(f"alive/{world.rank}", 1)
+            now = [store.add(f"alive/{rank}", 0) for rank in range(world.size)]
+            silent = [looks + 1 if a == b else 0 for looks, a, b in zip(silent, seen, now, strict=True)]
+            seen = now
+            lost = [rank for rank in range(world.size) if silent[rank] >= patience]
+        except RuntimeError:
+            lost = [0]  # the store has gone, and with it the process that kept it
+        if lost and not stop.is_set():
+            print(f"error: {lost_message(lost[0])}", file=sys.stderr, flush=True)
+            os._exit(RUN_FAILED)
+
+
+def lost_message(rank: int | None = None) -> str:
+    """What to tell when another process has gone."""
+    who = f"process {rank}" if rank is not None else "another process"
+    return f"{who} of this run has gone; the last checkpoint is intact, start again with --resume"
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether a collective operation failed because another process has gone."""
+    signs = ("closed by peer", "reset by peer", "broken pipe", "connection refused", "remote process exited", "nccl")
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
+
+
+def first_to_say(message: str) -> bool:
+    """Whether no other process has said this before; True when nobody can be asked."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return True
+    try:
+        return dist.distributed_c10d._get_default_store().add(f"said/{message}", 1) == 1
+    except RuntimeError:
+        return True

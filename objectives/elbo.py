@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from objectives.objective import LossOutput, Objective, Rollout
+from teachers.chunks import chunk_count, in_chunks
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, uniform
@@ -22,20 +23,29 @@ def stratified_times(uniforms: Tensor, low: float = 1e-3) -> Tensor:
     return low + (1 - low) * u
 
 
-def masked_cross_entropy(log_probs: Tensor, x0: Tensor, masked: Tensor) -> Tensor:
-    """Per-position −log p(x₀ᵢ) on masked positions, zero elsewhere.
+def cross_entropy(log_probs: Tensor, targets: Tensor) -> Tensor:
+    """−log p(target) of each position, in nats: (N, V), (N,) → (N,)."""
+    return -log_probs.gather(-1, targets[:, None]).squeeze(-1)
+
+
+def scatter(values: Tensor, where: Tensor) -> Tensor:
+    """Put (N,) values at the True positions of (B, L) ``where``, in row-major order, and zeros elsewhere: (B, L)."""
+    return torch.zeros(where.shape, dtype=values.dtype, device=values.device).masked_scatter(where, values)
+
+
+def masked_cross_entropy(denoiser: Denoiser, z: Tensor, t: Tensor | None, x0: Tensor, masked: Tensor) -> Tensor:
+    """Per-position −log p(x₀ᵢ | z) on the positions of ``masked``, zero elsewhere; log-probabilities in chunks.
 
     Args:
-        log_probs: (B, L, V) or, at the masked positions only, (N, V).
-        x0, masked: (B, L).
+        z, x0, masked: (B, L). t: (B,), or None.
 
     Returns:
         (B, L), nats.
     """
-    selected = log_probs if log_probs.dim() == 2 else log_probs[masked]
-    loss = torch.zeros(x0.shape, dtype=log_probs.dtype, device=x0.device)
-    loss[masked] = -selected.gather(-1, x0[masked][:, None]).squeeze(-1)
-    return loss
+    features = denoiser.features(z, t, select=masked)
+    chunks = chunk_count(z.numel(), denoiser.spec.vocabulary)
+    (nats,) = in_chunks(lambda f, x: (cross_entropy(denoiser.head(f), x),), chunks, features, x0[masked])
+    return scatter(nats, masked)
 
 
 @dataclass
@@ -74,8 +84,7 @@ class MaskedElbo(Objective):
     def loss(self, phase: str, rollout: Rollout) -> LossOutput:
         """The bound, summed over tokens."""
         masked = rollout.z == self.denoiser.spec.mask_id
-        log_probs = self.denoiser(rollout.z, rollout.t, select=masked)
-        loss = masked_cross_entropy(log_probs, rollout.x0, masked)
+        loss = masked_cross_entropy(self.denoiser, rollout.z, rollout.t, rollout.x0, masked)
         weighted = (loss * self.process.elbo_weight(rollout.t).to(loss)[:, None]).sum()
         plain = (loss.detach().sum(), masked.sum().to(loss))
         return LossOutput(weighted, {"masked_nats": plain})
@@ -107,5 +116,4 @@ class Autoregressive(Objective):
         """Negative log-likelihood, summed over tokens."""
         scored = torch.ones_like(rollout.x0, dtype=torch.bool)
         scored[:, 0] = False
-        log_probs = self.denoiser(rollout.z, select=scored)
-        return LossOutput(masked_cross_entropy(log_probs, rollout.x0, scored).sum())
+        return LossOutput(masked_cross_entropy(self.denoiser, rollout.z, None, rollout.x0, scored).sum())

@@ -17,10 +17,13 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from objectives.divergences import entropy, jeffreys, kl
+from objectives.elbo import scatter
 from objectives.gradients import grouped_advantage, grouped_token_advantage, marginalised, per_token, score_function
 from objectives.objective import LossOutput, Objective, Rollout
 from objectives.ratios import AuxiliaryRatio, DiscriminatorRatio, Ratio
+from students.adapters import AdapterConfig
 from students.rollout import Trajectory, k_step, one_move, two_moves
+from teachers.chunks import chunk_count, in_chunks
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, beta, uniform
@@ -48,6 +51,7 @@ class IntegralKLConfig(Section):
         advantage_clamp, group_size: of grouped reward normalisation; 1 for marginalised gradients, which need none.
         label_smoothing: of the auxiliary denoiser's targets.
         discriminator_blocks, discriminator_targets: last blocks that train; soft labels of real and fake.
+        critic_adapter: the critic is this adapter on the teacher, and no block trains; None for a copy of its own.
         teacher_kl, teacher_divergence: weight and kind of the divergence to the teacher at the student's states.
         entropy_bonus: weight of the student's entropy at its states.
     """
@@ -71,6 +75,7 @@ class IntegralKLConfig(Section):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     discriminator_blocks: PositiveInt = 4
     discriminator_targets: tuple[float, float] = (0.9, 0.1)
+    critic_adapter: AdapterConfig | None = None
     teacher_kl: float = Field(0.0, ge=0)
     teacher_divergence: Literal["kl", "jeffreys"] = "kl"
     entropy_bonus: float = Field(0.0, ge=0)
@@ -140,7 +145,7 @@ class IntegralKL(Objective):
         self.length, self.group = length, config.group
         self.ratio: Ratio
         if config.ratio == "auxiliary":
-            self.ratio = AuxiliaryRatio(teacher, config.label_smoothing, config.reward_clamp)
+            self.ratio = AuxiliaryRatio(teacher, config.label_smoothing, config.reward_clamp, config.critic_adapter)
         else:
             self.ratio = DiscriminatorRatio(
                 teacher,
@@ -148,6 +153,7 @@ class IntegralKL(Objective):
                 config.discriminator_targets,
                 config.reward_epsilon,
                 config.reward_clamp,
+                config.critic_adapter,
             )
 
     def network(self, phase: str) -> nn.Module:
@@ -222,24 +228,18 @@ class IntegralKL(Objective):
         for m in range(moves):
             z, revealed = rollout.states[:, m], rollout.revealed[:, m]
             masked = z == mask_id  # the regularisers look at all of them, the gradient at those the move revealed
-            log_probs = self.student(z, select=masked)
             used = revealed & corrupted
+            estimates, penalties, state_entropies = self._at_masked_positions(rollout, z, masked, used)
             if config.gradient == "marginalised":
-                here = log_probs[used[masked]]
-                table = self.ratio.table(rollout.fake, used, here.detach(), config.exact_share)  # type: ignore[attr-defined]
-                terms = marginalised(here, table)
+                divergence = divergence + row_sums(estimates, used) / length
+                rewards.append(-estimates.detach())
+            elif config.gradient == "per_token":
+                advantage = grouped_token_advantage(reward, corrupted, self.group, config.advantage_clamp)
+                terms = per_token(estimates[used[masked]], advantage[used])
                 divergence = divergence + row_sums(terms, used) / length
-                rewards.append(-terms.detach())
             else:
-                drawn = log_probs.gather(-1, rollout.sample[masked][:, None]).squeeze(-1)
-                if config.gradient == "per_token":
-                    advantage = grouped_token_advantage(reward, corrupted, self.group, config.advantage_clamp)
-                    terms = per_token(drawn[used[masked]], advantage[used])
-                    divergence = divergence + row_sums(terms, used) / length
-                else:
-                    log_prob = log_prob + row_sums(drawn[revealed[masked]], revealed)
-            terms, state_entropies = self._regularise(log_probs, z, masked)
-            regulariser = regulariser + terms / moves
+                log_prob = log_prob + row_sums(estimates[revealed[masked]], revealed)
+            regulariser = regulariser + row_sums(penalties, masked) / masked.sum(1).clamp(min=1) / moves
             entropies.append(state_entropies)
         if reward is not None:
             rewards.append(reward[corrupted])
@@ -252,23 +252,59 @@ class IntegralKL(Objective):
             {"entropy": _sum_count(torch.cat(entropies)), "reward": _sum_count(torch.cat(rewards))},
         )
 
-    def _regularise(self, log_probs: Tensor, z: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) mean divergence to the teacher minus the entropy bonus; and (N,) every masked token's entropy."""
+    def _at_masked_positions(
+        self, rollout: IntegralKLRollout, z: Tensor, masked: Tensor, used: Tensor
+    ) -> tuple[Tensor, ...]:
+        """All that needs the student's whole vocabulary, for the N positions of ``masked`` in chunks.
+
+        Returns:
+            the marginalised gradient's terms at the positions of ``used``, else (N,) log-probabilities of the drawn
+            tokens; (N,) regularisers; (N,) entropies, detached.
+        """
+        config = self.config
+        student, teacher, theirs, auxiliary = self.student.features(z, select=masked), None, None, None
+        if config.teacher_kl:
+            with torch.no_grad():
+                teacher = self.teacher.features(z, select=masked)
+        if config.gradient == "marginalised":
+            theirs, auxiliary = self.ratio.features(rollout.fake, masked, config.exact_share)  # type: ignore[attr-defined]
+
+        def at_positions(
+            student: Tensor, teacher: Tensor | None, theirs: Tensor | None, auxiliary: Tensor | None,
+            used: Tensor, tokens: Tensor,
+        ) -> tuple[Tensor, ...]:  # fmt: skip
+            log_probs = self.student.head(student)
+            if theirs is None:
+                estimates = log_probs.gather(-1, tokens[:, None]).squeeze(-1)
+            else:
+                here = log_probs[used]
+                auxiliary = None if auxiliary is None else auxiliary[used]
+                table = self.ratio.table(theirs[used], auxiliary, here.detach(), config.exact_share)  # type: ignore[attr-defined]
+                estimates = marginalised(here, table)
+            return estimates, *self._regularise(log_probs, teacher)
+
+        chunks = chunk_count(z.numel(), self.student.spec.vocabulary)
+        return in_chunks(
+            at_positions, chunks, student, teacher, theirs, auxiliary, used[masked], rollout.sample[masked]
+        )
+
+    def _regularise(self, log_probs: Tensor, teacher: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Divergence to the teacher, given by its features, minus the entropy bonus; and the entropy: (N,) each."""
         config = self.config
         with torch.set_grad_enabled(config.entropy_bonus > 0 and torch.is_grad_enabled()):
             entropies = entropy(log_probs)
         terms = -config.entropy_bonus * entropies
-        if config.teacher_kl:
+        if teacher is not None:
             with torch.no_grad():
-                teacher = self.teacher.logits(z, select=masked)
+                theirs = self.teacher.head(teacher)
             divergence = jeffreys if config.teacher_divergence == "jeffreys" else kl
-            terms = terms + config.teacher_kl * divergence(teacher, log_probs)
-        return row_sums(terms, masked) / masked.sum(1).clamp(min=1), entropies.detach()
+            terms = terms + config.teacher_kl * divergence(theirs, log_probs)
+        return terms, entropies.detach()
 
 
 def row_sums(values: Tensor, where: Tensor) -> Tensor:
     """Sum (N,) values, given at the True positions of (B, L) ``where`` in row-major order, over each row: (B,)."""
-    return torch.zeros(where.shape, dtype=values.dtype, device=values.device).masked_scatter(where, values).sum(1)
+    return scatter(values, where).sum(1)
 
 
 def _sum_count(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from objectives.divergences import log_ratio
-from objectives.elbo import masked_cross_entropy
+from objectives.elbo import cross_entropy, scatter
+from students.adapters import AdapterConfig
 from students.critic import Discriminator, auxiliary_denoiser
+from teachers.chunks import chunk_count, in_chunks
 from teachers.denoiser import Denoiser
 
 
@@ -26,7 +28,7 @@ def smoothed_cross_entropy(log_probs: Tensor, targets: Tensor, smoothing: float)
     Returns:
         (N,), nats.
     """
-    hit = -log_probs.gather(-1, targets[:, None]).squeeze(-1)
+    hit = cross_entropy(log_probs, targets)
     if smoothing == 0:
         return hit
     possible = log_probs > -torch.inf
@@ -74,40 +76,69 @@ class AuxiliaryRatio(Ratio):
 
     needs_real = False
 
-    def __init__(self, teacher: Denoiser, label_smoothing: float, clamp: float):
-        self.teacher, self.network = teacher, auxiliary_denoiser(teacher)
+    def __init__(self, teacher: Denoiser, label_smoothing: float, clamp: float, adapter: AdapterConfig | None = None):
+        self.teacher = teacher
+        self.network: Denoiser = auxiliary_denoiser(teacher, adapter)
         self.label_smoothing, self.clamp = label_smoothing, clamp
 
     def loss(self, fake: Tensor, sample: Tensor, real: Tensor | None, mask_id: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Masked cross-entropy of the student's own samples."""
         masked = fake == mask_id
-        log_probs = self.network(fake, select=masked)
-        loss = smoothed_cross_entropy(log_probs, sample[masked], self.label_smoothing).sum()
-        return loss, {"nats": masked_cross_entropy(log_probs.detach(), sample, masked).sum()}
+
+        def nats(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            log_probs = self.network.head(features)
+            return (
+                smoothed_cross_entropy(log_probs, targets, self.label_smoothing),
+                cross_entropy(log_probs.detach(), targets),
+            )
+
+        features = self.network.features(fake, select=masked)
+        chunks = chunk_count(fake.numel(), self.network.spec.vocabulary)
+        loss, plain = in_chunks(nats, chunks, features, sample[masked])
+        return loss.sum(), {"nats": plain.sum()}
 
     @torch.no_grad()
-    def table(self, fake: Tensor, select: Tensor, own: Tensor | None = None, share: float = 0.0) -> Tensor:
-        """(N, V) reward of every vocabulary entry at the positions of ``select``, clamped; the mask column 0.
+    def features(self, fake: Tensor, select: Tensor, share: float = 0.0) -> tuple[Tensor, Tensor | None]:
+        """What `table` reads: features of the teacher and of the auxiliary denoiser at N positions, (N, H) each.
 
         Args:
+            share: see `table`; the auxiliary denoiser is not asked where it has no part.
+        """
+        return self.teacher.features(fake, select=select), (
+            self.network.features(fake, select=select) if share < 1 else None
+        )
+
+    @torch.no_grad()
+    def table(self, theirs: Tensor, auxiliary: Tensor | None, own: Tensor | None = None, share: float = 0.0) -> Tensor:
+        """(N, V) reward of every vocabulary entry at N positions, clamped; the mask column 0.
+
+        Args:
+            theirs, auxiliary: `features` at these positions.
             own: (N, V) the student's log-probabilities at the state it drew from. Tokens drawn in one move are
-                independent, so where ``fake`` lies between that state and the sample this is its exact conditional.
+                independent, so where the corrupted sample lies between that state and the sample this is its exact
+                conditional.
             share: of log q_ν that ``own`` stands for; the auxiliary denoiser for the rest [own].
         """
-        theirs = self.teacher.logits(fake, select=select)
-        reward = torch.zeros_like(theirs)
-        if share < 1:
-            reward = (1 - share) * log_ratio(theirs, self.network.logits(fake, select=select))
+        teacher = self.teacher.head(theirs)
+        reward = torch.zeros_like(teacher)
+        if auxiliary is not None:
+            reward = (1 - share) * log_ratio(teacher, self.network.head(auxiliary))
         if share > 0:
             assert own is not None
-            reward = reward + share * log_ratio(theirs, own)
+            reward = reward + share * log_ratio(teacher, own)
         return reward.clamp(-self.clamp, self.clamp)
 
     @torch.no_grad()
     def reward(self, fake: Tensor, sample: Tensor) -> Tensor:
-        """The table read at the sampled tokens."""
-        everywhere = torch.ones_like(fake, dtype=torch.bool)
-        return self.table(fake, everywhere).gather(-1, sample.reshape(-1, 1)).view(fake.shape)
+        """The table read at the sampled tokens, on masked positions; 0 elsewhere."""
+        masked = fake == self.teacher.spec.mask_id
+
+        def rewards(theirs: Tensor, auxiliary: Tensor, tokens: Tensor) -> tuple[Tensor]:
+            return (self.table(theirs, auxiliary).gather(-1, tokens[:, None]).squeeze(-1),)
+
+        chunks = chunk_count(fake.numel(), self.teacher.spec.vocabulary)
+        (reward,) = in_chunks(rewards, chunks, *self.features(fake, masked), sample[masked])
+        return scatter(reward, masked)
 
 
 class DiscriminatorRatio(Ratio):
@@ -115,8 +146,16 @@ class DiscriminatorRatio(Ratio):
 
     needs_real = True
 
-    def __init__(self, teacher: Denoiser, blocks: int, targets: tuple[float, float], epsilon: float, clamp: float):
-        self.network = Discriminator(teacher, blocks)
+    def __init__(
+        self,
+        teacher: Denoiser,
+        blocks: int,
+        targets: tuple[float, float],
+        epsilon: float,
+        clamp: float,
+        adapter: AdapterConfig | None = None,
+    ):
+        self.network = Discriminator(teacher, blocks, adapter)
         self.real_target, self.fake_target = targets
         self.epsilon, self.clamp = epsilon, clamp
 

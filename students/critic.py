@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from students.adapters import AdaptedDenoiser, AdapterConfig
 from students.student import trainable_copy
 from teachers.denoiser import Denoiser
 
@@ -14,42 +15,53 @@ class SpectralLinear(nn.Linear):
     """A linear layer divided by its largest singular value (Miyato et al. 1802.05957), estimated by power iteration.
 
     torch's own parametrization iterates in every training pass, which makes a loss depend on how often it was computed,
-    and does not mix the float32 estimate with bfloat16 weights. Here `refresh` iterates, and only `refresh`.
+    and does not mix the float32 estimate with bfloat16 weights. Here only the first pass after `refresh`
+    iterates, once, however often the loss is computed, or computed again in the backward pass.
     """
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs)
         self.register_buffer("direction", functional.normalize(torch.randn(inputs), dim=0))
+        self.stale = False
         for _ in range(15):
-            self.refresh()
+            self._iterate()
+
+    def refresh(self) -> None:
+        """Let the next pass make one power iteration. Not here: under ZeRO 3 there is no weight outside a pass."""
+        self.stale = True
 
     @torch.no_grad()
-    def refresh(self) -> None:
-        """One power iteration."""
+    def _iterate(self) -> None:
         weight = self.weight.float()
         self.direction = functional.normalize(weight.T @ (weight @ self.direction), dim=0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply weight/σ and the bias; the gradient flows through σ, not through its direction."""
+        if self.stale:
+            self._iterate()
+            self.stale = False
         sigma = (self.weight.float() @ self.direction).norm()
         return functional.linear(x, (self.weight.float() / sigma).to(x), self.bias)
 
 
 class Discriminator(nn.Module):
-    """A copy of the teacher's backbone with one logit a token: real (positive) or the student's (negative).
+    """The teacher's backbone, a copy or adapted, with one logit a token: real (positive) or the student's (negative).
 
     Head as published for DiDi-Instruct (2509.25035): SpectralNorm-Linear(h, h) → SiLU → SpectralNorm-Linear(h, 1).
 
     Args:
-        teacher: copied.
+        teacher: copied, or the base of an adapter.
         trainable_blocks: how many of the last transformer blocks train with the head; the rest stays frozen.
+        adapter: trains with the head instead of any block.
     """
 
-    def __init__(self, teacher: Denoiser, trainable_blocks: int):
+    def __init__(self, teacher: Denoiser, trainable_blocks: int, adapter: AdapterConfig | None = None):
         super().__init__()
-        self.backbone = trainable_copy(teacher).requires_grad_(False)
-        for block in self.backbone.blocks()[-trainable_blocks:]:
-            block.requires_grad_(True)
+        self.backbone = auxiliary_denoiser(teacher, adapter)
+        if adapter is None:
+            self.backbone.requires_grad_(False)
+            for block in self.backbone.blocks()[-trainable_blocks:]:
+                block.requires_grad_(True)
         width = self.backbone.hidden_states(torch.zeros(1, 1, dtype=torch.long, device=teacher.device)).shape[-1]
         self.head = nn.Sequential(SpectralLinear(width, width), nn.SiLU(), SpectralLinear(width, 1)).to(teacher.device)
         self.eval()
@@ -66,6 +78,10 @@ class Discriminator(nn.Module):
                 layer.refresh()
 
 
-def auxiliary_denoiser(teacher: Denoiser) -> Denoiser:
-    """A copy of the teacher that will learn the student's conditionals from the student's samples (2503.15457)."""
-    return trainable_copy(teacher)
+def auxiliary_denoiser(teacher: Denoiser, adapter: AdapterConfig | None = None) -> Denoiser:
+    """A network that starts as the teacher and will learn the student's conditionals from its samples (2503.15457).
+
+    Args:
+        adapter: what trains, on the teacher itself; None to train a copy of the teacher.
+    """
+    return trainable_copy(teacher) if adapter is None else AdaptedDenoiser(teacher, adapter)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from teachers.chunks import chunk_count, in_chunks
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, categorical, uniform
@@ -36,18 +37,30 @@ class Trajectory:
 
 
 @torch.no_grad()
-def move(denoiser: Denoiser, z: Tensor, reveal: Tensor, t: Tensor, randomness: RowStreams) -> Tensor:
-    """Give the positions of ``reveal`` (B, L) tokens drawn exactly from p(x₀ | z); returns the new canvas."""
+def move(denoiser: Denoiser, z: Tensor, reveal: Tensor, t: Tensor, randomness: RowStreams, chunks: int) -> Tensor:
+    """Give the positions of ``reveal`` (B, L) tokens drawn exactly from p(x₀ | z); returns the new canvas.
+
+    Args:
+        chunks: in how many the positions go through the head, see `chunk_count`.
+    """
     uniforms = uniform(randomness, *z.shape)
+    z = z.clone()
+    z[reveal] = draw(denoiser, z, reveal, t, uniforms[reveal], chunks)
+    return z
+
+
+@torch.no_grad()
+def draw(denoiser: Denoiser, z: Tensor, reveal: Tensor, t: Tensor, uniforms: Tensor, chunks: int) -> Tensor:
+    """One pass: a token from p(x₀ | z) for each of the N positions of ``reveal``, by its uniform (N,)."""
     time = t.float() if denoiser.spec.time_conditioned else None
     same = bool((z == z[:1]).all())
     if same and time is None:  # all-masked rows are identical: one forward row serves them all
-        log_probs = denoiser.logits(z[:1]).expand(*z.shape, -1)[reveal]
+        features = denoiser.features(z[:1])
+        features = features.expand(len(z), *features.shape[1:])[reveal]
     else:
-        log_probs = denoiser.logits(z, time, select=reveal)
-    z = z.clone()
-    z[reveal] = categorical(log_probs, uniforms[reveal])
-    return z
+        features = denoiser.features(z, time, select=reveal)
+    (tokens,) = in_chunks(lambda f, u: (categorical(denoiser.head(f), u),), chunks, features, uniforms)
+    return tokens
 
 
 def one_move(student: Denoiser, rows: int, length: int, randomness: RowStreams) -> Trajectory:
@@ -55,7 +68,7 @@ def one_move(student: Denoiser, rows: int, length: int, randomness: RowStreams) 
     z = torch.full((rows, length), student.spec.mask_id, device=randomness.device)
     everything = torch.ones_like(z, dtype=torch.bool)
     time = torch.ones(rows, dtype=torch.float64, device=z.device)
-    sample = move(student, z, everything, time, randomness)
+    sample = move(student, z, everything, time, randomness, chunk_count(z.numel(), student.spec.vocabulary))
     return Trajectory(z[:, None], everything[:, None], sample, time, torch.zeros_like(time))
 
 
@@ -70,8 +83,9 @@ def two_moves(
     rows = len(tau)
     start = torch.full((rows, length), student.spec.mask_id, device=tau.device)
     first = uniform(randomness, rows, length) < process.alpha(tau)[:, None]
-    middle = move(student, start, first, torch.ones_like(tau), randomness)
-    sample = move(student, middle, ~first, tau, randomness)
+    chunks = chunk_count(start.numel(), student.spec.vocabulary)
+    middle = move(student, start, first, torch.ones_like(tau), randomness, chunks)
+    sample = move(student, middle, ~first, tau, randomness, chunks)
     return Trajectory(
         torch.stack([start, middle], 1), torch.stack([first, ~first], 1), sample, tau, torch.zeros_like(tau)
     )
@@ -84,23 +98,30 @@ def k_step(
 
     Each row draws K from ``steps`` and how many of its steps, 0 … K−1, are made before the recorded state, so the
     student is trained on exactly the states it will meet when sampled with these step counts.
+
+    Where the student's passes are collective, every process makes max(steps) of them, however its rows drew.
     """
     rows, device = len(randomness), randomness.device
     draws = uniform(randomness, rows, 2)
     budget = torch.tensor(steps, device=device)[(draws[:, 0] * len(steps)).long()]
     made = (draws[:, 1] * budget).long()
     z = torch.full((rows, length), student.spec.mask_id, device=device)
+    chunks = chunk_count(z.numel(), student.spec.vocabulary)  # of all rows, also where only a few are going
     for step in range(max(steps) - 1):
         going = (step < made).nonzero().squeeze(1)
         if len(going) == 0:
-            break
+            if not student.collective:
+                break
+            nothing = torch.zeros_like(z[:1], dtype=torch.bool)  # a pass for the other processes' sake
+            draw(student, z[:1], nothing, torch.ones_like(draws[:1, 0]), draws[0, :0], chunks)
+            continue
         streams = randomness.take(going)
         t = 1 - step / budget[going].double()
         s = 1 - (step + 1) / budget[going].double()
         masked = z[going] == student.spec.mask_id
         reveal = masked & (uniform(streams, *masked.shape) < process.reveal_probability(t, s)[:, None])
-        z[going] = move(student, z[going], reveal, t, streams)
+        z[going] = move(student, z[going], reveal, t, streams, chunks)
     masked = z == student.spec.mask_id
     time, next_time = 1 - made / budget.double(), 1 - (made + 1) / budget.double()
-    sample = move(student, z, masked, time, randomness)
+    sample = move(student, z, masked, time, randomness, chunks)
     return Trajectory(z[:, None], masked[:, None], sample, time, next_time)

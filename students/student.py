@@ -1,14 +1,19 @@
-"""The student: a trainable copy of the teacher, and its exponential moving average."""
+"""The student: a trainable copy of the teacher or an adapter on it, and its exponential moving average."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from students.adapters import ActiveAdapter, AdaptedDenoiser, plain_copy
 from teachers.denoiser import Denoiser
+from teachers.families.causal import CausalDenoiser
 
 
 def frozen(denoiser: Denoiser) -> Denoiser:
@@ -25,28 +30,81 @@ def cast(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
 
 def trainable_copy(denoiser: Denoiser) -> Denoiser:
     """A copy to train. It stays in eval mode: a policy's sampling and gradient passes must be the same network."""
-    return copy.deepcopy(denoiser).requires_grad_(True).eval()
+    return plain_copy(denoiser).requires_grad_(True).eval()
+
+
+def twin(denoiser: Denoiser) -> Denoiser:
+    """A frozen float32 denoiser of the same kind and with the same parameter names, to be filled with other values.
+
+    A full network is copied; an adapted one gets a second adapter on the same base.
+    """
+    if isinstance(denoiser, AdaptedDenoiser):
+        return denoiser.twin()
+    return frozen(copy.deepcopy(denoiser).float())
+
+
+def enable_gradient_checkpointing(network: nn.Module) -> None:
+    """Keep no activations within the transformer blocks of a network; the backward pass computes them again.
+
+    For denoisers, full or adapted, and whatever holds one, such as a discriminator. By the time of the backward pass
+    another adapter may be active, or none: the one that was active in the forward pass is made so again.
+    """
+    for module in network.modules():
+        if isinstance(module, AdaptedDenoiser):
+            _checkpoint_blocks(module.base, module.active)
+        elif isinstance(module, CausalDenoiser):
+            _checkpoint_blocks(module, [])
+
+
+def _checkpoint_blocks(denoiser: CausalDenoiser, active: list[str]) -> None:
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        """Of the forward pass, during which this is called, and of its repetition."""
+        return nullcontext(), ActiveAdapter(active, active)
+
+    # no dropout, so there is no random state to keep
+    options = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": contexts}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the name that transformers 5.17 and 5.23 both know
+        denoiser.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    denoiser.model.disable_input_require_grads()  # only the reentrant kind needs it; a teacher would keep graphs
+    for module in denoiser.model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True  # transformers asks for it; their parts stay in eval mode
 
 
 class Ema:
-    """Exponential moving average of a network's float32 parameters.
+    """Exponential moving average of this process's shards of a network's float32 weights.
 
-    The decay is warmed up as min(decay, (1+n)/(10+n)) so that short runs are not averaged with their start [own].
+    It costs no communication and as much memory as the shards. The decay is warmed up as min(decay, (1+n)/(10+n)) so
+    that short runs are not averaged with their start [own].
 
-    Attributes:
-        denoiser: the averaged network, always float32; what is evaluated and exported.
+    Args:
+        shards: the tensors that training moves in place.
     """
 
-    def __init__(self, denoiser: Denoiser, decay: float):
-        self.denoiser = frozen(copy.deepcopy(denoiser).float())
-        self.decay = decay
-        self.updates = 0
-        self._averages = dict(self.denoiser.named_parameters())
+    def __init__(self, shards: list[Tensor], decay: float):
+        self.shards, self.decay, self.updates = [s.detach() for s in shards], decay, 0
+        self._averages = [s.clone() for s in self.shards]
 
     @torch.no_grad()
-    def update(self, parameters: Iterable[tuple[str, Tensor]]) -> None:
-        """Move towards the current parameters, given by name."""
+    def update(self) -> None:
+        """Move towards the current weights."""
         self.updates += 1
         decay = min(self.decay, self.updates / (9 + self.updates))
-        for name, value in parameters:
-            self._averages[name].lerp_(value.to(self._averages[name]), 1 - decay)
+        torch._foreach_lerp_(self._averages, self.shards, 1 - decay)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Within, the shards hold the average, and what is written to them becomes the average."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for shard, average in zip(self.shards, self._averages, strict=True):
+            kept = shard.clone()
+            shard.copy_(average)
+            average.copy_(kept)

@@ -44,9 +44,18 @@ class DenoiserSpec:
 
 
 class Denoiser(nn.Module, ABC):
-    """p(x₀ | z): a network that predicts every clean token from a partly masked canvas."""
+    """p(x₀ | z): a network that predicts every clean token from a partly masked canvas.
+
+    `logits` may be split in two, ``logits(…) = head(features(…))``, so that callers can hold what the head reads for
+    all positions and its V wide output for a few at a time (teachers/chunks.py). Override both steps or neither.
+
+    Attributes:
+        collective: passes are collective, as under ZeRO 3, where each process holds a part of the parameters: all
+            processes must make equally many, with equally many head calls, whatever their data. The engine sets it.
+    """
 
     spec: DenoiserSpec
+    collective: bool = False
 
     @abstractmethod
     def logits(
@@ -69,6 +78,24 @@ class Denoiser(nn.Module, ABC):
         Returns:
             (B, L, V), or (N, V) in row-major order of ``select``.
         """
+
+    def features(
+        self,
+        z: Tensor,
+        t: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        select: Tensor | None = None,
+    ) -> Tensor:
+        """What `head` reads, one pass of the network: (B, L, H), or (N, H) under ``select``. Arguments as `logits`.
+
+        A denoiser that is not split has its log-probabilities for features, and the identity for a head.
+        """
+        return self.logits(z, t, attention_mask, position_ids, select)
+
+    def head(self, features: Tensor) -> Tensor:
+        """(…, H) `features` → (…, V) log-probabilities as of `logits`; acts on each position alone."""
+        return features
 
     def hidden_states(self, z: Tensor) -> Tensor:
         """(B, L, H) final hidden states, in the positions of the tokens they describe; for critics."""

@@ -36,7 +36,7 @@ def sample(
         rows = (events > n).nonzero().squeeze(1)
         part, reveal = z[rows], event[rows] == n
         t = 1 - transition[rows].masked_fill(~reveal, 0).amax(1).double() / steps
-        part[reveal] = draw_tokens(counted.log_probs(part, rows, reveal, t), generator, draw)
+        part[reveal], _ = draw_tokens(denoiser, counted.features(part, rows, reveal, t), generator, draw)
         z[rows] = part
     return counted.output(z)
 

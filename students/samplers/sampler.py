@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from teachers.chunks import chunk_count, in_chunks
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
@@ -65,25 +66,25 @@ class CountedDenoiser:
         self.denoiser, self.spec = denoiser, denoiser.spec
         self.nfe = torch.zeros(len(canvas), dtype=torch.int64, device=canvas.device)
 
-    def log_probs(self, z: Tensor, rows: Tensor, select: Tensor, t: Tensor) -> Tensor:
-        """Log-probabilities at the selected positions; one pass for each row.
+    def features(self, z: Tensor, rows: Tensor, select: Tensor, t: Tensor) -> Tensor:
+        """What the denoiser's head reads at the selected positions; one pass for each row.
 
         Args:
             z: (R, L) the canvases of ``rows``. rows: (R,) their indices in the whole batch.
             select: (R, L) bool. t: (R,) times, passed on to time-conditioned denoisers only.
 
         Returns:
-            (N, V) in row-major order of ``select``.
+            (N, H) in row-major order of ``select``.
         """
         self.nfe[rows] += 1
         if self.spec.time_conditioned:
-            return self.denoiser.logits(z, t.float(), select=select)
+            return self.denoiser.features(z, t.float(), select=select)
         if len(z) > 1 and bool((z == z[:1]).all()):  # e.g. all masked: one forward row serves every row
             wanted = select.any(0)
-            shared = self.denoiser.logits(z[:1], select=wanted[None])
+            shared = self.denoiser.features(z[:1], select=wanted[None])
             place = wanted.cumsum(0) - 1
             return shared[place.expand_as(z)[select]]
-        return self.denoiser.logits(z, select=select)
+        return self.denoiser.features(z, select=select)
 
     def output(self, tokens: Tensor) -> SampleOutput:
         """The finished canvases with the passes counted so far."""
@@ -91,8 +92,22 @@ class CountedDenoiser:
         return SampleOutput(tokens, self.nfe, torch.zeros_like(self.nfe), query_tokens)
 
 
-def draw_tokens(log_probs: Tensor, generator: torch.Generator, draw: Draw) -> Tensor:
-    """One token from each row of (N, V) log-probabilities: (N,) int64."""
-    if draw == "float32-gumbel":
-        return gumbel_float32(log_probs, generator)
-    return categorical(log_probs, uniform(generator, log_probs.shape[0]))
+def draw_tokens(denoiser: Denoiser, features: Tensor, generator: torch.Generator, draw: Draw) -> tuple[Tensor, Tensor]:
+    """One token at each of N positions, log-probabilities existing for a chunk of them at a time.
+
+    Args:
+        features: (N, H) what the denoiser's head reads there.
+
+    Returns:
+        (N,) int64 tokens; (N,) their log-probabilities.
+    """
+
+    def tokens_of(features: Tensor, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
+        log_probs = denoiser.head(features)
+        tokens = gumbel_float32(log_probs, generator) if uniforms is None else categorical(log_probs, uniforms)
+        return tokens, log_probs.gather(-1, tokens[:, None]).squeeze(-1)
+
+    uniforms = uniform(generator, len(features)) if draw == "exact" else None
+    chunks = chunk_count(len(features), denoiser.spec.vocabulary)
+    tokens, log_prob = in_chunks(tokens_of, chunks, features, uniforms)
+    return tokens, log_prob

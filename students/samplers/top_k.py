@@ -33,10 +33,9 @@ def sample(
         part = z[rows]
         masked = part == denoiser.spec.mask_id
         t = process.time_of(1 - masked.double().mean(1))
-        log_probs = counted.log_probs(part, rows, masked, t)
-        tokens = draw_tokens(log_probs, generator, draw)
+        tokens, log_prob = draw_tokens(denoiser, counted.features(part, rows, masked, t), generator, draw)
         confidence = torch.full(part.shape, -torch.inf, device=z.device)
-        confidence[masked] = log_probs.gather(1, tokens[:, None]).squeeze(1)
+        confidence[masked] = log_prob
         rank = confidence.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         drawn = part.masked_scatter(masked, tokens)
         z[rows] = torch.where(rank < commit[rows][:, None], drawn, part)

@@ -70,10 +70,24 @@ class CausalDenoiser(Denoiser):
         select: Tensor | None = None,
     ) -> Tensor:
         """See `Denoiser.logits`."""
+        return self.head(self.features(z, t, attention_mask, position_ids, select))
+
+    def features(
+        self,
+        z: Tensor,
+        t: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        select: Tensor | None = None,
+    ) -> Tensor:
+        """The hidden states; see `Denoiser.features`."""
         hidden = self.hidden_states(z, attention_mask, position_ids)
-        if select is not None:
-            hidden = hidden[select]
-        logits = self.model.get_output_embeddings()(hidden).float()
+        return hidden if select is None else hidden[select]
+
+    def head(self, features: Tensor) -> Tensor:
+        """The output embedding, the mask's column excluded; see `Denoiser.head`."""
+        # called as a module: under ZeRO 3 its weight is there only within its own forward
+        logits = self.model.get_output_embeddings()(features).float()
         forbidden = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
         forbidden[self.spec.mask_id] = True
         return logits.masked_fill(forbidden, -torch.inf).log_softmax(-1)

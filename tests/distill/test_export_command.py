@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from distill.checkpoint import save_checkpoint
+from distill.checkpoint import Checkpointer
 from distill.config import DataConfig, TokenizerConfig
 from distill.data import train_tokenizer
 from distill.export import export_command, open_student
@@ -43,11 +43,14 @@ def make_run(path: Path, checkpoint: bool = True) -> Path:
         "objective": {"name": "integral_kl"},
         "length": LENGTH,
     }
-    run = RunFolder.create(path, yaml.safe_dump(config))
+    run = RunFolder(path)
+    run.create(yaml.safe_dump(config))
     denoiser, tokenizer = make_denoiser()
     tokenizer.save_pretrained(run.tokenizer)
     if checkpoint:
-        save_checkpoint(run, World(0, 1, torch.device("cpu")), 7, {}, Ema(denoiser, 0.9), {}, keep=2)
+        checkpointer = Checkpointer(run, World(0, 1, torch.device("cpu")), keep=2)
+        checkpointer.begin(7, {}, Ema([], 0.9), denoiser, {})
+        assert checkpointer.settle() is None
     return path
 
 

@@ -3,57 +3,16 @@
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from distill.checkpoint import checkpoint_folders, latest_checkpoint
+from distill.checkpoint import checkpoint_folders, verify_checkpoint
 from distill.config import OptimizerConfig
 from distill.engines import learning_rate_factor
 from distill.run_folder import RunFolder
-
-ROOT = Path(__file__).parents[2]
-QUICK = ["evaluate.every=null", "train.log_every=1"]
-
-
-def command(run, *overrides, processes=1, resume=False, config="configs/smoke.yaml"):
-    launch = [sys.executable]
-    if processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    words = [*launch, "-m", "distill", "distill", config, "--run-dir", str(run), *(["--resume"] if resume else [])]
-    return [*words, *QUICK, *overrides]
-
-
-def distil(run, *overrides, **kind):
-    """Through the real command: overrides of QUICK can be overridden again."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command(run, *overrides, **kind), cwd=ROOT, capture_output=True, text=True, env=environment, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return RunFolder.open(run)
-
-
-def final_weights(run):
-    return load_file(latest_checkpoint(run) / "student-ema" / "model.safetensors")
-
-
-def losses(run):
-    lines = [json.loads(line) for line in run.metrics.read_text("utf-8").splitlines()]
-    return torch.tensor([[x["student/loss"], x["critic/loss"]] for x in lines if "student/loss" in x])
-
-
-def assert_same_weights(one, other, **tolerance):
-    a, b = final_weights(one), final_weights(other)
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], **tolerance)
+from tests.distill.runs import assert_same_weights, distil, final_weights, kill, losses, start, wait_for_updates
 
 
 @pytest.fixture(scope="module")
@@ -101,25 +60,16 @@ def test_killed_at_a_random_moment_and_resumed_ends_with_identical_weights(tmp_p
     run, kills = tmp_path / "killed", 0
     for attempt in range(12):
         resume = (run / "config.yaml").exists()
-        words = command(run, *overrides, processes=processes, resume=resume)
-        process = subprocess.Popen(
-            words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        # the first two attempts are killed soon after training starts, so that there is something to resume
-        deadline = time.monotonic() + 120
-        while attempt < 2 and process.poll() is None and time.monotonic() < deadline:
-            if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0:
-                break
-            time.sleep(0.05)
-        if attempt < 2:
+        process = start(run, *overrides, processes=processes, resume=resume)
+        if attempt < 2:  # soon after training starts, so that there is something to resume
+            wait_for_updates(run, process)
             time.sleep(moment.uniform(0, 1.5))
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                kill(process)
                 kills += 1
         _, errors = process.communicate(timeout=200)
         for folder in checkpoint_folders(RunFolder(run)):
-            assert (folder / "manifest.json").is_file()  # what has a whole checkpoint's name is whole
+            verify_checkpoint(folder)  # what has a whole checkpoint's name is whole
         if process.returncode == 0:
             break
         assert process.returncode < 0, errors[-3000:]
@@ -159,12 +109,9 @@ def test_wandb_offline(tmp_path, monkeypatch):
 
 
 def test_resume_refuses_another_config(uninterrupted):
-    done = subprocess.run(
-        command(uninterrupted.path, "train.student.lr=0.5", resume=True), cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert "train.student.lr is 0.5 but this run was started with 0.0001" in done.stderr
-    assert "Traceback" not in done.stderr
+    refused = distil(uninterrupted.path, "train.student.lr=0.5", "train.ema=0.5", resume=True, code=2)
+    assert "train.ema is 0.5 but this run was started with 0.9; train.student.lr is 0.5 but" in refused.said
+    assert "--allow-changes" in refused.said
 
 
 def test_learning_rate_schedule():

@@ -131,30 +131,30 @@ def test_stratified_times_extremes():
     torch.testing.assert_close(stratified_times(torch.zeros(2)), torch.tensor([1e-3, 1.0]))
 
 
-def test_masked_cross_entropy_dense_selected_and_by_hand():
-    generator = torch.Generator().manual_seed(0)
-    log_probs = torch.randn(2, 5, 4, generator=generator).log_softmax(-1)
-    x0 = torch.randint(0, 4, (2, 5), generator=generator)
-    masked = torch.tensor([[1, 0, 1, 0, 0], [0, 0, 1, 1, 1]], dtype=torch.bool)
-    dense = masked_cross_entropy(log_probs, x0, masked)
-    assert torch.equal(dense, masked_cross_entropy(log_probs[masked], x0, masked))
-    for b, i in itertools.product(range(2), range(5)):
-        expected = -log_probs[b, i, x0[b, i]].item() if masked[b, i] else 0.0
-        assert dense[b, i].item() == pytest.approx(expected)
+def test_masked_cross_entropy_by_hand():
+    model = Tabular(random_table())
+    x0 = torch.tensor([[0, 1, 2], [2, 2, 0]])
+    masked = torch.tensor([[1, 0, 1], [0, 1, 0]], dtype=torch.bool)
+    z = torch.where(masked, MASK, x0)
+    loss = masked_cross_entropy(model, z, None, x0, masked)
+    for b, i in itertools.product(range(2), range(3)):
+        expected = -model.table[(*z[b], i, x0[b, i])].item() if masked[b, i] else 0.0
+        assert loss[b, i].item() == pytest.approx(expected)
 
 
-def test_masked_cross_entropy_with_nothing_masked():
-    none = torch.zeros(2, 5, dtype=torch.bool)
-    loss = masked_cross_entropy(torch.empty(0, 4), torch.zeros(2, 5, dtype=torch.long), none)
-    assert torch.equal(loss, torch.zeros(2, 5))
-
-
-def test_masked_cross_entropy_gradient_ignores_unmasked_positions():
-    logits = torch.randn(1, 4, 3, requires_grad=True)
-    masked = torch.tensor([[True, False, True, False]])
-    masked_cross_entropy(logits.log_softmax(-1), torch.zeros(1, 4, dtype=torch.long), masked).sum().backward()
-    assert (logits.grad[~masked] == 0).all()
-    assert (logits.grad[masked] != 0).all()
+@pytest.mark.parametrize("kind", ["elbo", "autoregressive"])
+def test_with_nothing_to_predict_the_network_runs_once_and_the_loss_is_a_connected_zero(kind):
+    """A process whose rows drew no mask must still take part in every pass and every gradient."""
+    model = tiny("full", shift=False) if kind == "elbo" else tiny("causal", shift=True)
+    x0 = torch.randint(0, 10, (2, 12 if kind == "elbo" else 1), generator=torch.Generator().manual_seed(0))
+    objective = MaskedElbo(model, MaskedProcess()) if kind == "elbo" else Autoregressive(model)
+    passes = []
+    model.model.base_model.register_forward_hook(lambda *_: passes.append(1))
+    loss = objective.loss("student", ElboRollout(x0, x0, torch.full((2,), 0.5))).sum
+    loss.backward()
+    assert loss == 0
+    assert len(passes) == 1
+    assert all((p.grad == 0).all() for p in model.parameters())
 
 
 def tiny(attention, shift, mask_id=10):

@@ -4,7 +4,7 @@ import torch
 
 from students.rollout import k_step, one_move, two_moves
 from teachers.process import MaskedProcess
-from teachers.randomness import RowStreams
+from teachers.randomness import RowStreams, uniform
 from tests.tabular import TabularDenoiser, all_patterns, all_sequences
 
 V, L, MASK = 3, 3, 3
@@ -93,3 +93,29 @@ def test_rows_do_not_depend_on_the_batch_they_are_in():
     one = one_move(student, 8, L, RowStreams(7, (3,), range(8)))
     other = one_move(student, 4, L, RowStreams(7, (3,), range(4, 8)))
     assert (one.sample[4:] == other.sample).all()
+
+
+def test_collective_students_make_the_same_passes_whatever_the_rows_drew():
+    """Every process must make every pass; the extra ones change no row and draw no random number."""
+
+    class Counted(TabularDenoiser):
+        passes = 0
+
+        def logits(self, *args, **kwargs):
+            self.passes += 1
+            return super().logits(*args, **kwargs)
+
+    student = Counted(V + 1, L, seed=5)
+    different = set()
+    for row in range(6):
+        counts = []
+        for collective in (False, True):
+            student.collective, student.passes = collective, 0
+            streams = RowStreams(7, (3,), [row])
+            counts.append((k_step(student, PROCESS, [2, 5], L, streams), student.passes, uniform(streams, 1, 3)))
+        (plain, fewer, after), (padded, all_of_them, after_padded) = counts
+        assert all(torch.equal(value, getattr(padded, name)) for name, value in vars(plain).items())
+        assert torch.equal(after, after_padded)
+        assert all_of_them == 5
+        different.add(fewer)
+    assert len(different) > 1

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from students.samplers import SAMPLERS
 from students.samplers.ancestral import number_events, reveal_transitions
-from teachers import randomness
+from teachers import chunks, randomness
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
@@ -249,3 +249,11 @@ def test_the_draw_is_the_one_that_was_named(name):
             uniform(replay, 4, 8)  # when each position is revealed
         expected = categorical(log_probs, uniform(replay, 32)) if draw == "exact" else gumbel_float32(log_probs, replay)
         assert torch.equal(out.tokens.flatten(), expected)
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+@pytest.mark.parametrize("draw", ["exact", "float32-gumbel"])
+def test_draws_are_the_same_in_chunks(name, draw, monkeypatch):
+    whole = SAMPLERS[name](Table(), masked_canvas(20), 2, seeded(12), draw=draw)
+    monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 3 * VOCABULARY)
+    assert torch.equal(SAMPLERS[name](Table(), masked_canvas(20), 2, seeded(12), draw=draw).tokens, whole.tokens)

@@ -1,0 +1,293 @@
+"""One frozen base, many networks: the teacher is the base itself, student and critic are LoRA adapters on it (PEFT).
+
+LoRA (2106.09685) adds alpha/rank · B A x to linear layers, and B starts at zero, so every network starts as the
+teacher. PEFT puts the layers in; which adapter is active, we say. None is, except while an `AdaptedDenoiser` computes:
+so the base always gives the teacher's own output, whoever was called before it.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from peft import LoraConfig, PeftModel, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from pydantic import Field, PositiveInt, field_validator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from teachers.denoiser import Denoiser
+from teachers.errors import UserError, nearest
+from teachers.families.causal import CausalDenoiser
+from teachers.section import Section
+
+AnyDenoiser = TypeVar("AnyDenoiser", bound=Denoiser)
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
+
+
+class AdapterConfig(Section):
+    """A LoRA adapter.
+
+    Attributes:
+        rank: columns of A's output [own].
+        alpha: the adapter's output is multiplied by alpha/rank [own].
+        targets: "all-linear", every linear layer but the head (2305.14314 [paper]), or the last parts of the names of
+            linear layers, e.g. ``[q_proj, v_proj]`` (2106.09685 [paper]).
+    """
+
+    rank: PositiveInt = 16
+    alpha: float = Field(32.0, gt=0)
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _targets(cls, targets: Any) -> Any:
+        names = isinstance(targets, list) and targets and all(isinstance(target, str) and target for target in targets)
+        if targets != "all-linear" and not names:
+            raise ValueError(f"{targets!r} is neither 'all-linear' nor a list of layer names such as [q_proj, v_proj]")
+        return targets
+
+
+class ActiveAdapter:
+    """While entered, the layers of one base use these adapters; may be entered again and again, and within another.
+
+    Args:
+        active: the list that all layers of the base read.
+        names: what it shall hold.
+    """
+
+    def __init__(self, active: list[str], names: list[str]):
+        self.active, self.names = active, list(names)
+        self.before: list[list[str]] = []
+
+    def __enter__(self) -> None:
+        self.before.append(list(self.active))
+        self.active[:] = self.names
+
+    def __exit__(self, *_: object) -> None:
+        self.active[:] = self.before.pop()
+
+
+class AdaptedDenoiser(Denoiser):
+    """A frozen base seen through an adapter of its own.
+
+    As a module it holds the adapter alone, and the base's own parameters stay the base's: whoever trains, counts,
+    casts or moves one of them leaves the other. Base and adapter may each be float32 or bfloat16; what they give is
+    added in the finer of the two.
+
+    Args:
+        base: in eval mode, as all our networks; frozen from now on. Others may put adapters into it too.
+        config: initialised with torch's global generator.
+
+    Attributes:
+        adapter: name of a layer, its dots as dashes → ``lora_A`` (rank, in) and ``lora_B`` (out, rank), both linear.
+
+    Raises:
+        UserError: a target that no linear layer's name ends with.
+    """
+
+    base: CausalDenoiser
+
+    def __init__(self, base: CausalDenoiser, config: AdapterConfig):
+        super().__init__()
+        object.__setattr__(self, "base", base.requires_grad_(False))  # not registered: its parameters are not ours
+        self.spec, self.config = base.spec, config
+        check_targets(base.model, config)
+        self.name, self.active = insert_adapter(base.model, config)
+        self.layers = {
+            path: nn.ModuleDict({"lora_A": layer.lora_A[self.name], "lora_B": layer.lora_B[self.name]})
+            for path, layer in lora_layers(base.model).items()
+            if self.name in layer.lora_A
+        }
+        self.adapter = nn.ModuleDict({path.replace(".", "-"): layer for path, layer in self.layers.items()})
+        self.float().requires_grad_(True).eval()
+
+    def logits(
+        self,
+        z: Tensor,
+        t: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        select: Tensor | None = None,
+    ) -> Tensor:
+        """See `Denoiser.logits`."""
+        return self.head(self.features(z, t, attention_mask, position_ids, select))
+
+    def features(
+        self,
+        z: Tensor,
+        t: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        select: Tensor | None = None,
+    ) -> Tensor:
+        """See `Denoiser.features`."""
+        with ActiveAdapter(self.active, [self.name]):
+            return self.base.features(z, t, attention_mask, position_ids, select)
+
+    def head(self, features: Tensor) -> Tensor:
+        """The base's: no adapter reaches it; see `Denoiser.head`."""
+        return self.base.head(features)
+
+    def hidden_states(
+        self, z: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """See `CausalDenoiser.hidden_states`."""
+        with ActiveAdapter(self.active, [self.name]):
+            return self.base.hidden_states(z, attention_mask, position_ids)
+
+    def twin(self) -> AdaptedDenoiser:
+        """A frozen float32 copy on the same base, its parameters named as here."""
+        twin = AdaptedDenoiser(self.base, self.config)
+        twin.to(self.device).load_state_dict(self.state_dict())
+        twin.requires_grad_(False)
+        return twin
+
+    def save(self, folder: str | Path) -> None:
+        """Write the adapter in PEFT's own format; `peft.PeftModel.from_pretrained` puts it on the base's model."""
+        config = copy.copy(self.base.model.peft_config[self.name])
+        config.inference_mode = True
+        config.target_modules = sorted(config.target_modules)  # a set, whose order differs from process to process
+        config.save_pretrained(folder)
+        save_file(self._file_tensors(), Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    @torch.no_grad()
+    def load(self, folder: str | Path) -> None:
+        """Take the weights of an adapter that `save` wrote.
+
+        Raises:
+            UserError: it is of another model, rank or set of targets.
+        """
+        own, saved = self._file_tensors(), load_file(Path(folder) / WEIGHTS_FILE)
+        for name in sorted(own.keys() | saved.keys()):
+            if name not in own or name not in saved or own[name].shape != saved[name].shape:
+                raise UserError(f"adapter {folder} is of another model: {name} does not fit; give its own config")
+        for name, parameter in self._file_parameters().items():
+            parameter.copy_(saved[name])
+
+    def _file_parameters(self) -> dict[str, nn.Parameter]:
+        return {
+            f"base_model.model.{path}.{name}": parameter
+            for path, layer in self.layers.items()
+            for name, parameter in layer.named_parameters()
+        }
+
+    def _file_tensors(self) -> dict[str, Tensor]:
+        return {name: p.detach().cpu().float().contiguous() for name, p in self._file_parameters().items()}
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    """Name → layer of those that carry adapters."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def check_targets(model: PreTrainedModel, config: AdapterConfig) -> None:
+    """Refuse targets that would be passed over in silence, and the head, whose weights may be the embedding's too."""
+    if config.targets == "all-linear":
+        return
+    head = model.get_output_embeddings()
+    linear = [
+        name.removesuffix(".base_layer")
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    ]
+    for target in config.targets:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            allowed = sorted({name.rpartition(".")[2] for name in linear})
+            raise UserError(
+                f"adapter target {target!r} is the end of no linear layer's name{nearest(target, allowed)}; "
+                f"this model has {', '.join(allowed)}"
+            )
+
+
+def insert_adapter(model: PreTrainedModel, config: AdapterConfig) -> tuple[str, list[str]]:
+    """Put one more adapter into a model, inactive.
+
+    PEFT keeps one active adapter a layer and trains that one alone. Here all layers read one list, so that switching is
+    one assignment, and no adapter's ``requires_grad`` follows it.
+
+    Returns:
+        The adapter's name, and the list of active adapters.
+    """
+    before = list(lora_layers(model).values())
+    active: list[str] = before[0]._active_adapter if before else []  # type: ignore[assignment]
+    others = [p for layer in before for adapters in (layer.lora_A, layer.lora_B) for p in adapters.parameters()]
+    trained = [p.requires_grad for p in others]
+    name = f"adapter{len(getattr(model, 'peft_config', {}))}"
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=model.config.name_or_path,
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=config.targets,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # several is the point
+        inject_adapter_in_model(lora, model, name)
+    for parameter, requires_grad in zip(others, trained, strict=True):
+        parameter.requires_grad_(requires_grad)
+    for layer in lora_layers(model).values():
+        layer._active_adapter = active
+        for part in ("lora_A", "lora_B"):
+            if part in layer._modules:  # still found by PEFT, but no longer among the base's own parameters
+                layer.__dict__[part] = layer._modules.pop(part)
+    return name, active
+
+
+def plain_copy(denoiser: AnyDenoiser) -> AnyDenoiser:
+    """A deep copy without the adapters that others have put into it."""
+    copied = copy.deepcopy(denoiser)
+    for name, layer in lora_layers(copied).items():
+        parent, _, child = name.rpartition(".")
+        setattr(copied.get_submodule(parent), child, layer.get_base_layer())
+    for module in copied.modules():
+        module.__dict__.pop("peft_config", None)
+    return copied
+
+
+@torch.no_grad()
+def merged(denoiser: Denoiser, dtype: torch.dtype = torch.float32) -> Denoiser:
+    """A frozen copy that needs no adapter, parameters in ``dtype``; the adapter is added in float32 and rounded once.
+
+    Buffers keep their type: in bfloat16, rotary frequencies would misplace late positions.
+    """
+    base = denoiser.base if isinstance(denoiser, AdaptedDenoiser) else denoiser
+    copied = plain_copy(base).requires_grad_(False).eval()
+    if isinstance(denoiser, AdaptedDenoiser):
+        scale = denoiser.config.alpha / denoiser.config.rank
+        for path, layer in denoiser.layers.items():
+            weight = copied.model.get_submodule(path).weight  # type: ignore[union-attr]
+            low_rank = layer["lora_B"].weight.float() @ layer["lora_A"].weight.float()
+            weight.data = (weight.float() + scale * low_rank).to(dtype)
+    for parameter in copied.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return copied
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter, in PEFT's format, and not a model."""
+    return (Path(folder) / CONFIG_FILE).is_file()
+
+
+def merge_adapter(base: CausalDenoiser, folder: str | Path) -> CausalDenoiser:
+    """Merge a saved adapter into ``base`` itself, in place.
+
+    Raises:
+        UserError: the adapter can not be read, or is of another model.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name it is giving up
+            warnings.filterwarnings("error", message="Found missing adapter keys")  # PEFT would make them up
+            model = PeftModel.from_pretrained(base.model, str(folder)).merge_and_unload()
+    except Exception as error:  # PEFT, safetensors and torch raise different types for one thing: it does not fit
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"cannot put adapter {folder} on its base ({reason}); give the base it was trained on"
+        ) from error
+    return CausalDenoiser(model, base.spec)

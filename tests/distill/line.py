@@ -1,0 +1,76 @@
+"""The smallest thing the loop can train, for tests of the loop itself; it can be poisoned."""
+
+import json
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from distill.config import OptimizerConfig, TrainConfig
+from distill.loop import train
+from distill.run_folder import RunFolder
+from distill.world import start_world
+from objectives.objective import LossOutput, Objective, Rollout
+from teachers.denoiser import Denoiser, DenoiserSpec
+
+
+class Line(Denoiser):
+    """A network of four weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.spec = DenoiserSpec(3, 4, 8)
+        self.weights = nn.Parameter(torch.ones(4))
+
+    def logits(self, z, t=None, attention_mask=None, position_ids=None, select=None):
+        return (self.weights * z.float()).sum(-1)
+
+    def save(self, folder):
+        folder.mkdir()
+        (folder / "weights.json").write_text(json.dumps(self.weights.tolist()))
+
+
+class Poisoned(Objective):
+    """A quadratic loss; at the given updates it, or only its gradient, is not finite."""
+
+    phases = ("student",)
+
+    def __init__(self, loss_at=(), gradient_at=()):
+        self.denoiser, self.loss_at, self.gradient_at, self.update = Line(), loss_at, gradient_at, -1
+
+    def network(self, phase):
+        return self.denoiser
+
+    def rollout(self, real, rows, randomness):
+        self.update += 1
+        return Ones(torch.ones(rows, 4))
+
+    def count(self, phase, rollout):
+        return torch.tensor(len(rollout.x))
+
+    def loss(self, phase, rollout):
+        out = self.denoiser(rollout.x).square().sum()
+        if self.update in self.gradient_at:  # √x at 0: the value is 0, the slope infinite
+            out = out + (out - out.detach()).sqrt()
+        if self.update in self.loss_at:
+            out = out * torch.inf
+        return LossOutput(out)
+
+
+@dataclass
+class Ones(Rollout):
+    x: Tensor
+
+
+def train_line(folder, objective, stage=1, updates=6, max_skipped=3, resume=False):
+    """A real run of the loop, in this process and in a second."""
+    config = TrainConfig(
+        updates=updates, batch=4, micro_batch=2, ema=0.0, log_every=1, checkpoint_every=1, max_skipped=max_skipped,
+        student=OptimizerConfig(lr=0.1),
+    )  # fmt: skip
+    run = RunFolder(folder)
+    if not resume:
+        run.create("{}")
+    zero = {"zero_optimization": {"stage": stage}}
+    train(objective, {"student": config.student}, None, config, zero, run, start_world(), 4, resume)
+    return run

@@ -1,0 +1,87 @@
+"""Real runs of the command, for tests that start, kill, poison and continue them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from distill.checkpoint import latest_checkpoint
+from distill.run_folder import RunFolder
+
+ROOT = Path(__file__).parents[2]
+QUICK = ["evaluate.every=null", "train.log_every=1"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def command(run, *overrides, processes=1, resume=False, allow_changes=False, config="configs/smoke.yaml"):
+    """The words of a distillation; ``overrides`` can override what makes tests quick."""
+    launch = [sys.executable]
+    if processes > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    flags = ["--resume"] * resume + ["--allow-changes"] * allow_changes
+    return [*launch, "-m", "distill", "distill", config, "--run-dir", str(run), *flags, *QUICK, *overrides]
+
+
+def distil(run, *overrides, code=0, timeout=240, **kind):
+    """Run to the end, which must be exit code ``code``.
+
+    Returns:
+        The run's folder, with what was said on stderr as ``said``.
+    """
+    done = subprocess.run(
+        command(run, *overrides, **kind), cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT, timeout=timeout
+    )
+    assert done.returncode == code, done.stderr[-3000:]
+    folder = RunFolder(run)
+    folder.said = " ".join(done.stderr.split())
+    if code:
+        assert "Traceback" not in done.stderr
+    return folder
+
+
+def start(run, *overrides, **kind):
+    """Start a run in a process group of its own."""
+    return subprocess.Popen(
+        command(run, *overrides, **kind), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, env=ENVIRONMENT,
+    )  # fmt: skip
+
+
+def wait_for_updates(run, process, updates=1, seconds=120):
+    """Wait until a run has logged so many updates, or has ended."""
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text("utf-8").count("\n") >= updates:
+            return
+        time.sleep(0.05)
+    assert process.poll() is not None, "no update within the time"
+
+
+def kill(process):
+    """SIGKILL to every process of a run at once."""
+    os.killpg(process.pid, signal.SIGKILL)
+
+
+def final_weights(run):
+    """The averaged student of the newest checkpoint."""
+    return load_file(latest_checkpoint(run) / "student-ema" / "model.safetensors")
+
+
+def losses(run):
+    """(updates, 2): student's and critic's."""
+    lines = [json.loads(line) for line in run.metrics.read_text("utf-8").splitlines()]
+    return torch.tensor([[x["student/loss"], x["critic/loss"]] for x in lines if "student/loss" in x])
+
+
+def assert_same_weights(one, other, **tolerance):
+    """The averaged students of two runs are equal."""
+    a, b = final_weights(one), final_weights(other)
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], **tolerance)
