@@ -285,9 +285,14 @@ class PretrainConfig(Section):
 
     @model_validator(mode="after")
     def _cross_checks(self) -> PretrainConfig:
-        _check_batch(self.train, 2 if self.objective == "elbo" else 1)
+        _check_batch(self.train, self.group)
         check_deepspeed(self.deepspeed, self.train.precision)
         return self
+
+    @property
+    def group(self) -> int:
+        """Rows that must stay in one micro-batch: the ELBO's times are antithetic in pairs."""
+        return 2 if self.objective == "elbo" else 1
 
 
 def _check_batch(train: TrainConfig, group: int) -> None:

@@ -106,7 +106,7 @@ def distil(config: DistillConfig, run_path: str | Path, resume: bool = False, al
         SystemExit: with code `PREEMPTED`, after a SIGTERM and a checkpoint.
     """
     world = start_world()
-    micro_batch(config.train, world)
+    micro_batch(config.train, world, config.objective.group)
     run = RunFolder(run_path)
     open_run(run, config, world, resume, allow_changes)
     teacher, tokenizer = load_teacher(config.teacher)

@@ -29,8 +29,11 @@ def learning_rate_factor(update: int, config: OptimizerConfig, updates: int) -> 
     return config.final + (1 - config.final) * left / decay_updates
 
 
-def micro_batch(train: TrainConfig, world: World) -> int:
+def micro_batch(train: TrainConfig, world: World, group: int = 1) -> int:
     """Rows a process sends through a network at once; the rows of an update must divide evenly.
+
+    Args:
+        group: rows that the objective looks at together, which no process and no micro-batch may part.
 
     Raises:
         UserError: they do not.
@@ -46,6 +49,11 @@ def micro_batch(train: TrainConfig, world: World) -> int:
         raise UserError(
             f"train.batch {train.batch} over {world.size} processes is {share} rows each, not a multiple of "
             f"train.micro_batch {micro}; change either"
+        )
+    if micro % group:
+        raise UserError(
+            f"train.batch {train.batch} over {world.size} processes makes micro-batches of {micro} rows, not a "
+            f"multiple of {group}, the rows this objective groups; change train.batch or the number of processes"
         )
     return micro
 

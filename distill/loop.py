@@ -75,7 +75,7 @@ def train(
         UserError: the checkpoint is damaged or of other data, or there is no room for one.
         RunError: too many updates in a row were not finite, or the last checkpoint could not be written.
     """
-    micro = micro_batch(config, world)
+    micro = micro_batch(config, world, objective.group)
     # kept on the CPU, but for when it is watched: a large one need not fit beside what trains
     average = twin(objective.network("student")).cpu() if world.is_main else None  # type: ignore[arg-type]
     engines = {

@@ -43,7 +43,7 @@ def pretrain(config: PretrainConfig, run_path: str | Path, resume: bool = False,
         UserError, RunError, SystemExit: see `distill.distil.distil`.
     """
     world = start_world()
-    micro_batch(config.train, world)
+    micro_batch(config.train, world, config.group)
     run = RunFolder(run_path)
     open_run(run, config, world, resume, allow_changes)
     tokenizer = world.on_main(lambda: tokenizer_of(config, run))

@@ -3,9 +3,21 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from distill.config import DistillConfig, PretrainConfig, apply_override, dump_config, load_config, validate
+from distill.config import (
+    DistillConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    TrainConfig,
+    apply_override,
+    dump_config,
+    load_config,
+    validate,
+)
+from distill.engines import micro_batch
+from distill.world import World
 from teachers.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -296,3 +308,23 @@ def test_deepspeed_mistakes(command, overrides, parts, tmp_path):
 )
 def test_deepspeed_sections_that_are_right(overrides, tmp_path):
     assert distil(tmp_path, *overrides).deepspeed
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "processes", "complaint"),
+    [
+        (8, None, 3, "not a multiple of the 3 processes"),
+        (8, 3, 2, "is 4 rows each, not a multiple of train.micro_batch 3"),
+        (8, None, 4, "makes micro-batches of 2 rows, not a multiple of 4"),  # a group would be parted
+        (8, 2, 1, "makes micro-batches of 2 rows, not a multiple of 4"),
+        (8, None, 2, None),
+    ],
+)
+def test_groups_and_micro_batches_are_never_parted(batch, micro, processes, complaint):
+    train = TrainConfig(updates=1, batch=batch, micro_batch=micro, student=OptimizerConfig(lr=1.0))
+    world = World(0, processes, torch.device("cpu"))
+    if complaint is None:
+        assert micro_batch(train, world, group=4) == 4
+    else:
+        with pytest.raises(UserError, match=complaint):
+            micro_batch(train, world, group=4)
