@@ -280,6 +280,8 @@ def merge_adapter(base: CausalDenoiser, folder: str | Path) -> CausalDenoiser:
     Raises:
         UserError: the adapter can not be read, or is of another model.
     """
+    if not (Path(folder) / WEIGHTS_FILE).is_file():  # PEFT would read a pickle, or take the folder for a hub name
+        raise UserError(f"cannot put adapter {folder} on its base: it has no {WEIGHTS_FILE}; save the adapter again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name it is giving up

@@ -57,7 +57,7 @@ def parse_source(name: str, revision: str | None = None, kind: Literal["model", 
         if revision is not None:
             raise UserError(f"revision {revision!r} is the commit of a hub name, and {name!r} is a path; leave it out")
         return Source(_bundled(name, kind) if name.startswith("bundled:") else name, None)
-    page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{base}/commits"
+    page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{base}/commits/main"
     if at and revision not in (None, commit):
         raise UserError(f"{kind} {name!r} and revision {revision!r} are two commits; give one of them, from {page}")
     commit = commit if at else revision

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from teachers.denoiser import Denoiser, DenoiserSpec
+from teachers.denoiser import Attention, Denoiser, DenoiserSpec
 from teachers.errors import UserError, nearest
 from teachers.masks import attention_mask_4d
 from teachers.source import check_model_folder, check_trust, model_folder, parse_source, reason
@@ -30,6 +30,15 @@ class CausalDenoiser(Denoiser):
             raise UserError("a stock causal language model takes no time input; set time_conditioned to false")
         if not 0 <= spec.mask_id < spec.vocabulary:
             raise UserError(f"mask id {spec.mask_id} is outside the model's vocabulary of {spec.vocabulary} entries")
+        if spec.attention not in get_args(Attention):
+            raise UserError(f"attention {spec.attention!r} is unknown; allowed are {', '.join(get_args(Attention))}")
+        if (spec.attention == "block") != (spec.block_size is not None):
+            raise UserError(
+                f"attention is {spec.attention!r} and block_size {spec.block_size}; 'block' needs a block_size, the "
+                "others take none"
+            )
+        if spec.block_size is not None and (type(spec.block_size) is not int or spec.block_size < 1):
+            raise UserError(f"block_size is {spec.block_size!r}; it must be an integer of at least 1")
         model.config.is_causal = spec.attention == "causal"
         model.config.use_cache = False
         model.config.mask_token_id = spec.mask_id
@@ -191,6 +200,8 @@ def load_denoiser(
     model = load_pretrained(name, revision, trust_remote_code)
     saved = {k: v for k, v in (getattr(model.config, "fewstep", None) or {}).items() if k in SPEC_FIELDS}
     overrides = {k: v for k, v in overrides.items() if v is not None}
+    if overrides.get("attention", "block") != "block":
+        saved.pop("block_size", None)
     tokenizer_mask = tokenizer.mask_token_id if tokenizer is not None else None
     for candidate in (mask_id, getattr(model.config, "mask_token_id", None), tokenizer_mask):
         if candidate is not None:

@@ -247,6 +247,21 @@ def test_mask_that_the_tokenizer_does_not_have(refused):
     refused("distill", "teacher.mask_id=7", says=["7", "mask token is 1", "set mask_id"])
 
 
+def test_hub_names_without_a_commit(refused):
+    for key in ("teacher.path", "teacher.tokenizer", "student.init", "evaluate.judge", "evaluate.data"):
+        refused("distill", f"{key}=org/name", says=["org/name@<40 hex digits>"])
+    refused("distill", "teacher.trust_remote_code=true", says=["trust_remote_code", "org/name"])
+
+
+def test_block_attention_without_blocks(refused):
+    refused("distill", "teacher.attention=block", says=["'block'", "block_size"])
+
+
+def test_a_model_that_can_not_be_made(refused):
+    refused("pretrain", "model.shape.hidden_sise=8", says=["model.shape.hidden_sise", "'hidden_size'"])
+    refused("pretrain", "model.shape.num_attention_heads=0", says=["model.shape"])
+
+
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.999])
 def test_truncated_teacher(keep, refused, home, tmp_path):
     shutil.copytree(home / "teacher", tmp_path / "teacher")

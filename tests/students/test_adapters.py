@@ -324,6 +324,16 @@ def test_an_adapter_is_read_back_and_another_models_is_refused(tmp_path):
         merge_adapter(deeper, tmp_path)
 
 
+def test_a_pickled_adapter_is_not_read(tmp_path):
+    AdaptedDenoiser(make_teacher(), FEW).save(tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    torch.save({}, tmp_path / "adapter_model.bin")
+    assert merge_adapter(make_teacher(), tmp_path), "beside safetensors it is not looked at"
+    weights.unlink()
+    with pytest.raises(UserError, match=r"has no adapter_model\.safetensors"):
+        merge_adapter(make_teacher(), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [

@@ -354,6 +354,28 @@ def test_mask_outside_the_vocabulary(mask):
         denoiser(mask_id=mask)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"attention": "block"},
+        {"attention": "full", "block_size": 2},
+        {"attention": "block", "block_size": 0},
+        {"attention": "block", "block_size": "2"},
+        {"attention": "none"},
+    ],
+)
+def test_attention_and_block_size_go_together(spec):
+    with pytest.raises(UserError, match=r"attention is|attention 'none'|block_size is"):
+        denoiser(**spec)
+
+
+def test_full_attention_overrides_a_block_checkpoint(tmp_path):
+    denoiser(attention="block", block_size=2).save(tmp_path)
+    assert load_denoiser(str(tmp_path)).spec.block_size == 2
+    full = load_denoiser(str(tmp_path), attention="full").spec
+    assert (full.attention, full.block_size) == ("full", None)
+
+
 def test_time_conditioning_is_refused():
     with pytest.raises(UserError, match="time_conditioned"):
         denoiser(time_conditioned=True)
