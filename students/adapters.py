@@ -16,7 +16,7 @@ import torch
 from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from pydantic import Field, PositiveInt, field_validator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -156,29 +156,12 @@ class AdaptedDenoiser(Denoiser):
         config.save_pretrained(folder)
         save_file(self._file_tensors(), Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
 
-    @torch.no_grad()
-    def load(self, folder: str | Path) -> None:
-        """Take the weights of an adapter that `save` wrote.
-
-        Raises:
-            UserError: it is of another model, rank or set of targets.
-        """
-        own, saved = self._file_tensors(), load_file(Path(folder) / WEIGHTS_FILE)
-        for name in sorted(own.keys() | saved.keys()):
-            if name not in own or name not in saved or own[name].shape != saved[name].shape:
-                raise UserError(f"adapter {folder} is of another model: {name} does not fit; give its own config")
-        for name, parameter in self._file_parameters().items():
-            parameter.copy_(saved[name])
-
-    def _file_parameters(self) -> dict[str, nn.Parameter]:
+    def _file_tensors(self) -> dict[str, Tensor]:
         return {
-            f"base_model.model.{path}.{name}": parameter
+            f"base_model.model.{path}.{name}": parameter.detach().cpu().float().contiguous()
             for path, layer in self.layers.items()
             for name, parameter in layer.named_parameters()
         }
-
-    def _file_tensors(self) -> dict[str, Tensor]:
-        return {name: p.detach().cpu().float().contiguous() for name, p in self._file_parameters().items()}
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:

@@ -54,7 +54,7 @@ def test_only_adapters_are_saved_and_trained(run):
     tensors = averaged(run)
     assert len(tensors) == 2 * 2 * len({name.split(".")[4] for name in tensors})  # A and B of two layers a block
     assert all(tensor.abs().max() > 0 for tensor in tensors.values())  # B started at zero
-    sizes = {p.relative_to(run.path).parts[2]: p for p in run.path.rglob("*optim_states.pt")}
+    sizes = {p.relative_to(run.path).parts[2]: p for p in run.path.rglob("rank-0.safetensors")}
     assert sizes.keys() == {"student", "critic"}
     assert all(p.stat().st_size < 500_000 for p in sizes.values())  # the teacher's 2 M parameters would be 24 MB
     assert any("watch/judge_perplexity" in line for line in run.read_metrics())

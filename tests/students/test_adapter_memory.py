@@ -41,10 +41,10 @@ else:
     adapter = AdapterConfig() if kind == "adapters" else None
     student = AdaptedDenoiser(teacher, adapter) if adapter else trainable_copy(teacher)
     auxiliary = auxiliary_denoiser(teacher, adapter)
-    average = Ema(student, 0.9)
+    average = Ema(list(student.parameters()), 0.9)
     for network in (auxiliary, student):
         backward(network, torch.optim.AdamW(network.parameters()))
-    average.update(student.named_parameters())
+    average.update()
     with torch.no_grad():
         teacher.logits(torch.zeros(1, 32, dtype=torch.long))
 base = sum(p.numel() * p.element_size() for p in teacher.parameters())
