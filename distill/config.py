@@ -254,6 +254,12 @@ class DistillConfig(Section):
         if self.train.critic is None:
             raise ValueError("train.critic is missing; this objective trains a critic, give its lr")
         _check_batch(self.train, self.objective.group)
+        adapted = self.student.adapter is not None or self.objective.critic_adapter is not None
+        if adapted and self.teacher.placement != "replicated":
+            raise ValueError(
+                f"teacher.placement is {self.teacher.placement!r}, but adapters sit on a whole teacher; set it to "
+                "replicated, or leave the adapters out"
+            )
         if self.data is None and self.length is None:
             raise ValueError("set data, or length to train on the teacher's own samples")
         if self.data is not None and self.length not in (None, self.data.length):

@@ -122,11 +122,12 @@ def distil(config: DistillConfig, run_path: str | Path, resume: bool = False, al
 
     create_run(run, config, tokenizer, world, resume)
     torch.manual_seed(config.train.seed)  # the discriminator's head and the critic's adapter start at random
-    objective = IntegralKL(config.objective, teacher.to(world.device), student.to(world.device), process, length)
+    # networks are copied from the teacher while it is whole and in float32; their engines put them where they train
+    objective = IntegralKL(config.objective, teacher, student, process, length)
+    place_teacher(teacher, config.teacher, config.train, world, run.path / "offload")
     data = corpus.identity() if corpus is not None and objective.ratio.needs_real and not allow_changes else None
     if corpus is None and objective.ratio.needs_real:
         corpus = teacher_corpus(config, teacher, world)
-    place_teacher(teacher, config.teacher, config.train, world, run.path / "offload")
     assert config.train.critic is not None  # checked with the config
     optimizers = {"critic": config.train.critic, "student": config.train.student}
     outcome = train(

@@ -93,6 +93,11 @@ class Engine:
         zero = {"stage": 1, **section.get("zero_optimization", {})}
         self.network, self.optimizer, self.updates, self.stage = network, optimizer, train.updates, zero["stage"]
         network.collective = zero["stage"] == 3 and world.size > 1  # see `Denoiser.collective`
+        if zero["stage"] == 3:  # DeepSpeed moves the shards; a whole network need not fit on the device
+            for buffer in network.buffers():
+                buffer.data = buffer.data.to(world.device)
+        else:
+            network.to(world.device)
         if train.gradient_checkpointing:
             enable_gradient_checkpointing(network)
         self._trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
