@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from distill.checkpoint import latest_checkpoint
+from distill.config import DistillConfig, load_config
+from distill.distil import distil as distil_here
 from distill.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +45,13 @@ def distil(run, *overrides, code=0, timeout=240, **kind):
     if code:
         assert "Traceback" not in done.stderr
     return folder
+
+
+def here(path, *overrides, resume=False, allow_changes=False):
+    """A run in this very process, which saves its start; a mistake comes as it is raised."""
+    config = load_config(DistillConfig, ROOT / "configs" / "smoke.yaml", [*QUICK, *overrides])
+    distil_here(config, path, resume, allow_changes)
+    return RunFolder(path)
 
 
 def start(run, *overrides, **kind):

@@ -2,11 +2,11 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from multiprocessing import get_context
@@ -27,6 +27,7 @@ from tests.distill.runs import (
     assert_same_weights,
     command,
     distil,
+    here,
     kill,
     losses,
     start,
@@ -134,33 +135,28 @@ def test_a_folder_that_goes_away_does_not_end_the_training(tmp_path):
 
 
 def test_two_runs_into_one_folder_are_refused_by_a_lock(tmp_path):
-    run = tmp_path / "run"
-    process = start(run, "train.updates=1000")
-    wait_for_updates(run, process)
-    second = distil(run, "train.updates=1000", resume=True, code=2)
-    assert f"{run} is in use by process {process.pid} on {socket.gethostname()} since " in second.said
+    run = RunFolder(tmp_path / "run")
+    process = start(run.path, "train.updates=1000")
+    wait_for_updates(run.path, process)
+    holder = re.escape(f"{run.path} is in use by process {process.pid} on {socket.gethostname()} since ")
+    with pytest.raises(UserError, match=holder):
+        here(run.path, "train.updates=1000", resume=True)
     kill(process)
     process.communicate()
-    RunFolder(run).lock()  # the kernel lets go of a dead process's lock
+    run.lock()  # the kernel lets go of a dead process's lock
 
 
 def test_changed_data_are_refused_unless_told(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("It was the best of times, it was the worst of times.\n" * 200)
-    overrides = [
-        "objective={name: didi_instruct}", "length=null", f"data={{path: {text}, length: 32}}", "train.updates=2",
-    ]  # fmt: skip
-    run = distil(tmp_path / "run", *overrides)
+    overrides = ["objective={name: didi_instruct}", "length=null", f"data={{path: {text}, length: 32}}"]
+    run = here(tmp_path / "run", *overrides, "train.updates=2")
     text.write_text("It was the age of wisdom, it was the age of foolishness.\n" * 200)
-    overrides[-1] = "train.updates=3"
-    refused = distil(run.path, *overrides, resume=True, code=2)
-    assert "train.updates is 3 but this run was started with 2" in refused.said
-    overrides[-1] = "train.updates=2"
-    refused = distil(run.path, *overrides, resume=True, code=2)
-    assert "the data is {'tokens': " in refused.said
-    assert "--allow-changes" in refused.said
-    overrides[-1] = "train.updates=3"
-    assert len(losses(distil(run.path, *overrides, resume=True, allow_changes=True))) == 3
+    with pytest.raises(UserError, match=r"train\.updates is 3 but this run was started with 2.*--allow-changes"):
+        here(run.path, *overrides, "train.updates=3", resume=True)
+    with pytest.raises(UserError, match=r"the data is {'tokens': .*--allow-changes"):
+        here(run.path, *overrides, "train.updates=2", resume=True)
+    assert len(losses(here(run.path, *overrides, "train.updates=3", resume=True, allow_changes=True))) == 3
 
 
 def by_hand(run, rank, port, *overrides):
@@ -230,7 +226,3 @@ def test_no_process_is_left_alone_with_an_error_on_the_main_one(tmp_path):
     assert done.returncode != 0
     assert done.stderr.count("is not an empty folder; name a new one") == 1  # said once, not by each process
     assert time.monotonic() - began < 60
-
-
-def test_python_ignores_the_signal_of_a_file_too_large():
-    assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN or sys.platform != "linux"
