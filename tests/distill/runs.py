@@ -79,7 +79,8 @@ def kill(process):
 
 def final_weights(run):
     """The averaged student of the newest checkpoint."""
-    return load_file(latest_checkpoint(run) / "student-ema" / "model.safetensors")
+    [file] = (latest_checkpoint(run) / "student-ema").glob("*.safetensors")  # of a model, or of an adapter
+    return load_file(file)
 
 
 def losses(run):
