@@ -22,20 +22,11 @@ from distill.config import DistillConfig
 from objectives.integral_kl import IntegralKL, IntegralKLRollout
 from students.adapters import AdaptedDenoiser
 from students.rollout import draw
-from students.student import cast, enable_gradient_checkpointing, frozen, trainable_copy
+from students.student import cast, enable_gradient_checkpointing
 from teachers.chunks import chunk_count
 from teachers.denoiser import Denoiser
-from teachers.families.causal import CausalDenoiser
-from teachers.process import MaskedProcess
 
 aten = torch.ops.aten
-
-
-class ShapesOnly(FakeTensorMode):
-    """While entered, new tensors have shapes and no data. Deep copies of such tensors stay within it."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ShapesOnly:
-        return self
 
 
 @dataclass
@@ -195,25 +186,49 @@ def _all_chosen(func: Any, args: Any) -> Any:
 
 
 def pass_memory(
-    config: DistillConfig, teacher: CausalDenoiser, student: Denoiser, rows: int, micro: int, checkpointing: bool
+    config: DistillConfig, objective: IntegralKL, rows: int, micro: int, checkpointing: bool
 ) -> dict[str, PassMemory]:
     """The passes of an update by name: "rollout", "critic" and "student".
 
     Args:
-        teacher, student: as `build` makes them, within the same fake mode, which must be active.
+        objective: with networks on torch's meta device; used up.
         rows: of this process; the rollout sends them through the student together.
         micro: rows of a loss.
         checkpointing: gradient checkpointing.
     """
-    length, vocabulary = config.sequence_length, teacher.spec.vocabulary
-    objective = IntegralKL(config.objective, teacher, student, MaskedProcess(config.teacher.process), length)
     dtype = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
+    teacher, student = objective.teacher, objective.student
     networks = {phase: objective.network(phase) for phase in objective.phases}
     for network in (teacher, *networks.values()):
         cast(network, dtype)  # type: ignore[arg-type]
         if checkpointing and network is not teacher:
             enable_gradient_checkpointing(network)
-    there = [t for n in (teacher, *networks.values()) for t in (*n.parameters(), *n.buffers())]
+    with FakeTensorMode():
+        there = _fill([teacher, *networks.values()])
+        return _trace(config, objective, networks, there, rows, micro)
+
+
+def _fill(networks: list[nn.Module]) -> list[Tensor]:
+    """Put parameters and buffers that count as the CPU's in place of those of the meta device; returns all."""
+    made: dict[int, Tensor] = {}  # two names of one parameter stay one
+    for module in (m for network in networks for m in network.modules()):
+        for tensors in (module._parameters, module._buffers):
+            for name, old in tensors.items():
+                if old is None:
+                    continue
+                if id(old) not in made:
+                    new = torch.empty(old.shape, dtype=old.dtype, device="cpu")
+                    made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+                    made[id(made[id(old)])] = made[id(old)]
+                tensors[name] = made[id(old)]  # type: ignore[assignment]
+    return list({id(t): t for t in made.values()}.values())
+
+
+def _trace(
+    config: DistillConfig, objective: IntegralKL, networks: dict[str, nn.Module], there: list[Tensor], rows: int, micro: int
+) -> dict[str, PassMemory]:
+    student, length = objective.student, objective.length
+    vocabulary = student.spec.vocabulary
     found = {}
 
     live = LiveTensors(there, vocabulary)
@@ -244,15 +259,3 @@ def _rollout(config: DistillConfig, rows: int, length: int, needs_real: bool) ->
     return IntegralKLRollout(
         states, states == 0, tokens, tokens.clone(), tokens.clone() if needs_real else None, torch.ones(rows)
     )
-
-
-def build(config: DistillConfig, teacher: CausalDenoiser, student: CausalDenoiser | None) -> tuple[Denoiser, Denoiser]:
-    """Teacher and student as the loop has them, without gradients and with.
-
-    Args:
-        student: what ``student.init`` names; None where that is the teacher.
-    """
-    frozen(teacher)
-    if config.student.adapter is not None:
-        return teacher, AdaptedDenoiser(teacher, config.student.adapter)
-    return teacher, trainable_copy(teacher if student is None else student)

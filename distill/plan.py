@@ -19,10 +19,11 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from distill.config import DistillConfig
-from distill.live_memory import PassMemory, Peak, ShapesOnly, build, pass_memory
+from distill.live_memory import PassMemory, Peak, pass_memory
 from objectives.integral_kl import IntegralKL
 from students.adapters import AdaptedDenoiser
-from teachers.denoiser import DenoiserSpec
+from students.student import frozen, trainable_copy
+from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.causal import SPEC_FIELDS, CausalDenoiser
 from teachers.process import MaskedProcess
@@ -174,7 +175,7 @@ def read_shape(name: str) -> PretrainedConfig:
 
 
 def _denoiser(shape: PretrainedConfig, config: DistillConfig, layers: int | None = None) -> CausalDenoiser:
-    """A denoiser of a shape with so many layers, all by default; within `ShapesOnly`."""
+    """A denoiser of a shape with so many layers, all by default."""
     shape = type(shape).from_dict(shape.to_dict())
     if layers is not None:
         shape.num_hidden_layers = layers
@@ -209,14 +210,10 @@ class Shapes:
         config = config or self.config
         zero: dict[str, Any] = config.deepspeed.get("zero_optimization", {})  # type: ignore[assignment]
         threshold = float(zero.get("stage3_param_persistence_threshold", 1e5))
-        with _quiet(), ShapesOnly():
-            teacher, student = self._build(config, None)
-            process = MaskedProcess(config.teacher.process)
-            objective = IntegralKL(config.objective, teacher, student, process, config.sequence_length)
-            critic = objective.network("critic")
-            return Networks(
-                *(_sizes(n, threshold) for n in (teacher, student, critic)), isinstance(student, AdaptedDenoiser)
-            )
+        objective = self._objective(config, None)
+        networks = (objective.teacher, objective.student, objective.network("critic"))
+        adapted = isinstance(objective.student, AdaptedDenoiser)
+        return Networks(*(_sizes(network, threshold) for network in networks), adapted)
 
     def passes(self, setup: Setup, config: DistillConfig | None = None) -> dict[str, PassMemory]:
         """Memory of the rollout and of both phases' passes.
@@ -244,28 +241,30 @@ class Shapes:
         return self._passes[key]
 
     def _trace(self, config: DistillConfig, setup: Setup, layers: int | None) -> dict[str, PassMemory]:
-        with _quiet(), ShapesOnly():
-            teacher, student = self._build(config, layers)
-            return pass_memory(config, teacher, student, setup.share, setup.micro, setup.checkpointing)
+        objective = self._objective(config, layers)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks that tensors without data have no address
+            return pass_memory(config, objective, setup.share, setup.micro, setup.checkpointing)
 
-    def _build(self, config: DistillConfig, layers: int | None) -> Any:
+    def _objective(self, config: DistillConfig, layers: int | None) -> IntegralKL:
+        """The networks as `distill.distil` wires them, without weights."""
         try:
-            student = None if self.student is None else _denoiser(self.student, config, layers)
-            return build(config, _denoiser(self.teacher, config, layers), student)
+            with torch.device("meta"):
+                teacher = frozen(_denoiser(self.teacher, config, layers))
+                student: Denoiser
+                if config.student.adapter is not None:
+                    student = AdaptedDenoiser(teacher, config.student.adapter)  # type: ignore[arg-type]
+                else:
+                    first = teacher if self.student is None else _denoiser(self.student, config, layers)
+                    student = trainable_copy(first)
+                process = MaskedProcess(config.teacher.process)
+                return IntegralKL(config.objective, teacher, student, process, config.sequence_length)
         except UserError:
             raise
         except Exception as error:  # transformers and torch raise what they meet first
             raise UserError(
                 f"no model can be made from the shape in {config.teacher.path!r} ({reason(error)}); correct it"
             ) from error
-
-
-class _quiet(warnings.catch_warnings):
-    """While entered, torch does not say that tensors without data have no address."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        warnings.simplefilter("ignore")
 
 
 def _sizes(network: nn.Module, threshold: float) -> Network:
