@@ -49,7 +49,9 @@ def make_teacher(folder: Path, shape: dict, rest: dict) -> None:
     from teachers.families.causal import create_denoiser
 
     tokenizer = load_tokenizer("bundled:teacher")
-    spec = DenoiserSpec(tokenizer.mask_token_id, rest["vocabulary"], 256, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    spec = DenoiserSpec(
+        tokenizer.mask_token_id, rest["vocabulary"], 256, tokenizer.eos_token_id, tokenizer.pad_token_id
+    )
     heads = {"num_key_value_heads": shape["num_attention_heads"], "tie_word_embeddings": rest.get("tied", False)}
     create_denoiser(rest["type"], {**shape, **heads}, spec).save(folder)
     tokenizer.save_pretrained(folder)

@@ -225,7 +225,12 @@ def _fill(networks: list[nn.Module]) -> list[Tensor]:
 
 
 def _trace(
-    config: DistillConfig, objective: IntegralKL, networks: dict[str, nn.Module], there: list[Tensor], rows: int, micro: int
+    config: DistillConfig,
+    objective: IntegralKL,
+    networks: dict[str, nn.Module],
+    there: list[Tensor],
+    rows: int,
+    micro: int,
 ) -> dict[str, PassMemory]:
     student, length = objective.student, objective.length
     vocabulary = student.spec.vocabulary

@@ -202,7 +202,9 @@ class Shapes:
         self.student = None if config.student.init == "teacher" else read_shape(config.student.init)
         longest = self.teacher.max_position_embeddings
         if config.sequence_length > longest:
-            raise UserError(f"rows of {config.sequence_length} tokens are longer than the teacher's {longest} positions")
+            raise UserError(
+                f"rows of {config.sequence_length} tokens are longer than the teacher's {longest} positions"
+            )
         self._passes: dict[tuple[Any, ...], dict[str, PassMemory]] = {}
 
     def networks(self, config: DistillConfig | None = None) -> Networks:
@@ -354,7 +356,10 @@ def step_bytes(network: Network, setup: Setup) -> Bytes:
     n, width = setup.processes, setup.width
     whole, shard = width * network.trained, width * network.trained / n
     if setup.stage == 0:  # gradients, and a flat copy of them for the others; our own norm squares one at a time
-        return {"gradients": whole, "reduce bucket": max(width * min(network.trained, 5e8) * (n > 1), 4 * network.largest)}
+        return {
+            "gradients": whole,
+            "reduce bucket": max(width * min(network.trained, 5e8) * (n > 1), 4 * network.largest),
+        }
     bucket = width * setup.bucket
     if setup.stage == 3:  # _prepare_fp32_grad_for_sub_group, 1e9 elements at a time; norms in float64
         part = min(network.trained / n, 1e9)

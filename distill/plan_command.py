@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill.config import DistillConfig
+from distill.live_memory import PassMemory
 from distill.plan import (
     Moment,
     Setup,
@@ -29,14 +30,16 @@ GB = 1e9
 HEADROOM = 0.9
 """Part of a device's memory that a plan may fill: the rest is CUDA's own, the collectives', and fragmentation's [own]."""
 GROUPS = {
-    "weights": ("teacher", "student: weights", "critic: weights", "gathered"),
     "masters, Adam": ("in float32", "Adam"),
     "average": ("average",),
     "gradients, buckets": ("gradients", "bucket", "staging", "one parameter"),
     "logits": ("logits",),
     "activations": ("activations",),
+    "weights": ("",),
 }
 """Columns of the table, and what the names of their terms hold; the first that fits."""
+
+NO_PASSES = dict.fromkeys(("rollout", "critic", "student"), PassMemory())
 
 
 @dataclass(frozen=True)
@@ -119,10 +122,14 @@ def propose(shapes: Shapes, base: Setup, limit: float) -> Option | None:
                     if base.checkpointing and not checkpointing:
                         continue
                     setup = replace(
-                        base, stage=stage, offload=offload, checkpointing=checkpointing, placement=placement, width=width
+                        base,
+                        stage=stage,
+                        offload=offload,
+                        checkpointing=checkpointing,
+                        placement=placement,
+                        width=width,
                     )
-                    smallest = replace(setup, micro=1)
-                    if peak(moments(networks, {k: type(v)() for k, v in shapes.passes(base).items()}, smallest)).total() > limit:
+                    if peak(moments(networks, NO_PASSES, setup)).total() > limit:
                         continue  # not even without any activations
                     micro = largest_micro_batch(shapes, networks, setup, limit, changed)
                     if micro is not None:
@@ -137,7 +144,9 @@ def with_adapters(config: DistillConfig) -> DistillConfig:
     adapter = AdapterConfig()
     return config.model_copy(
         update={
-            "student": config.student.model_copy(update={"adapter": config.student.adapter or adapter, "init": "teacher"}),
+            "student": config.student.model_copy(
+                update={"adapter": config.student.adapter or adapter, "init": "teacher"}
+            ),
             "objective": config.objective.model_copy(
                 update={"critic_adapter": config.objective.critic_adapter or adapter}
             ),
@@ -184,7 +193,7 @@ def grouped(moment: Moment) -> dict[str, float]:
     found = dict.fromkeys(GROUPS, 0.0)
     for term, size in moment.device.items():
         plain = term.replace("then: ", "")
-        column = next((c for c, marks in GROUPS.items() if any(mark in plain for mark in marks)), "weights")
+        column = next(c for c, marks in GROUPS.items() if any(mark in plain for mark in marks))
         found[column] += size
     return found
 
