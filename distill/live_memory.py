@@ -197,7 +197,7 @@ def pass_memory(
         checkpointing: gradient checkpointing.
     """
     dtype = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
-    teacher, student = objective.teacher, objective.student
+    teacher = objective.teacher
     networks = {phase: objective.network(phase) for phase in objective.phases}
     for network in (teacher, *networks.values()):
         cast(network, dtype)  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
 """What a distillation needs of memory, term by term, before any is spent.
 
-An update passes through a few moments: the start, the rollout, each phase's passes and its optimiser step, a checkpoint.
-What is alive at each is known: networks and their training state from their shapes and DeepSpeed's ZeRO stage (here, with
-the place in DeepSpeed 0.19 that allocates it), activations and logits from a run on tensors without data
+A run passes through a few moments: the start, the rollout, each phase's passes and its optimiser step, a checkpoint.
+What is alive at each is known: networks and their training state from their shapes and DeepSpeed's ZeRO stage (here,
+with the place in DeepSpeed 0.19 that allocates it), activations and logits from a run on tensors without data
 (distill/live_memory.py). The peak is the largest of the moments. Bytes, for rank 0, which keeps the average as well.
 """
 
@@ -321,9 +321,9 @@ def teacher_bytes(teacher: Network, setup: Setup) -> tuple[Bytes, Bytes]:
 def pass_bytes(network: Network, passes: PassMemory, setup: Setup) -> Bytes:
     """What a phase's passes add to what the engines keep, at the worst point of a forward and backward pass.
 
-    ZeRO 0 and 1 leave gradients with the parameters until the update's last backward pass is over. ZeRO 2 moves them into
-    a bucket as they come; ZeRO 3 too, into one that it keeps. Stages 1 and 2 allocate the bucket (setup_buckets) at the
-    first gradient of a pass; stage 1 frees it when the update's last pass is over.
+    ZeRO 0 and 1 leave gradients with the parameters until the update's last backward pass is over. ZeRO 2 moves them
+    into a bucket as they come; ZeRO 3 too, into one that it keeps. Stages 1 and 2 allocate the bucket (setup_buckets)
+    at the first gradient of a pass; stage 1 frees it when the update's last pass is over.
     """
     whole, shard = setup.width * network.trained, setup.width * network.trained / setup.processes
     bucket = setup.width * setup.bucket if setup.stage in (1, 2) else 0
@@ -410,8 +410,8 @@ def moments(networks: Networks, passes: dict[str, PassMemory], setup: Setup) -> 
     # every process writes its share of three copies of both networks, and of the average
     share = 4 * (3 * (student.trained + critic.trained) + student.trained) / setup.processes
     swapped = 0 if setup.offload else 4 * student.trained / (setup.processes if setup.stage else 1)
-    found.append(during("checkpoint", {"one parameter": 4 * student.largest}, {"checkpoint, being written": share}))
-    found.append(during("average swapped in", {"average": swapped}, {}))
+    copied = {"average, swapped": max(swapped, 4 * student.largest)}
+    found.append(during("checkpoint", copied, {"checkpoint, being written": share}))
     if setup.watched:
         found.append(during("watch", {"averaged twin": 4 * student.total}, {}))
     found.append(Moment("loading", {}, {"teacher, loaded": 4 * teacher.total, **loaded}))

@@ -18,6 +18,7 @@ from distill.plan import (
     Shapes,
     host_peak,
     largest_micro_batch,
+    micro_batches,
     moments,
     peak,
     setup_of,
@@ -28,7 +29,7 @@ from teachers.errors import UserError
 
 GB = 1e9
 HEADROOM = 0.9
-"""Part of a device's memory that a plan may fill: the rest is CUDA's own, the collectives', and fragmentation's [own]."""
+"""Part of a device's memory that a plan may fill: the rest is for CUDA, the collectives and fragmentation [own]."""
 GROUPS = {
     "masters, Adam": ("in float32", "Adam"),
     "average": ("average",),
@@ -72,8 +73,8 @@ def plan_command(config: DistillConfig, gpus: int, memory: float, out: Path | No
         f"teacher {networks.teacher.total / 1e6:,.1f} M parameters; trained: student "
         f"{networks.student.trained / 1e6:,.1f} M, critic {networks.critic.trained / 1e6:,.1f} M; {gpus} devices of "
         f"{memory:g} GB, filled to {HEADROOM:.0%}; train.precision {config.train.precision}, rows of "
-        f"{config.sequence_length} tokens, {base.micro} a pass; one chunkless float32 tensor of logits would be "
-        f"{base.micro * config.sequence_length * shapes.teacher.vocab_size * 4 / GB:,.1f} GB",
+        f"{config.sequence_length} tokens; a row's logits, were they not in chunks, would be "
+        f"{config.sequence_length * shapes.teacher.vocab_size * 4 / GB:,.1f} GB a copy",
         highlight=False,
     )
     console.print(table(options))
@@ -92,14 +93,15 @@ def plan_command(config: DistillConfig, gpus: int, memory: float, out: Path | No
 
 
 def stages(shapes: Shapes, base: Setup, limit: float) -> list[Option]:
-    """The config as it is, at each ZeRO stage, without and with optimiser offload."""
-    networks, found = shapes.networks(), []
+    """The config at each ZeRO stage, without and with optimiser offload, at the largest micro-batch that fits, or 1."""
+    networks, found, smallest = shapes.networks(), [], micro_batches(shapes.config, base.processes)[0]
     for stage, offload in ((0, False), (1, False), (2, False), (3, False), (1, True), (2, True), (3, True)):
         if stage == 0 and base.width == 2:
             continue  # refused by the config: DeepSpeed is wrong there
         setup = replace(base, stage=stage, offload=offload)
         micro = largest_micro_batch(shapes, networks, setup, limit)
-        found.append(Option(setup, micro, moments(networks, shapes.passes(setup), setup), []))
+        shown = replace(setup, micro=micro or smallest)
+        found.append(Option(shown, micro, moments(networks, shapes.passes(shown), shown), []))
     return found
 
 
@@ -200,7 +202,10 @@ def grouped(moment: Moment) -> dict[str, float]:
 
 def table(options: list[Option]) -> Table:
     """One line a ZeRO stage: GB on rank 0's device at the worst moment, by term."""
-    shown = Table(title="GB per rank at the worst moment", title_justify="left")
+    shown = Table(
+        title="GB per rank at the worst moment, at the micro-batch of the last column or the smallest",
+        title_justify="left",
+    )
     shown.add_column("ZeRO")
     for name in (*GROUPS, "sum", "worst moment", "host", "largest micro-batch"):
         shown.add_column(name, justify="left" if name == "worst moment" else "right")
