@@ -201,21 +201,23 @@ def grouped(moment: Moment) -> dict[str, float]:
 
 
 def table(options: list[Option]) -> Table:
-    """One line a ZeRO stage: GB on rank 0's device at the worst moment, by term."""
+    """One line a ZeRO stage: GB on rank 0's device at the worst moment of an update, by term, and at the start."""
     shown = Table(
-        title="GB per rank at the worst moment, at the micro-batch of the last column or the smallest",
+        title="GB per rank at the worst moment of training, at the micro-batch of the last column or the smallest",
         title_justify="left",
     )
     shown.add_column("ZeRO")
-    for name in (*GROUPS, "sum", "worst moment", "host", "largest micro-batch"):
+    for name in (*GROUPS, "sum", "worst moment", "start", "host", "largest micro-batch"):
         shown.add_column(name, justify="left" if name == "worst moment" else "right")
     for option in options:
-        most = peak(option.moments)
+        start = [moment for moment in option.moments if moment.name.startswith("start")]
+        most = peak([moment for moment in option.moments if moment not in start])
         columns = [f"{size / GB:.1f}" for size in grouped(most).values()]
         stage = f"{option.setup.stage}{' + offload' if option.setup.offload else ''}"
         fits = "none" if option.micro is None else str(option.micro)
+        first = f"{peak(start).total() / GB:.1f}"
         host = f"{host_peak(option.moments) / GB:.1f}"
-        shown.add_row(stage, *columns, f"{most.total() / GB:.1f}", most.name, host, fits)
+        shown.add_row(stage, *columns, f"{most.total() / GB:.1f}", most.name, first, host, fits)
     return shown
 
 
