@@ -100,6 +100,21 @@ def distill(
 
 
 @app.command()
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Processes, one device each.")] = 1,
+    memory: Annotated[float, typer.Option(min=0.001, help="Memory of a device, in GB (10⁹ bytes).")] = 80.0,
+    out: Annotated[Path | None, typer.Option("--json", help="A new file for every term, in bytes.")] = None,
+) -> None:
+    """Tell what memory a distillation needs, ZeRO stage by stage, without loading a weight."""
+    from distill.config import DistillConfig, load_config
+    from distill.plan_command import plan_command
+
+    plan_command(load_config(DistillConfig, config, overrides or []), gpus, memory, out)
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path | None, typer.Argument(help="A distillation's folder.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value of the evaluate section.")] = None,

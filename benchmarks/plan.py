@@ -1,0 +1,154 @@
+"""The plan of memory against what real runs need: `python -m benchmarks.plan [NAME …]`, a table on the terminal.
+
+Each case is a whole `fewstep distill` in a process of its own, on the CPU, with a teacher of random weights. Measured
+is the peak of torch's own allocations, from its profiler, until the checkpoint ("training") and with it ("run"); beside
+it the peak of the process's resident memory above what it had after the imports.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+TRAIN = ["train.updates=2", "train.log_every=1", "evaluate.every=null", "train.checkpoint_every=100"]
+# a plan is for the worst update of a run, in which every position is masked; here each update is
+TRAIN += ["objective.rollout=one_move", "objective.clamp_time=[0.99, 1.0]"]
+BUCKET = "deepspeed.zero_optimization.reduce_bucket_size"
+CASES = {
+    # 36 M parameters; every row of an update in one pass
+    "float32, ZeRO 1": (
+        {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8},
+        {"vocabulary": 4000, "type": "llama"},
+        ["train.batch=4", "length=256", f"{BUCKET}=5000000"],
+    ),
+    # 51 M parameters, half of them embeddings; 2 of 4 rows a pass, activations computed again
+    "bfloat16, ZeRO 2, checkpointing, large V": (
+        {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6},
+        {"vocabulary": 50000, "type": "qwen3"},
+        ["train.batch=4", "train.micro_batch=2", "train.precision=bfloat16", "train.gradient_checkpointing=true",
+         "length=256", "deepspeed.zero_optimization.stage=2", f"{BUCKET}=5000000"],
+    ),
+    # 44 M parameters, of which adapters of student and critic train
+    "bfloat16, LoRA": (
+        {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8},
+        {"vocabulary": 16000, "type": "llama"},
+        ["train.batch=4", "train.precision=bfloat16", "length=256", f"{BUCKET}=5000000",
+         "student.adapter={rank: 16}", "objective.critic_adapter={rank: 16}"],
+    ),
+}  # fmt: skip
+
+
+def make_teacher(folder: Path, shape: dict, rest: dict) -> None:
+    """A teacher of random weights, with the bundled tokenizer."""
+    from distill.data import load_tokenizer
+    from teachers.denoiser import DenoiserSpec
+    from teachers.families.causal import create_denoiser
+
+    tokenizer = load_tokenizer("bundled:teacher")
+    spec = DenoiserSpec(
+        tokenizer.mask_token_id, rest["vocabulary"], 256, tokenizer.eos_token_id, tokenizer.pad_token_id
+    )
+    heads = {"num_key_value_heads": shape["num_attention_heads"], "tie_word_embeddings": False}
+    create_denoiser(rest["type"], {**shape, **heads}, spec).save(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def predict(overrides: list[str], config: str = "configs/smoke.yaml") -> dict:
+    """The plan's peak for one process without a device."""
+    from distill.config import DistillConfig, load_config
+    from distill.plan import Shapes, moments, peak, setup_of
+
+    loaded = load_config(DistillConfig, config, overrides)
+    shapes, setup = Shapes(loaded), setup_of(loaded, 1)
+    found = moments(shapes.networks(), shapes.passes(setup), setup)
+    training = [m for m in found if m.name != "checkpoint"]
+    return {
+        key: {"bytes": most.total(True), "moment": most.name}
+        for key, most in (("training", peak(training, True)), ("run", peak(found, True)))
+    } | {"all": {m.name: m.total(True) for m in found}}
+
+
+def measure(run: str, overrides: list[str], config: str = "configs/smoke.yaml") -> dict:
+    """Distil here and now, under torch's profiler; to be called once in a process."""
+    import distill.distil
+    from distill import world
+    from distill.config import DistillConfig, load_config
+
+    world.keep_memory = lambda: None  # what is freed must go back to the system, to be seen in resident memory
+    loaded = load_config(DistillConfig, config, overrides)
+    world.start_world()
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    from distill.checkpoint import Checkpointer
+
+    begin = Checkpointer.begin
+
+    def marked(*args: object) -> None:
+        with record_function("checkpoint begins"):
+            begin(*args)
+
+    Checkpointer.begin = marked
+
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        distill.distil.distil(loaded, run)
+        resident = _status("VmHWM") - before
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    mark = min(e.start_ns() for e in profiler.profiler.kineto_results.events() if e.name() == "checkpoint begins")
+    now, peaks = 0, {"training": 0, "run": 0}
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        for key in ("run", "training") if event.start_ns() < mark else ("run",):
+            peaks[key] = max(peaks[key], now)
+    return peaks | {"resident": resident}
+
+
+def _status(key: str) -> int:
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def case(name: str, folder: Path) -> dict:
+    """Plan and run one case."""
+    shape, rest, overrides = CASES[name]
+    make_teacher(folder / "teacher", shape, rest)
+    overrides = [f"teacher.path={folder / 'teacher'}", *TRAIN, *overrides]
+    words = [sys.executable, "-m", "benchmarks.plan", "--measure", str(folder / "run"), *overrides]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    return {"predicted": predict(overrides), "measured": json.loads(done.stdout.splitlines()[-1])}
+
+
+def main() -> None:
+    """The table."""
+    if sys.argv[1:2] == ["--measure"]:
+        print(json.dumps(measure(sys.argv[2], sys.argv[3:])))
+        return
+    print("| case | peak | at | predicted MB | measured MB | predicted / measured | resident MB |")
+    print("| --- | --- | --- | ---: | ---: | ---: | ---: |")
+    for name in sys.argv[1:] or CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            found = case(name, Path(folder))
+        predicted, measured = found["predicted"], found["measured"]
+        for key in ("training", "run"):
+            told, was = predicted[key]["bytes"], measured[key]
+            resident = f"{measured['resident'] / 1e6:,.0f}" if key == "run" else "–"
+            print(
+                f"| {name} | {key} | {predicted[key]['moment']} | {told / 1e6:,.0f} | {was / 1e6:,.0f} | "
+                f"{told / was:.3f} | {resident} |",
+                flush=True,
+            )
+        if os.environ.get("MOMENTS"):
+            for key, value in predicted["all"].items():
+                print("   ", key, round(value / 1e6))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The plan of memory: exact sizes, peaks against a real run, a proposal that can be pasted."""
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from distill.cli import app
+from distill.config import DistillConfig, load_config
+from distill.distil import load_teacher
+from distill.plan import Shapes, largest_micro_batch, moments, peak, read_shape, setup_of
+from students.adapters import AdaptedDenoiser
+from teachers.errors import UserError
+from teachers.source import BUNDLED
+
+ROOT = Path(__file__).parents[2]
+SMOKE = ROOT / "configs" / "smoke.yaml"
+
+
+def config(*overrides):
+    return load_config(DistillConfig, SMOKE, list(overrides))
+
+
+def test_within_15_percent_of_a_real_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import plan as benchmark
+
+    shape = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 3}
+    overrides = ["train.batch=4", "length=64", "train.precision=bfloat16", "train.micro_batch=2",
+                 "deepspeed.zero_optimization.reduce_bucket_size=300000"]  # fmt: skip
+    monkeypatch.setitem(benchmark.CASES, "small", (shape, {"vocabulary": 3000, "type": "qwen3"}, overrides))
+    found = benchmark.case("small", tmp_path)
+    for key in ("training", "run"):
+        assert found["predicted"][key]["bytes"] == pytest.approx(found["measured"][key], rel=0.15), (key, found)
+
+
+def test_sizes_are_those_of_the_loaded_networks():
+    adapted = config("student.adapter={rank: 4}")
+    networks = Shapes(adapted).networks()
+    teacher, _ = load_teacher(adapted.teacher)
+    assert networks.teacher.total == sum(p.numel() for p in teacher.parameters())
+    student = AdaptedDenoiser(teacher, adapted.student.adapter)
+    assert networks.student.trained == sum(p.numel() for p in student.parameters())
+    assert networks.student.frozen == 0  # its base is the teacher, counted there
+    assert networks.critic.trained == networks.teacher.total
+
+
+def test_a_discriminator_trains_its_last_blocks_and_head():
+    networks = Shapes(
+        load_config(DistillConfig, ROOT / "configs" / "didi_instruct.yaml", ["objective.discriminator_blocks=1"])
+    ).networks()
+    width = 192
+    attention = 2 * width * width + 2 * width * 64 + 2 * 64  # three heads of 64, one of keys and values, their norms
+    block = attention + 3 * width * 576 + 2 * width
+    assert networks.critic.trained == block + width * width + width + width + 1
+    assert networks.critic.total == networks.teacher.total + width * width + width + width + 1
+
+
+def test_two_depths_give_any(tmp_path):
+    """What is told of a deep network from two shallow ones is what a run of the deep one tells."""
+    values = json.loads((BUNDLED / "teacher" / "config.json").read_text())
+    values |= {"num_hidden_layers": 5, "layer_types": ["full_attention"] * 5}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    for extra in ("train.micro_batch=4", "train.gradient_checkpointing=true"):
+        shapes = Shapes(config(f"teacher.path={tmp_path}", extra))
+        setup = setup_of(shapes.config, 1)
+        told, run = shapes.passes(setup), shapes._trace(shapes.config, setup, None)
+        for name in run:
+            for point, of_run in vars(run[name]).items():
+                assert getattr(told[name], point).total == pytest.approx(of_run.total, rel=1e-3), (name, point)
+
+
+def test_checkpointing_keeps_less_and_stages_keep_less():
+    shapes = Shapes(config())
+    networks, setup = shapes.networks(), setup_of(shapes.config, 4)
+    plain, less = shapes.passes(setup), shapes.passes(replace(setup, checkpointing=True))
+    assert less["student"].forward.activations < 0.5 * plain["student"].forward.activations
+    assert less["student"].forward.logits == plain["student"].forward.logits > 0
+    terms = {stage: moments(networks, plain, replace(setup, stage=stage))[3].device for stage in (0, 1, 2, 3)}
+    trained = networks.student.trained
+    assert terms[0]["student: Adam's moments"] == 8 * trained
+    assert terms[1]["student: Adam's moments"] == terms[3]["student: Adam's moments"] == 8 * trained / 4
+    assert terms[1]["student: weights"] == 4 * trained > terms[3]["student: weights"]
+    offloaded = moments(networks, plain, replace(setup, offload=True))[3]
+    assert "student: Adam's moments" not in offloaded.device
+    assert offloaded.host["student: Adam's moments"] == 8 * trained / 4
+
+
+def test_the_largest_micro_batch_fits_and_the_next_does_not():
+    shapes = Shapes(config("deepspeed.zero_optimization.reduce_bucket_size=100000", "train.batch=4"))
+    networks, setup = shapes.networks(), setup_of(shapes.config, 1)
+
+    def needs(micro):
+        tried = replace(setup, micro=micro)
+        return peak(moments(networks, shapes.passes(tried), tried)).total()
+
+    assert largest_micro_batch(shapes, networks, setup, (needs(2) + needs(4)) / 2) == 2
+    assert largest_micro_batch(shapes, networks, setup, needs(4)) == 4
+    assert largest_micro_batch(shapes, networks, setup, needs(1) - 1) is None
+
+
+def test_the_command_proposes_what_the_config_takes(tmp_path):
+    out = tmp_path / "plan.json"
+    words = ["plan", str(SMOKE), "--gpus", "2", "--memory", "0.3", "--json", str(out),
+             "deepspeed.zero_optimization.reduce_bucket_size=100000"]  # fmt: skip
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    report = json.loads(out.read_text())
+    assert [o["setup"]["stage"] for o in report["options"]] == [0, 1, 2, 3, 1, 2, 3]
+    proposed = report["proposal"]
+    assert max(sum(m["device"].values()) for m in proposed["moments"]) <= 0.9 * 0.3e9
+    taken = setup_of(config(*shlex.split(" ".join(proposed["overrides"]))), 2)
+    assert taken.micro == proposed["setup"]["micro"]
+    assert taken.stage == proposed["setup"]["stage"]
+
+
+def test_llada_has_the_parameters_it_has():
+    shape = read_shape(str(ROOT / "configs" / "plan" / "llada-8b" / "config.json"))
+    block = 4 * 4096**2 + 3 * 4096 * 12288 + 2 * 4096
+    plan = load_config(DistillConfig, ROOT / "configs" / "plan" / "llada-8b.yaml",
+                       [f"teacher.path={ROOT}/configs/plan/llada-8b"])  # fmt: skip
+    assert shape.num_hidden_layers == 32
+    assert Shapes(plan).networks().teacher.total == 32 * block + 2 * 126464 * 4096 + 4096 == 8_015_581_184
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no folder with a config.json"),
+        ('{"model_type": "llada"}', "'llada'"),
+        ('{"model_type": "llama", "hidden_size": 30, "num_attention_heads": 4}', "cannot read"),
+        ("[]", "must be a JSON object"),
+    ],
+)
+def test_a_shape_that_is_none(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        Shapes(config(f"teacher.path={tmp_path}")).networks()
+
+
+def test_processes_that_do_not_divide():
+    with pytest.raises(UserError, match="does not divide into 3 processes"):
+        setup_of(config(), 3)
