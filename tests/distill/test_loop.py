@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from distill.checkpoint import checkpoint_folders, latest_checkpoint
 from distill.config import OptimizerConfig
 from distill.engines import learning_rate_factor
+from distill.loop import termination
 from distill.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -165,6 +166,27 @@ def test_resume_refuses_another_config(uninterrupted):
     assert done.returncode == 2
     assert "train.student.lr is 0.5 but this run was started with 0.0001" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_sigterm_and_its_echo_ask_for_a_checkpoint_and_a_later_one_kills():
+    """A scheduler signals the processes and their launcher, which passes it on: that must not kill the checkpoint."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with termination() as terminated:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.write(write, b"saving" if terminated.is_set() else b"not asked")
+            clock = time.monotonic
+            time.monotonic = lambda: clock() + 6
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(1)
+    os.close(write)
+    _, status = os.waitpid(child, 0)
+    assert os.read(read, 20) == b"saving"
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGTERM
+    os.close(read)
 
 
 def test_learning_rate_schedule():
