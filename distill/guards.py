@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event
@@ -16,12 +17,20 @@ from distill.world import RunError, World
 
 @contextmanager
 def termination() -> Iterator[Event]:
-    """An event that the first SIGTERM sets, so that a preempted run saves before it goes; the second one kills."""
-    event = Event()
+    """An event that the first SIGTERM sets, so that a preempted run saves before it goes; a second one kills.
+
+    Within five seconds it is the same one: schedulers signal all processes of a job, and launchers pass theirs on.
+    """
+    event, first = Event(), 0.0
 
     def on_sigterm(number: int, frame: object) -> None:
-        event.set()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        nonlocal first
+        if not event.is_set():
+            event.set()
+            first = time.monotonic()
+        elif time.monotonic() - first > 5:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
 
     before = signal.signal(signal.SIGTERM, on_sigterm)
     try:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import time
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from distill.checkpoint import checkpoint_folders, verify_checkpoint
 from distill.config import OptimizerConfig
 from distill.engines import learning_rate_factor
+from distill.guards import termination
 from distill.run_folder import RunFolder
 from tests.distill.runs import assert_same_weights, distil, final_weights, kill, losses, start, wait_for_updates
 
@@ -112,6 +114,27 @@ def test_resume_refuses_another_config(uninterrupted):
     refused = distil(uninterrupted.path, "train.student.lr=0.5", "train.ema=0.5", resume=True, code=2)
     assert "train.ema is 0.5 but this run was started with 0.9; train.student.lr is 0.5 but" in refused.said
     assert "--allow-changes" in refused.said
+
+
+def test_a_sigterm_and_its_echo_ask_for_a_checkpoint_and_a_later_one_kills():
+    """A scheduler signals the processes and their launcher, which passes it on: that must not kill the checkpoint."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with termination() as terminated:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.write(write, b"saving" if terminated.is_set() else b"not asked")
+            clock = time.monotonic
+            time.monotonic = lambda: clock() + 6
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(1)
+    os.close(write)
+    _, status = os.waitpid(child, 0)
+    assert os.read(read, 20) == b"saving"
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGTERM
+    os.close(read)
 
 
 def test_learning_rate_schedule():
