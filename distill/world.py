@@ -6,11 +6,13 @@ import atexit
 import ctypes
 import logging
 import os
+import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -129,6 +131,7 @@ def start_world() -> World:
     A process joins once, whatever it trains: DeepSpeed keeps its groups for good.
     """
     keep_memory()
+    end_with_launcher()
     # DeepSpeed calls what torch has renamed; nothing a person could do about it
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     atexit.register(stop_world)
@@ -150,6 +153,19 @@ def start_world() -> World:
     if world.size > 1:
         threading.Thread(target=miss_lost_processes, args=(world, world._alone), daemon=True).start()
     return world
+
+
+def end_with_launcher() -> None:
+    """Have Linux send a SIGTERM when torchrun is killed: it starts each process in a session of its own, to outlive it.
+
+    A process that is left behind would hold the run's folder, or wait half an hour for a rendezvous that has gone.
+    """
+    if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if os.getppid() == 1 and b"torch" not in Path("/proc/1/cmdline").read_bytes():  # it went before we could ask
+        raise SystemExit(RUN_FAILED)
 
 
 def stop_world() -> None:

@@ -1,5 +1,7 @@
 """Real runs of the command, for tests that start, kill, poison and continue them."""
 
+import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -18,7 +20,11 @@ from distill.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["evaluate.every=null", "train.log_every=1"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def environment():
+    """Of a process with one thread."""
+    return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def command(run, *overrides, processes=1, resume=False, allow_changes=False, config="configs/smoke.yaml"):
@@ -37,7 +43,7 @@ def distil(run, *overrides, code=0, timeout=240, **kind):
         The run's folder, with what was said on stderr as ``said``.
     """
     done = subprocess.run(
-        command(run, *overrides, **kind), cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT, timeout=timeout
+        command(run, *overrides, **kind), cwd=ROOT, capture_output=True, text=True, env=environment(), timeout=timeout
     )
     assert done.returncode == code, done.stderr[-3000:]
     folder = RunFolder(run)
@@ -58,7 +64,7 @@ def start(run, *overrides, **kind):
     """Start a run in a process group of its own."""
     return subprocess.Popen(
         command(run, *overrides, **kind), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, env=ENVIRONMENT,
+        start_new_session=True, env=environment(),
     )  # fmt: skip
 
 
@@ -73,8 +79,22 @@ def wait_for_updates(run, process, updates=1, seconds=120):
 
 
 def kill(process):
-    """SIGKILL to every process of a run at once."""
-    os.killpg(process.pid, signal.SIGKILL)
+    """SIGKILL to every process of a run at once; torchrun gives each of its own a session of its own."""
+    for pid in [process.pid, *descendants(process.pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def descendants(pid):
+    """Its children, theirs, and so on."""
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for parent in found:
+        found += [child for child, its in parents.items() if its == parent]
+    return found[1:]
 
 
 def final_weights(run):
@@ -95,3 +115,12 @@ def assert_same_weights(one, other, **tolerance):
     assert a.keys() == b.keys()
     for name in a:
         torch.testing.assert_close(a[name], b[name], **tolerance)
+
+
+def sign(checkpoint):
+    """Make the manifest fit the files, as somebody who forges a checkpoint would."""
+    files = [p for p in checkpoint.rglob("*") if p.is_file() and p.name != "manifest.json"]
+    sums = {
+        str(p.relative_to(checkpoint)): (p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files
+    }
+    (checkpoint / "manifest.json").write_text(json.dumps(sums))

@@ -1,6 +1,5 @@
 """Checkpoints cut, flipped, forged and swapped: one line for a person, or a right result."""
 
-import hashlib
 import json
 import pickle
 import random
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from distill.checkpoint import latest_checkpoint
 from distill.run_folder import RunFolder
 from tests.distill.line import Poisoned, train_line
+from tests.distill.runs import sign
 
 FILES = ["student/rank-0.safetensors", "student-ema/weights.json", "state.json", "manifest.json"]
 DAMAGE = {
@@ -61,15 +61,6 @@ def resume(checkpoint):
         assert "; " in told  # what is wrong; what to do
         return told
     return json.loads((latest_checkpoint(RunFolder(run)) / "student-ema" / "weights.json").read_text())
-
-
-def sign(checkpoint):
-    """Make the manifest fit the files again, as somebody who forges a checkpoint would."""
-    files = [p for p in checkpoint.rglob("*") if p.is_file() and p.name != "manifest.json"]
-    sums = {
-        str(p.relative_to(checkpoint)): (p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files
-    }
-    (checkpoint / "manifest.json").write_text(json.dumps(sums))
 
 
 @pytest.mark.parametrize("name", FILES)

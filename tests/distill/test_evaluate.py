@@ -12,7 +12,6 @@ import torch
 import yaml
 from rich.console import Console
 
-from distill.checkpoint import _manifest
 from distill.config import DataConfig, EvaluateConfig, TokenizerConfig
 from distill.data import train_tokenizer
 from distill.evaluate import at_precision, draw, evaluate, quick_figures
@@ -23,6 +22,7 @@ from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.causal import create_denoiser
 from teachers.process import MaskedProcess
+from tests.distill.runs import sign
 
 LENGTH = 16
 SHAPE = {
@@ -65,8 +65,8 @@ def made(tmp_path_factory):
     run = root / "run"
     checkpoint = run / "checkpoints" / "update-00000001"
     tiny(tokenizer, 2).save(checkpoint / "student-ema")
-    (checkpoint / "state.json").write_text("{}")
-    (checkpoint / "manifest.json").write_text(json.dumps(_manifest(checkpoint)))
+    (checkpoint / "state.json").write_text('{"update": 1}')
+    sign(checkpoint)
     tokenizer.save_pretrained(run / "tokenizer")
     optimizer = {"lr": 1e-3}
     config = {

@@ -39,7 +39,7 @@ def make_denoiser(attention="full"):
 
 def make_run(path: Path, checkpoint: bool = True) -> Path:
     config = {
-        "teacher": {"path": "somebody/teacher", "process": "cosine"},
+        "teacher": {"path": "somebody/teacher", "revision": "0" * 40, "process": "cosine"},
         "objective": {"name": "integral_kl"},
         "length": LENGTH,
     }

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from multiprocessing import get_context
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,11 +23,12 @@ from distill.world import RUN_FAILED, RunError, World, miss_lost_processes
 from teachers.errors import UserError
 from tests.distill.line import Poisoned, train_line
 from tests.distill.runs import (
-    ENVIRONMENT,
     ROOT,
     assert_same_weights,
     command,
+    descendants,
     distil,
+    environment,
     here,
     kill,
     losses,
@@ -98,7 +100,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
 
     words = command(run.path, "train.checkpoint_every=2", "train.updates=6", resume=True, allow_changes=True)
     done = subprocess.run(
-        words, cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT, preexec_fn=small_files, timeout=200
+        words, cwd=ROOT, capture_output=True, text=True, env=environment(), preexec_fn=small_files, timeout=200
     )
     said = " ".join(done.stderr.split())
     assert done.returncode == RUN_FAILED, done.stderr[-2000:]
@@ -170,7 +172,7 @@ def by_hand(run, rank, port, *overrides):
     }
     return subprocess.Popen(
         command(run, *overrides), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env=ENVIRONMENT | place,
+        env=environment() | place,
     )  # fmt: skip
 
 
@@ -221,8 +223,25 @@ def test_no_process_is_left_alone_with_an_error_on_the_main_one(tmp_path):
     (tmp_path / "run" / "something").touch()
     began = time.monotonic()
     done = subprocess.run(
-        command(tmp_path / "run", processes=2), cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT, timeout=100
+        command(tmp_path / "run", processes=2), cwd=ROOT, capture_output=True, text=True, env=environment(), timeout=100
     )
     assert done.returncode != 0
     assert done.stderr.count("is not an empty folder; name a new one") == 1  # said once, not by each process
     assert time.monotonic() - began < 60
+
+
+def test_a_killed_launcher_leaves_no_process_behind(tmp_path):
+    """torchrun alone is killed; its processes get a SIGTERM from the kernel, save what they can, and go."""
+    run = tmp_path / "run"
+    process = start(run, "train.updates=1000", "train.checkpoint_every=1000", processes=2)
+    wait_for_updates(run, process)
+    left = descendants(process.pid)
+    assert len(left) >= 2
+    process.kill()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in left) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in left)
+    process.communicate()
+    RunFolder(run).lock()
+    assert verify_checkpoint(latest_checkpoint(RunFolder(run)))["update"] < 1000
