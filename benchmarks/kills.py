@@ -47,16 +47,17 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--kills", type=int, default=50)
     arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     wanted = arguments.parse_args()
     chance, folder = random.Random(wanted.seed), Path(tempfile.mkdtemp())
     print(
         "processes  kills  by moment                                     partial folders  checkpoints verified  equal"
     )
-    for processes in (1, 2):
+    for processes in wanted.processes:
         whole = distil(folder / f"whole-{processes}", *OVERRIDES, processes=processes, timeout=1200)
         run, kills, partial, verified, moments = folder / f"killed-{processes}", 0, 0, 0, Counter()
         while True:
-            last = kills >= wanted.kills // 2
+            last = kills >= wanted.kills // len(wanted.processes)
             process = start(run, *OVERRIDES, processes=processes, resume=(run / "config.yaml").exists())
             if not last:
                 where = moment(run, process, chance)
