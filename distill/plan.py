@@ -288,8 +288,8 @@ def engine_bytes(network: Network, setup: Setup, average: bool) -> tuple[Bytes, 
     weights = width * network.total
     if setup.stage == 3:  # partition_parameters.py; small ones stay whole
         weights = width * (network.total / n + network.small * (1 - 1 / n))
-    # stages 1 and 2 clone the shard in float32 too; 0 and, in float32, 3 train the weights themselves
-    copies = setup.stage in (1, 2) or (setup.stage == 3 and (width == 2 or setup.offload))
+    # all stages but 0 clone the shard, in float32 too: measured, where stage3.py looks as if it would not
+    copies = setup.stage > 0
     state = {"weights in float32": 4 * shard * copies, "Adam's moments": 8 * shard}
     if average:
         state["average"] = 4 * shard
@@ -301,10 +301,16 @@ def engine_bytes(network: Network, setup: Setup, average: bool) -> tuple[Bytes, 
         # single_partition_of_fp32_groups and its gradient, and a staging copy in compute precision
         host |= {**state, "gradients": host.get("gradients", 0) + 4 * shard, "staging": width * shard}
         if setup.stage < 3:
+            if setup.accumulated:
+                host["gradients"] += width * shard  # accumulated_grads_in_cpu
             device["staging"] = width * network.largest  # temp_grad_buffer_for_gpu_offload
     else:
         device |= state
     return device, host
+
+
+def _sum(terms: Bytes) -> float:
+    return sum(terms.values())
 
 
 def teacher_bytes(teacher: Network, setup: Setup) -> tuple[Bytes, Bytes]:
@@ -345,7 +351,7 @@ def pass_bytes(network: Network, passes: PassMemory, setup: Setup) -> Bytes:
         # a bucket that overflows is emptied into grads_in_partition while activations are there
         moved = shard if setup.stage == 2 and network.trained > setup.bucket else 0
         points = [terms(passes.forward, kept, 0), terms(passes.backward, kept + moved, bucket)]
-    found = max(points, key=lambda point: sum(point.values()))
+    found = max(points, key=_sum)
     if setup.stage == 3:
         found["gathered weights"] = setup.width * min(network.total, setup.live)
     return found
@@ -370,7 +376,7 @@ def step_bytes(network: Network, setup: Setup) -> Bytes:
     # averaged gradients, flattened, then in float32; before that the norm, in float64, one at a time
     stepping = {"gradients": 2 * shard + 4 * network.trained / n * (width == 2)}
     norm = {"gradients": shard + 8 * network.largest}
-    return max(reducing, stepping, norm, key=lambda terms: sum(terms.values()))
+    return max(reducing, stepping, norm, key=_sum)
 
 
 def moments(networks: Networks, passes: dict[str, PassMemory], setup: Setup) -> list[Moment]:
@@ -409,9 +415,10 @@ def moments(networks: Networks, passes: dict[str, PassMemory], setup: Setup) -> 
         found.append(during(f"{name} step", step_bytes(network, setup)))
     # every process writes its share of three copies of both networks, and of the average
     share = 4 * (3 * (student.trained + critic.trained) + student.trained) / setup.processes
-    swapped = 0 if setup.offload else 4 * student.trained / (setup.processes if setup.stage else 1)
-    copied = {"average, swapped": max(swapped, 4 * student.largest)}
-    found.append(during("checkpoint", copied, {"checkpoint, being written": share}))
+    swapped = {"average, swapped": 4 * student.trained / (setup.processes if setup.stage else 1)}
+    parameter = {"one parameter": 4 * student.largest}
+    on_device, on_host = (parameter, swapped) if setup.offload else (max(swapped, parameter, key=_sum), {})
+    found.append(during("checkpoint", on_device, {"checkpoint, being written": share, **on_host}))
     if setup.watched:
         found.append(during("watch", {"averaged twin": 4 * student.total}, {}))
     found.append(Moment("loading", {}, {"teacher, loaded": 4 * teacher.total, **loaded}))

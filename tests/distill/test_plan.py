@@ -91,7 +91,7 @@ def test_checkpointing_keeps_less_and_stages_keep_less():
 
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not():
-    shapes = Shapes(config("deepspeed.zero_optimization.reduce_bucket_size=100000", "train.batch=4"))
+    shapes = Shapes(config("deepspeed.zero_optimization.reduce_bucket_size=100000", "train.batch=4", "length=128"))
     networks, setup = shapes.networks(), setup_of(shapes.config, 1)
 
     def needs(micro):
