@@ -8,7 +8,9 @@ Overhead is (loop − bare) / bare, and the exit code is 1 above 10%. One checkp
 
 **Scaling**: the real command on one core, on two cores, and as two processes with a core each, in turns.
 
-Everything is a ratio of things measured in turns in one run: other work on the machine slows both sides alike.
+Everything is a ratio of things measured in turns in one run. Other work on the machine slows both sides of the overhead
+alike; scaling needs a machine that is otherwise idle, because among other work two processes get two shares of it. The
+load when it starts is printed.
 """
 
 from __future__ import annotations
@@ -199,6 +201,7 @@ def measure_scaling(config: Path, overrides: list[str], updates: int, rounds: in
         "2 processes, 1 core each": (2, [[core] for core in cores]),
     }
     rates: dict[str, list[float]] = defaultdict(list)
+    load = os.getloadavg()[0]
     for number in range(rounds):
         for i, (way, (processes, bound)) in enumerate(ways.items()):
             run = folder / f"scaling-{number}-{i}"
@@ -215,7 +218,7 @@ def measure_scaling(config: Path, overrides: list[str], updates: int, rounds: in
             lines = RunFolder.open(run).read_metrics()
             seconds = lines[-1]["seconds"] - lines[WARM_UP - 1]["seconds"]
             rates[way].append((len(lines) - WARM_UP) / seconds)
-    table = Table(title=f"{rounds} rounds of {updates} updates")
+    table = Table(title=f"{rounds} rounds of {updates} updates; load average at the start {load:.1f}")
     for column in ("way", "updates/s", "ratio", "each round"):
         table.add_column(column, justify="left" if column == "way" else "right")
     first = statistics.mean(next(iter(rates.values())))
