@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distill.config import OptimizerConfig, TrainConfig
 from distill.world import World, import_deepspeed
-from students.student import enable_gradient_checkpointing
+from students.student import cast, enable_gradient_checkpointing
 from teachers.errors import UserError
 
 STATE = ("weight", "exp_avg", "exp_avg_sq")
@@ -93,6 +93,8 @@ class Engine:
         zero = {"stage": 1, **section.get("zero_optimization", {})}
         self.network, self.optimizer, self.updates, self.stage = network, optimizer, train.updates, zero["stage"]
         network.collective = zero["stage"] == 3 and world.size > 1  # see `Denoiser.collective`
+        if train.precision == "bfloat16":  # as DeepSpeed would, but before it has to fit on the device in float32
+            cast(network, torch.bfloat16)
         if zero["stage"] == 3:  # DeepSpeed moves the shards; a whole network need not fit on the device
             for buffer in network.buffers():
                 buffer.data = buffer.data.to(world.device)

@@ -396,14 +396,14 @@ def moments(networks: Networks, passes: dict[str, PassMemory], setup: Setup) -> 
         with_gathered = added | ({"gathered teacher": gathered} if gathered else {})
         return Moment(name, device | {f"then: {k}": v for k, v in with_gathered.items()}, host | (on_host or {}))
 
-    # all networks come in float32; the twin is copied on the device before it goes to the CPU
-    float32 = {"critic": 4 * critic.total, "student": 4 * student.total}
-    flattened = {"critic": setup.width * (critic.total + critic.trained), "student": 4 * student.total}
-    loaded = {} if networks.adapted else {"student, loaded": 4 * student.total}
+    # networks come in float32 and whole to the host; each goes to its device in compute precision, the critic first
+    loaded = {"critic, loaded": 4 * critic.total, "student, loaded": 4 * student.total}
+    critic_device = {k: v for k, v in device.items() if k.startswith(("teacher", "critic"))}
+    flattened = {"student, flattened": setup.width * (student.total + student.trained)} if setup.stage in (1, 2) else {}
     found = [
-        Moment("start: three networks in float32", {"teacher": 4.0 * teacher.total, **float32}, {}),
-        Moment("start: the twin is made", {**frozen_device, **float32, "averaged twin": 4 * student.total}, {}),
-        Moment("start: weights are flattened", {**frozen_device, **flattened}, {"averaged twin": 4 * student.total}),
+        Moment("start: networks in float32", {}, {"teacher, loaded": 4.0 * teacher.total, **loaded}),
+        Moment("start: the twin is made", {**frozen_device}, {**loaded, "averaged twin": 4 * student.total}),
+        Moment("start: weights are flattened", {**critic_device, **flattened}, {"averaged twin": 4 * student.total}),
     ]
     rollout = passes["rollout"].forward
     added = {"activations": rollout.activations, "logits": rollout.logits}
@@ -421,7 +421,6 @@ def moments(networks: Networks, passes: dict[str, PassMemory], setup: Setup) -> 
     found.append(during("checkpoint", on_device, {"checkpoint, being written": share, **on_host}))
     if setup.watched:
         found.append(during("watch", {"averaged twin": 4 * student.total}, {}))
-    found.append(Moment("loading", {}, {"teacher, loaded": 4 * teacher.total, **loaded}))
     return found
 
 

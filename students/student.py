@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +16,19 @@ from students.adapters import ActiveAdapter, AdaptedDenoiser, plain_copy
 from teachers.denoiser import Denoiser
 from teachers.families.causal import CausalDenoiser
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 def frozen(denoiser: Denoiser) -> Denoiser:
     """The denoiser itself, without gradients and without dropout."""
     return denoiser.requires_grad_(False).eval()
 
 
-def cast(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
+def cast(network: Network, dtype: torch.dtype) -> Network:
     """Cast parameters in place, but no buffers: in bfloat16, rotary frequencies would misplace late positions."""
-    for parameter in denoiser.parameters():
+    for parameter in network.parameters():
         parameter.data = parameter.data.to(dtype)
-    return denoiser
+    return network
 
 
 def trainable_copy(denoiser: Denoiser) -> Denoiser:
