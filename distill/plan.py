@@ -169,7 +169,7 @@ def read_shape(name: str) -> PretrainedConfig:
             "stock config.json, such as configs/plan/llada-8b/config.json"
         )
     try:
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # whatever a value out of range meets first
         raise UserError(f"cannot read {path} ({reason(error)}); it must be a model's config.json") from error
 
