@@ -56,12 +56,11 @@ class Network:
 
 @dataclass(frozen=True)
 class Networks:
-    """The three networks of a distillation; ``adapted``: the student is an adapter, and starts on the device."""
+    """The three networks of a distillation; those on adapters count without their base, which is the teacher."""
 
     teacher: Network
     student: Network
     critic: Network
-    adapted: bool
 
 
 @dataclass(frozen=True)
@@ -214,8 +213,7 @@ class Shapes:
         threshold = float(zero.get("stage3_param_persistence_threshold", 1e5))
         objective = self._objective(config, None)
         networks = (objective.teacher, objective.student, objective.network("critic"))
-        adapted = isinstance(objective.student, AdaptedDenoiser)
-        return Networks(*(_sizes(network, threshold) for network in networks), adapted)
+        return Networks(*(_sizes(network, threshold) for network in networks))
 
     def passes(self, setup: Setup, config: DistillConfig | None = None) -> dict[str, PassMemory]:
         """Memory of the rollout and of both phases' passes.
