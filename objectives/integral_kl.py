@@ -321,10 +321,10 @@ class IntegralKL(Objective):
             drawn tokens; (N,) regularisers; (N,) entropies, detached.
         """
         config = self.config
-        student, teacher, theirs, auxiliary = self.student.features(z, select=masked), None, None, None
+        student, teacher, theirs, auxiliary = self.student.features_at(z, masked), None, None, None
         if config.teacher_kl:
             with torch.no_grad():
-                teacher = self.teacher.features(z, select=masked)
+                teacher = self.teacher.features_at(z, masked)
         if config.gradient in OVER_VOCABULARY:
             theirs, auxiliary = self.ratio.features(rollout.fake, masked, config.exact_share)  # type: ignore[attr-defined]
 

@@ -206,7 +206,7 @@ class DiscriminatorRatio(Ratio):
         """(BCE(real, 0.9) + BCE(fake, 0.1)) / 2 on masked positions."""
         assert real is not None
         masked = fake == mask_id
-        on_fake, on_real = self.network(fake)[masked], self.network(real)[masked]
+        on_fake, on_real = (part[masked] for part in self.network(torch.cat([fake, real])).chunk(2))
         loss = (soft_bce(on_real, self.real_target) + soft_bce(on_fake, self.fake_target)).sum() / 2
         right = ((on_real > 0).sum() + (on_fake < 0).sum()) / 2
         return loss, {"accuracy": right.to(loss)}

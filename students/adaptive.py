@@ -76,10 +76,7 @@ def adaptive(
         part = z[going]
         masked = part == mask_id
         t = process.time_of(1 - masked.double().mean(1)).float() if student.spec.time_conditioned else None
-        if t is None and bool((part == part[:1]).all()):  # all masked: one forward row serves every row
-            features = student.features(part[:1]).expand(len(part), -1, -1)[masked]
-        else:
-            features = student.features(part, t, select=masked)
+        features = student.features_at(part, masked, t)
         tokens, summaries = in_chunks(draw, chunks, features, token_draws[going][masked])
         commit = masked
         if n + 1 < steps and threshold is not None:

@@ -52,13 +52,7 @@ def move(denoiser: Denoiser, z: Tensor, reveal: Tensor, t: Tensor, randomness: R
 @torch.no_grad()
 def draw(denoiser: Denoiser, z: Tensor, reveal: Tensor, t: Tensor, uniforms: Tensor, chunks: int) -> Tensor:
     """One pass: a token from p(x₀ | z) for each of the N positions of ``reveal``, by its uniform (N,)."""
-    time = t.float() if denoiser.spec.time_conditioned else None
-    same = bool((z == z[:1]).all())
-    if same and time is None:  # all-masked rows are identical: one forward row serves them all
-        features = denoiser.features(z[:1])
-        features = features.expand(len(z), *features.shape[1:])[reveal]
-    else:
-        features = denoiser.features(z, time, select=reveal)
+    features = denoiser.features_at(z, reveal, t.float() if denoiser.spec.time_conditioned else None)
     (tokens,) = in_chunks(lambda f, u: (categorical(denoiser.head(f), u),), chunks, features, uniforms)
     return tokens
 

@@ -76,6 +76,17 @@ class Denoiser(nn.Module, ABC):
             select: (B, L) bool; only these N positions, in row-major order, reach the head.
         """
 
+    def features_at(self, z: Tensor, select: Tensor, t: Tensor | None = None) -> Tensor:
+        """`features` at the N positions of ``select``, (N, H); one forward row serves rows that are all the same.
+
+        All-masked canvases are. Arguments as `features`; rows at times of their own are never the same.
+        """
+        if t is not None or len(z) < 2 or not bool((z == z[:1]).all()):
+            return self.features(z, t, select=select)
+        wanted = select.any(0)
+        shared = self.features(z[:1], select=wanted[None])
+        return shared[(wanted.cumsum(0) - 1).expand_as(z)[select]]
+
     def head(self, features: Tensor) -> Tensor:
         """(…, H) `features` → (…, V) float32 log-probabilities of x₀, the mask column −∞; each position alone."""
         return features

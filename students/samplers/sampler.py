@@ -90,7 +90,7 @@ class SamplerConfig(Section, ABC):
 
 
 class CountedDenoiser:
-    """A denoiser that counts the passes of every row of a canvas, and runs identical rows once."""
+    """A denoiser that counts the passes of every row of a canvas."""
 
     def __init__(self, denoiser: Denoiser, canvas: Tensor, steps: int):
         if steps < 1:
@@ -109,14 +109,7 @@ class CountedDenoiser:
             (N, H) in row-major order of ``select``.
         """
         self.nfe[rows] += 1
-        if self.spec.time_conditioned:
-            return self.denoiser.features(z, t.float(), select=select)
-        if len(z) > 1 and bool((z == z[:1]).all()):  # e.g. all masked: one forward row serves every row
-            wanted = select.any(0)
-            shared = self.denoiser.features(z[:1], select=wanted[None])
-            place = wanted.cumsum(0) - 1
-            return shared[place.expand_as(z)[select]]
-        return self.denoiser.features(z, select=select)
+        return self.denoiser.features_at(z, select, t.float() if self.spec.time_conditioned else None)
 
     def output(self, tokens: Tensor, critic_nfe: Tensor | None = None) -> SampleOutput:
         """The finished canvases with the passes counted so far, and those of another network, if one was asked."""

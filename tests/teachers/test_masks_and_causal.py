@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from distill.config import DataConfig, TokenizerConfig
 from distill.data import train_tokenizer
+from students.student import enable_gradient_checkpointing
 from teachers.convert import from_autoregressive
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
@@ -187,6 +188,34 @@ def test_shift_comes_before_select(shift, z):
     select = z == MASK
     close(ours.logits(z, select=select), ours.logits(z)[select])
     assert ours.logits(z, select=torch.zeros_like(select)).shape == (0, V)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_positions_that_nobody_reads_change_no_gradient(family, checkpointed, z):
+    ours, select = denoiser(family, shift=True).requires_grad_(True), z == MASK
+    ours.logits(z)[select][:, :MASK].square().sum().backward()
+    expected = {name: p.grad.clone() for name, p in ours.named_parameters() if p.grad is not None}
+    ours.zero_grad()
+    if checkpointed:
+        enable_gradient_checkpointing(ours)
+    ours.logits(z, select=select)[:, :MASK].square().sum().backward()
+    for name, p in ours.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, expected[name], atol=1e-3, rtol=1e-4)
+
+
+def test_rows_that_are_the_same_share_a_pass(z):
+    ours, same = denoiser(), z[:1].expand(3, -1)
+    seen = []
+    ours.model.base_model.register_forward_pre_hook(
+        lambda _, args, kw: seen.append(len(kw["input_ids"])), with_kwargs=True
+    )
+    for canvas, rows in ((same, 1), (z, 3)):
+        select = canvas == MASK
+        select[0, 0] = False
+        close(ours.head(ours.features_at(canvas, select)), ours.logits(canvas)[select])
+        assert seen[-2] == rows
 
 
 def test_hidden_states_are_what_the_head_reads(z):
