@@ -292,8 +292,8 @@ class _Watched(Denoiser):
     def head(self, features: Tensor) -> Tensor:
         return self.inner.head(features)
 
-    def commit_logits(self, features: Tensor, summaries: Tensor, share: Tensor) -> Tensor | None:
-        return self.inner.commit_logits(features, summaries, share)
+    def commit_logits(self, features: Tensor, summaries: Tensor, where: Tensor) -> Tensor | None:
+        return self.inner.commit_logits(features, summaries, where)
 
     def save(self, folder: str | Path) -> None:
         self.inner.save(folder)

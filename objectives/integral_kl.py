@@ -29,7 +29,7 @@ from objectives.gradients import (
 from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig, Rollout
 from objectives.ratios import AuxiliaryRatio, DiscriminatorRatio, Ratio, SoftLabels
 from students.adapters import AdapterConfig
-from students.rollout import Trajectory, from_data, k_step, one_move, two_moves
+from students.rollout import Order, Trajectory, from_data, k_step, one_move, two_moves
 from teachers.chunks import chunk_count, in_chunks
 from teachers.randomness import RowStreams, beta, uniform
 
@@ -43,6 +43,8 @@ class IntegralKLConfig(ObjectiveConfig):
     Attributes:
         rollout: "one_move", "two_moves", "k_step", or "data": from real rows masked to a time t ~ π (2602.19066).
         steps: the step counts K that "k_step" draws from [own].
+        order: in which "k_step" reveals positions, "random" or "dilated": that of the sampler it will be used with
+            [own].
         random_share: of "one_move"'s canvas that starts with random tokens instead of masks (2503.15457).
         ratio: "auxiliary" or "discriminator".
         gradient: "marginalised", "logit" (both auxiliary only), "per_token" or "score_function".
@@ -72,6 +74,7 @@ class IntegralKLConfig(ObjectiveConfig):
     name: Literal["integral_kl"] = "integral_kl"  # type: ignore[assignment]
     rollout: Literal["one_move", "two_moves", "k_step", "data"] = "k_step"
     steps: list[PositiveInt] = Field([8, 16], min_length=1)
+    order: Order = "random"
     random_share: float = Field(0.0, ge=0, lt=1)
     ratio: Literal["auxiliary", "discriminator"] = "auxiliary"
     gradient: Literal["marginalised", "logit", "per_token", "score_function"] = "marginalised"
@@ -122,6 +125,10 @@ class IntegralKLConfig(ObjectiveConfig):
             raise ValueError(
                 "critic_targets 'soft' are the student's own probabilities; set ratio to 'auxiliary' and "
                 "label_smoothing to 0, or critic_targets to 'sampled'"
+            )
+        if self.order != "random" and self.rollout != "k_step":
+            raise ValueError(
+                f"order is {self.order!r}, but only rollout 'k_step' has one; set it, or order to 'random'"
             )
         low, high = self.clamp_time
         if not 0 < low < high <= 1:
@@ -257,7 +264,7 @@ class IntegralKL(Objective):
             return from_data(self.student, self.process, real, tau, randomness)
         if self.config.rollout == "two_moves":
             return two_moves(self.student, self.process, tau, self.length, randomness)
-        return k_step(self.student, self.process, self.config.steps, self.length, randomness)
+        return k_step(self.student, self.process, self.config.steps, self.length, randomness, self.config.order)
 
     def count(self, phase: str, rollout: IntegralKLRollout) -> Tensor:  # type: ignore[override]
         """Masked tokens for the critic, rows for the student."""

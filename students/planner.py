@@ -1,8 +1,9 @@
 """A learned decision of which masked positions to commit: a small head on a denoiser, one Bernoulli logit a position.
 
-The analogue of dUltra's planner (2512.21446). The head sees what the denoiser computes from the canvas, never a token
-that was drawn from it: so with an exact denoiser that commits one position at a time the samples keep the exact law,
-whatever the order. A pass commits a set S of the masked positions M, conditioned on being none too few to go on:
+The analogue of dUltra's planner (2512.21446). The head sees what the denoiser computes from the canvas, and where in it
+a position is, never a token that was drawn from it: so with an exact denoiser that commits one position at a time the
+samples keep the exact law, whatever the order. A pass commits a set S of the masked positions M, conditioned on being
+none too few to go on:
 
     P(S) = Π_{i∈S} p_i Π_{i∈M∖S} (1 − p_i) / (1 − Π_{i∈M} (1 − p_i)),   S ≠ ∅,   p = σ(logit)
 """
@@ -27,6 +28,8 @@ from teachers.randomness import categorical
 from teachers.source import model_folder, reason
 
 PLANNER_FILE = "planner.safetensors"
+PERIODS = 4  # of the position: 2, 4, 8 and 16 tokens [own]
+SURROUNDINGS = 3 + 2 * PERIODS - 1
 LARGEST_BASE = 5.0  # ± of the base's logit, so that the head can still move it: rates of 0.7% to 99.3% [own]
 
 
@@ -45,6 +48,23 @@ def summary(log_probs: Tensor) -> Tensor:
     """What the head reads of a distribution: entropy and the largest log-probability, in nats: (N, V) → (N, 2)."""
     possible = log_probs.masked_fill(log_probs == -torch.inf, 0.0)
     return torch.stack([-(log_probs.exp() * possible).sum(-1), log_probs.amax(-1)], -1)
+
+
+def surroundings(masked: Tensor) -> Tensor:
+    """What the head reads of where a masked position is: (B, L) → (N, `SURROUNDINGS`) in row-major order of ``masked``.
+
+    The part of the canvas that is masked; the inverse distances to the known tokens on the left and on the right, 0
+    where there is none; and the position as sines and cosines of periods 2, 4, 8, …. Bernoullis are independent, so
+    planned positions keep their distance only if they can tell each other apart: by where they are [own].
+    """
+    length = masked.shape[1]
+    place = torch.arange(length, device=masked.device)
+    left = place - torch.where(masked, -torch.inf, place).cummax(1).values
+    right = torch.where(masked, torch.inf, place).flip(1).cummin(1).values.flip(1) - place
+    angles = torch.pi * place[:, None] / 2.0 ** torch.arange(PERIODS, device=masked.device)
+    waves = torch.cat([angles.cos(), angles[:, 1:].sin()], 1).expand(*masked.shape, -1)  # sin(πi) is 0
+    share = masked.double().mean(1, keepdim=True).expand(masked.shape)
+    return torch.cat([torch.stack([share, 1 / left, 1 / right], -1), waves], -1)[masked]
 
 
 def draw_commits(logits: Tensor, masked: Tensor, uniforms: Tensor) -> Tensor:
@@ -84,19 +104,20 @@ class PlannerHead(nn.Module):
     def __init__(self, inputs: int, base_steps: int, width: int = 32):
         super().__init__()
         self.base_steps, self.width = base_steps, width
-        self.hidden = nn.Linear(inputs, width)
-        self.out = nn.Linear(width + 3, 1)
+        cheap = 2 + SURROUNDINGS
+        self.hidden = nn.Linear(inputs + cheap, width)
+        self.out = nn.Linear(width + cheap, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, features: Tensor, summaries: Tensor, share: Tensor) -> Tensor:
+    def forward(self, features: Tensor, summaries: Tensor, where: Tensor) -> Tensor:
         """(N,) logits; see `PlannedDenoiser.commit_logits`."""
         # a denoiser that is not split has its log-probabilities for features, −∞ at the mask
         features = features.masked_fill(features == -torch.inf, 0.0)
         features = functional.layer_norm(features.to(summaries), features.shape[-1:])
-        dtype = self.out.weight.dtype
-        hidden = functional.silu(self.hidden(features.to(dtype)))
-        cheap = torch.cat([summaries, share.log()[:, None].to(summaries)], -1).to(dtype)
+        dtype, share, rest = self.out.weight.dtype, where[:, 0], where[:, 1:].to(summaries)
+        cheap = torch.cat([summaries, share.log()[:, None].to(summaries), rest], -1).to(dtype)
+        hidden = functional.silu(self.hidden(torch.cat([features.to(dtype), cheap], -1)))
         return base_logits(share, self.base_steps) + self.out(torch.cat([hidden, cheap], -1)).squeeze(-1)
 
 
@@ -127,9 +148,9 @@ class PlannedDenoiser(Denoiser):
         """The inner denoiser's; see `Denoiser.head`."""
         return self.inner.head(features)
 
-    def commit_logits(self, features: Tensor, summaries: Tensor, share: Tensor) -> Tensor:
+    def commit_logits(self, features: Tensor, summaries: Tensor, where: Tensor) -> Tensor:
         """The planner's; see `Denoiser.commit_logits`."""
-        return self.planner(features, summaries, share)
+        return self.planner(features, summaries, where)
 
     def hidden_states(self, z: Tensor) -> Tensor:
         """The inner denoiser's; see `Denoiser.hidden_states`."""

@@ -7,14 +7,20 @@ row, so a row's trajectory does not depend on the batch it is in.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from students.samplers.ancestral import reveal_transitions
+from students.samplers.dilated import dilated_transitions
 from teachers.chunks import chunk_count, in_chunks
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, categorical, uniform
+
+Order = Literal["random", "dilated"]
+"""In which a sampler reveals the positions of a row."""
 
 
 @dataclass
@@ -115,35 +121,43 @@ def two_moves(
 
 
 def k_step(
-    student: Denoiser, process: MaskedProcess, steps: list[int], length: int, randomness: RowStreams
+    student: Denoiser,
+    process: MaskedProcess,
+    steps: list[int],
+    length: int,
+    randomness: RowStreams,
+    order: Order = "random",
 ) -> Trajectory:
-    """A state of the student's own K-step ancestral sampler, and a full draw from it.
+    """A state of the student's own K-step sampler, and a full draw from it.
 
     Each row draws K from ``steps`` and how many of its steps, 0 … K−1, are made before the recorded state, so the
     student is trained on exactly the states it will meet when sampled with these step counts.
 
     Where the student's passes are collective, every process makes max(steps) of them, however its rows drew.
+
+    Args:
+        order: of the sampler: "random", the ancestral one, or "dilated" (students/samplers/dilated.py).
     """
     rows, device = len(randomness), randomness.device
     draws = uniform(randomness, rows, 2)
     budget = torch.tensor(steps, device=device)[(draws[:, 0] * len(steps)).long()]
     made = (draws[:, 1] * budget).long()
     z = torch.full((rows, length), student.spec.mask_id, device=device)
+    if order == "dilated":
+        transition = dilated_transitions(z == student.spec.mask_id, budget, randomness, process)
+    else:
+        transition = reveal_transitions(z.shape, budget, randomness, process)
     chunks = chunk_count(z.numel(), student.spec.vocabulary)  # of all rows, also where only a few are going
     for step in range(max(steps) - 1):
-        going = (step < made).nonzero().squeeze(1)
+        going = ((step < made) & (transition == step).any(1)).nonzero().squeeze(1)
         if len(going) == 0:
             if not student.collective:
-                break
+                continue
             nothing = torch.zeros_like(z[:1], dtype=torch.bool)  # a pass for the other processes' sake
             draw(student, z[:1], nothing, torch.ones_like(draws[:1, 0]), draws[0, :0], chunks)
             continue
-        streams = randomness.take(going)
         t = 1 - step / budget[going].double()
-        s = 1 - (step + 1) / budget[going].double()
-        masked = z[going] == student.spec.mask_id
-        reveal = masked & (uniform(streams, *masked.shape) < process.reveal_probability(t, s)[:, None])
-        z[going] = move(student, z[going], reveal, t, streams, chunks)
+        z[going] = move(student, z[going], transition[going] == step, t, randomness.take(going), chunks)
     masked = z == student.spec.mask_id
     time, next_time = 1 - made / budget.double(), 1 - (made + 1) / budget.double()
     sample = move(student, z, masked, time, randomness, chunks)

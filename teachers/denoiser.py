@@ -117,12 +117,12 @@ class Denoiser(nn.Module, ABC):
         """The transformer blocks, first to last; for critics that train only the last few."""
         raise TypeError(f"{type(self).__name__} has no blocks to choose from; use the auxiliary critic instead")
 
-    def commit_logits(self, features: Tensor, summaries: Tensor, share: Tensor) -> Tensor | None:
+    def commit_logits(self, features: Tensor, summaries: Tensor, where: Tensor) -> Tensor | None:
         """Which masked positions a sampler should commit: (N,) logits; None for a denoiser that has no such opinion.
 
         Args:
             features: (N, H) at masked positions. summaries: (N, 2), `students.planner.summary` of what `head` says
-                there. share: (N,) part of the position's canvas that is masked.
+                there. where: (N, S), `students.planner.surroundings` of them.
         """
         return None
 

@@ -1,6 +1,7 @@
 """One rule a file; passes counted."""
 
 from students.samplers.ancestral import AncestralConfig
+from students.samplers.dilated import DilatedConfig
 from students.samplers.planner import PlannerConfig
 from students.samplers.random_start import RandomStartConfig
 from students.samplers.rgas import RgasConfig
@@ -19,6 +20,7 @@ from students.samplers.top_k import TopKConfig
 
 SAMPLERS: dict[str, type[SamplerConfig]] = {
     "ancestral": AncestralConfig,
+    "dilated": DilatedConfig,
     "random_start": RandomStartConfig,
     "rgas": RgasConfig,
     "top_k": TopKConfig,

@@ -57,7 +57,8 @@ def sample(
 ) -> SampleOutput:
     """See `Sampler` and `AncestralConfig`."""
     where = canvas == denoiser.spec.mask_id
-    return reveal(denoiser, canvas, where, steps, generator, process, draw, temperature)
+    transition = reveal_transitions(where.shape, steps, generator, process)
+    return reveal(denoiser, canvas, where, transition, steps, generator, draw, temperature)
 
 
 @torch.no_grad()
@@ -65,9 +66,9 @@ def reveal(
     denoiser: Denoiser,
     start: Tensor,
     where: Tensor,
+    transition: Tensor,
     steps: int,
     generator: torch.Generator,
-    process: MaskedProcess,
     draw: Draw,
     temperature: float = 1.0,
 ) -> SampleOutput:
@@ -75,10 +76,10 @@ def reveal(
 
     Args:
         start: (B, L) canvas; what it holds at ``where`` until then, masks or not, is what the denoiser sees there.
+        transition: (B, L) in [0, ``steps``), the one that reveals each position.
     """
     counted = CountedDenoiser(denoiser, start, steps)
     law = denoiser.head if temperature == 1 else lambda features: denoiser.head(features) / temperature
-    transition = reveal_transitions(where.shape, steps, generator, process)
     event, events = number_events(transition, where)
     z = start.clone()
     for n in range(int(events.max())):
@@ -92,14 +93,21 @@ def reveal(
 
 
 def reveal_transitions(
-    shape: torch.Size, steps: int, generator: Randomness, process: MaskedProcess = LOG_LINEAR
+    shape: torch.Size | tuple[int, int],
+    steps: int | Tensor,
+    randomness: Randomness,
+    process: MaskedProcess = LOG_LINEAR,
 ) -> Tensor:
     """Draw the transition k, from t = 1 − k/steps to 1 − (k+1)/steps, that reveals each position: (B, L) in [0, steps).
 
     A position is unmasked after transition k with probability α(1 − (k+1)/steps); the last transition reveals the rest.
+
+    Args:
+        steps: (B,) int64, or a number that is the same in all rows.
     """
-    k = torch.arange(1, steps, dtype=torch.float64, device=generator.device)
-    return torch.searchsorted(process.alpha(1 - k / steps), uniform(generator, *shape), right=True)
+    steps = torch.as_tensor(steps, device=randomness.device).view(-1, 1)
+    passed = 1 - process.time_of(uniform(randomness, *shape))
+    return (passed * steps).long().clamp(max=steps - 1)
 
 
 def number_events(transition: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:

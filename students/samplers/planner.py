@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from students.planner import base_logits, draw_commits
+from students.planner import base_logits, draw_commits, surroundings
 from students.samplers.sampler import (
     LOG_LINEAR,
     Draw,
@@ -71,8 +71,8 @@ def planned_logits(denoiser: Denoiser, features: Tensor, summaries: Tensor, mask
     Args:
         features, summaries: (N, H) and (N, 2) at these positions. steps: of the rate where there is no planner.
     """
-    share = masked.double().mean(1, keepdim=True).expand(masked.shape)[masked]
-    logits = denoiser.commit_logits(features, summaries, share)
+    where = surroundings(masked)
+    logits = denoiser.commit_logits(features, summaries, where)
     if logits is None:
-        logits = base_logits(share, steps)
+        logits = base_logits(where[:, 0], steps)
     return torch.zeros(masked.shape, dtype=logits.dtype, device=logits.device).masked_scatter(masked, logits)

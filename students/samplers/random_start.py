@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from students.samplers.ancestral import reveal
+from students.samplers.ancestral import reveal, reveal_transitions
 from students.samplers.sampler import LOG_LINEAR, Draw, SampleOutput, Sampler, SamplerConfig
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.process import MaskedProcess
@@ -39,7 +39,8 @@ class RandomStartConfig(SamplerConfig):
         ) -> SampleOutput:
             masked = canvas == denoiser.spec.mask_id
             start = random_start(canvas, masked, self.random_share, denoiser.spec, generator)
-            return reveal(denoiser, start, masked, steps, generator, process, draw)
+            transition = reveal_transitions(masked.shape, steps, generator, process)
+            return reveal(denoiser, start, masked, transition, steps, generator, draw)
 
         return sampler
 

@@ -18,6 +18,7 @@ from students.planner import (
     draw_commits,
     load_planned,
     summary,
+    surroundings,
 )
 from students.samplers import SAMPLERS
 from students.samplers.threshold import confident
@@ -63,8 +64,7 @@ def exact_law(denoiser, steps):
             mean += mass
             log_probs = denoiser.logits(z)
             features = denoiser.features(z, select=masked)
-            share = masked.double().mean().expand(int(masked.sum()))
-            p = denoiser.commit_logits(features, summary(log_probs[masked]), share).sigmoid()
+            p = denoiser.commit_logits(features, summary(log_probs[masked]), surroundings(masked)).sigmoid()
             places = masked[0].nonzero().squeeze(1).tolist()
             nothing = math.prod(1 - float(x) for x in p)
             for chosen in all_patterns(len(places)).tolist():
@@ -97,7 +97,7 @@ def chi_square(tokens, law):
 @pytest.mark.parametrize("steps", [2, 3])
 @torch.no_grad()
 def test_sampler_and_recorded_trajectories_have_the_law_of_the_enumeration(steps):
-    denoiser = planned_table(scale=0.4)
+    denoiser = planned_table(scale=0.2)
     law, mean = exact_law(denoiser, steps)
     assert sum(law.values()) == pytest.approx(1)
     canvas = torch.full((20_000, 3), denoiser.spec.mask_id)
@@ -107,8 +107,20 @@ def test_sampler_and_recorded_trajectories_have_the_law_of_the_enumeration(steps
         assert chi_square(tokens, law) < CHI_SQUARE_7
         assert float(passes.double().mean()) == pytest.approx(mean, abs=0.03)
     assert 1.2 < mean < steps - 0.05, "the case is trivial"
-    other = planned_table(seed=1, scale=0.4)
+    other = planned_table(seed=1, scale=0.2)
     assert chi_square(out.tokens, exact_law(other, steps)[0]) > 10 * CHI_SQUARE_7
+
+
+def test_surroundings_are_share_nearness_and_place():
+    masked = torch.tensor([[True, True, False, True, True, True, False, True]])
+    share, left, right, *waves = surroundings(masked).T
+    assert share.tolist() == [6 / 8] * 6
+    torch.testing.assert_close(left, torch.tensor([0, 0, 1, 1 / 2, 1 / 3, 1]).to(left))
+    torch.testing.assert_close(right, torch.tensor([1 / 2, 1, 1 / 3, 1 / 2, 1, 0]).to(right))
+    place = masked[0].nonzero().squeeze(1)
+    torch.testing.assert_close(waves[0], (-1.0) ** place.double())
+    assert len({tuple(wave) for wave in torch.stack(waves, 1).tolist()}) == 6, "16 places look different"
+    assert torch.isfinite(surroundings(torch.ones(2, 1, dtype=torch.bool))).all()
 
 
 def test_commits_are_independent_given_that_there_are_some():
@@ -245,7 +257,7 @@ def test_twins_and_merged_copies_plan_alike(adapted, tmp_path):
 
     def plans(network):
         features = network.features(z, select=masked)
-        return network.commit_logits(features, summary(network.head(features)), torch.full((5,), 5 / 8))
+        return network.commit_logits(features, summary(network.head(features)), surroundings(masked))
 
     copies = [twin(denoiser), merged(denoiser)]
     assert {n for n, _ in denoiser.named_parameters()} == {n for n, _ in copies[0].named_parameters()}

@@ -3,6 +3,7 @@
 import torch
 
 from students.rollout import k_step, one_move, two_moves
+from students.samplers.dilated import sample
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, uniform
 from tests.tabular import TabularDenoiser, all_patterns, all_sequences
@@ -57,6 +58,18 @@ def test_k_step_states_have_the_law_of_the_students_own_sampler():
         assert abs(len(states) / rows - 1 / 3) < 0.02
         # with n draws over c cells, the expected distance of a correct sampler is below sqrt(c / 2πn)
         assert total_variation(expected, states) < 2 * (len(expected) / (6.28 * len(states))) ** 0.5 + 0.005
+
+
+@torch.no_grad()
+def test_dilated_states_are_those_of_the_dilated_sampler():
+    student = TabularDenoiser(V + 1, L, seed=2)
+    out = k_step(student, PROCESS, [L], L, RowStreams(0, (0,), range(12_000)), "dilated")
+    made = (L * (1 - out.time)).round().long()
+    assert torch.equal((out.states[:, 0] != MASK).sum(1), made), "one position a step"
+    finished = sample(student, torch.full((20_000, L), MASK), L, torch.Generator().manual_seed(1)).tokens
+    law = {tuple(x.tolist()): float((finished == x).all(1).double().mean()) for x in X}
+    last = made == L - 1  # what is left is one draw, as in the sampler's last pass
+    assert total_variation(law, out.sample[last]) < 2 * (len(law) / (6.28 * int(last.sum()))) ** 0.5
 
 
 @torch.no_grad()

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from students.samplers import SAMPLERS
 from students.samplers.ancestral import number_events, reveal_transitions
+from students.samplers.dilated import dilated_transitions
 from teachers import chunks, randomness
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
+from teachers.markov import random_source
 from teachers.process import MaskedProcess
 from teachers.randomness import categorical, gumbel_float32, uniform
 
@@ -155,6 +157,35 @@ def test_every_position_is_revealed_at_the_schedule_rate():
         assert float((transition <= k).double().mean()) == pytest.approx(float(alpha), abs=5e-3)
 
 
+def test_dilated_passes_halve_the_distances_and_are_of_equal_size():
+    where = torch.ones(64, 32, dtype=torch.bool)
+    transition = dilated_transitions(where, 8, seeded(4))
+    assert (torch.nn.functional.one_hot(transition, 8).sum(1) == 4).all()
+    for k, distance in enumerate((8, 4, 2, 2, 1, 1, 1)):  # between any two of the positions known after pass k
+        gaps = [set((row <= k).nonzero().squeeze(1).diff().tolist()) for row in transition]
+        assert all(min(found) == distance for found in gaps)
+    assert len({tuple(row) for row in transition.tolist()}) == 8, "rotated at random"
+
+
+def test_dilated_order_skips_what_is_given_and_follows_the_schedule():
+    where = torch.rand(50, 21, generator=seeded(1)) < 0.7
+    transition = dilated_transitions(where, torch.tensor([3] * 25 + [5] * 25), seeded(2), MaskedProcess("cosine"))
+    for row, chosen, steps in zip(transition, where, [3] * 25 + [5] * 25, strict=True):
+        ends = MaskedProcess("cosine").alpha(1 - torch.arange(1, steps + 1) / steps)
+        for k, part in enumerate(ends.tolist()):
+            assert abs(int((row[chosen] <= k).sum()) - part * int(chosen.sum())) <= 0.5 + 1e-6
+
+
+def test_dilated_order_one_position_a_pass_has_the_denoisers_own_law():
+    source = random_source(3, 1, 1.5, seed=0, length=4)
+    out = sampler("dilated")(source, torch.full((20_000, 4), 3), 4, seeded(5))
+    rows = source.all_rows(4)
+    place = (out.tokens * 3 ** torch.arange(3, -1, -1)).sum(1)
+    seen = torch.bincount(place, minlength=81) / len(place)
+    expected = source.log_likelihood(rows).exp()
+    assert float((20_000 * (seen - expected) ** 2 / expected).sum()) < 143  # 80 degrees of freedom, 99.998 %
+
+
 def test_events_are_numbered_densely_in_order():
     transition = torch.tensor([[7, 2, 7, 900], [5, 5, 5, 5], [1, 2, 3, 4]])
     masked = torch.tensor([[True, True, True, False], [True] * 4, [False] * 4])
@@ -262,6 +293,8 @@ def test_the_draw_is_the_one_that_was_named(name):
         replay = seeded(11)
         if name in ("ancestral", "random_start"):
             uniform(replay, 4, 8)  # when each position is revealed
+        elif name == "dilated":
+            uniform(replay, 4, 1)  # the rotation
         expected = categorical(log_probs, uniform(replay, 32)) if draw == "exact" else gumbel_float32(log_probs, replay)
         assert torch.equal(out.tokens.flatten(), expected)
 
