@@ -23,6 +23,7 @@ from students.samplers.sampler import (
     Sampler,
     SamplerConfig,
     draw_from,
+    row_sums,
 )
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
@@ -77,18 +78,19 @@ def reveal(
         start: (B, L) canvas; what it holds at ``where`` until then, masks or not, is what the denoiser sees there.
     """
     counted = CountedDenoiser(denoiser, start, steps)
-    law = denoiser.head if temperature == 1 else lambda features: denoiser.head(features) / temperature
+    law = denoiser.head if temperature == 1 else lambda f: (denoiser.head(f) / temperature).log_softmax(-1)
     transition = reveal_transitions(where.shape, steps, generator, process)
     event, events = number_events(transition, where)
-    z = start.clone()
+    z, total = start.clone(), torch.zeros(len(start), dtype=torch.float64, device=start.device)
     for n in range(int(events.max())):
         rows = (events > n).nonzero().squeeze(1)
         part, now = z[rows], event[rows] == n
         t = 1 - transition[rows].masked_fill(~now, 0).amax(1).double() / steps
         features = counted.features(part, rows, now, t)
-        part[now], _ = draw_from(law, denoiser.spec.vocabulary, generator, draw, features)
+        part[now], log_prob = draw_from(law, denoiser.spec.vocabulary, generator, draw, features)
         z[rows] = part
-    return counted.output(z)
+        total[rows] += row_sums(log_prob, now)
+    return counted.output(z, log_prob=total if draw == "exact" else None)
 
 
 def reveal_transitions(

@@ -7,6 +7,7 @@ the canvas is drawn once, whatever it started as; prompts are kept.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -39,7 +40,9 @@ class RandomStartConfig(SamplerConfig):
         ) -> SampleOutput:
             masked = canvas == denoiser.spec.mask_id
             start = random_start(canvas, masked, self.random_share, denoiser.spec, generator)
-            return reveal(denoiser, start, masked, steps, generator, process, draw)
+            out = reveal(denoiser, start, masked, steps, generator, process, draw)
+            # known given the start, but where that all but decides the text, the bound from it is empty
+            return replace(out, log_prob=None)
 
         return sampler
 
