@@ -20,7 +20,7 @@ COLUMNS = [
 AXES = {
     "judge_perplexity": "judge perplexity",
     "excess_nats": "nats per token above the source's entropy",
-    "divergence_nats": "KL to the source, upper bound, nats per token",
+    "divergence_nats": "bound on KL to the source, nats a token",
 }
 DIVERGENCE = "divergence: an upper bound on KL to the source, nats a token"
 COLOURS = {"teacher": "#3b6fb6", "student": "#d1495b", "real text": "#4f7a52"}
