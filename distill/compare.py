@@ -35,7 +35,10 @@ SET_HERE = {
     "train.log_every": "the comparison itself: every update is timed",
     "train.checkpoint_every": "the comparison itself: the clock says when, train.checkpoint_minutes",
 }
+MEASURES = ("divergence_nats", "excess_nats", "judge_perplexity")
+"""Of quality, the most telling first: without sharpness counted as a gain, without an error of a judge."""
 FIGURES = (
+    "excess_nats",
     "unigram_entropy",
     "bigram_entropy",
     "distinct_2",
@@ -214,8 +217,12 @@ def comparison_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def measure(rows: list[dict[str, Any]]) -> str:
-    """What quality is measured by: exact excess over the source's entropy where there is one, else the judge."""
-    return "excess_nats" if rows and all("excess_nats" in row for row in rows) else "judge_perplexity"
+    """By which of their figures rows are compared: the first of `MEASURES` that all of them have.
+
+    Args:
+        rows: of models, in an evaluation or a comparison; those of runs that failed do not count.
+    """
+    return next(name for name in MEASURES if all(name in row for row in rows if row["steps"] is not None))
 
 
 def t_quantile(degrees: int) -> float:
@@ -237,16 +244,19 @@ def interval(values: list[float]) -> tuple[float, float] | None:
     return mean - half, mean + half
 
 
-def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarise(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     """Means over seeds of each label at each number of steps.
 
+    Args:
+        key: what quality is, see `measure`.
+
     Returns:
-        In the order of steps, then labels: label, steps, seeds, updates, ``quality`` (of `measure`), ``values``
-        (each seed's), ``interval`` (see `interval`), the means of `FIGURES`, bigram entropy's ``entropy_interval``, and
-        ``dominated_by``: labels whose quality is lower, that is better, at equal or higher bigram entropy, best first.
+        In the order of steps, then labels: label, steps, seeds, updates, ``quality`` (of ``key``), ``values`` (each
+        seed's), ``interval`` (see `interval`), the means of those `FIGURES` that rows have, bigram entropy's
+        ``entropy_interval``, and ``dominated_by``: labels whose quality is lower, that is better, at equal or higher
+        bigram entropy, best first.
     """
     rows = [row for row in rows if row["steps"] is not None]
-    key = measure(rows)
     groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["steps"], row["label"]), []).append(row)
@@ -265,7 +275,7 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "entropy_interval": interval([row["bigram_entropy"] for row in group]),
                 "entropies": [row["bigram_entropy"] for row in group],
                 "samples": group[0]["samples"],
-                **{name: _mean([row[name] for row in group]) for name in FIGURES},
+                **{name: _mean([row[name] for row in group]) for name in FIGURES if name in group[0]},
             }
         )
     for one in out:

@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from distill.compare import measure, summarise
-from distill.report import COLOURS, new_figure, perplexity_text, plain_log_ticks, save_figure
+from distill.report import AXES, COLOURS, DIVERGENCE, new_figure, perplexity_text, plain_log_ticks, save_figure
 
-NAMES = {"judge_perplexity": "judge PPL", "excess_nats": "excess nats"}
-AXES = {"judge_perplexity": "judge perplexity", "excess_nats": "nats per token above the source's entropy"}
+NAMES = {"judge_perplexity": "judge PPL", "excess_nats": "excess nats", "divergence_nats": "divergence nats"}
 PALETTE = (
     "#d1495b", "#0077bb", "#ee7733", "#009988", "#aa3377", "#b8860b", "#33bbee", "#66aa33", "#7a5195", "#8c564b",
     "#555555", "#cc6699",
@@ -23,9 +22,11 @@ MARKERS = "osD^vPX<>ph*"
 
 
 def columns(comparison: dict[str, Any]) -> list[str]:
-    """Headings of the table."""
+    """Headings of the table; beside a divergence stands the excess, whose sign tells sharp from blurred."""
+    key = _key(comparison)
+    excess = [NAMES["excess_nats"]] if key == "divergence_nats" else []
     return [
-        "steps", "model", "seeds", NAMES[_key(comparison)], "95% interval", "unigram H", "bigram H", "distinct-2",
+        "steps", "model", "seeds", NAMES[key], "95% interval", *excess, "unigram H", "bigram H", "distinct-2",
         "NFE", "critic NFE", "seconds", "updates", "train s", "rows s", "dominated by",
     ]  # fmt: skip
 
@@ -33,7 +34,7 @@ def columns(comparison: dict[str, Any]) -> list[str]:
 def table_sections(comparison: dict[str, Any]) -> list[list[list[str]]]:
     """Cells under `columns`: what students are held against, then a section per number of steps, the best first."""
     key, limit = _key(comparison), comparison["teacher_steps"]
-    summary = summarise(comparison["rows"])
+    summary = summarise(comparison["rows"], key)
     steps = sorted({row["steps"] for row in [*summary, *comparison["teacher"]]} - {limit})
     if any(one["steps"] == limit for one in summary):
         steps.append(limit)
@@ -51,7 +52,7 @@ def table_sections(comparison: dict[str, Any]) -> list[list[list[str]]]:
 
 
 def _key(comparison: dict[str, Any]) -> str:
-    return measure(comparison["teacher"])
+    return measure([*comparison["teacher"], *comparison["rows"]])
 
 
 def _text(value: float, key: str) -> str:
@@ -61,20 +62,25 @@ def _text(value: float, key: str) -> str:
 def _reference_cells(name: str, steps: str, row: dict[str, Any], key: str) -> list[str]:
     ends = row.get(f"{key}_ci")
     bounds = "–" if ends is None else f"{_text(ends[0], key)}–{_text(ends[1], key)}"
-    entropies = [f"{row[name]:.3f}" for name in ("unigram_entropy", "bigram_entropy", "distinct_2")]
     cost = ["–"] * 3
     if "nfe" in row:
         cost = [f"{row['nfe']:.1f}", f"{row['critic_nfe']:.1f}", f"{row['seconds']:.1f}"]
     quality = _text(row[key], key) if key in row else "–"
-    return [steps, name, "–", quality, bounds, *entropies, *cost, "–", "–", "–", ""]
+    return [steps, name, "–", quality, bounds, *_beside(row, key), *cost, "–", "–", "–", ""]
+
+
+def _beside(row: dict[str, Any], key: str) -> list[str]:
+    """Cells of what quality must be read with: the excess, where ``key`` is a divergence, and diversity."""
+    excess = [f"{row['excess_nats']:.4f}"] if key == "divergence_nats" else []
+    return [*excess, *(f"{row[name]:.3f}" for name in ("unigram_entropy", "bigram_entropy", "distinct_2"))]
 
 
 def _student_cells(one: dict[str, Any], key: str) -> list[str]:
     ends = one["interval"]
     bounds = "–" if ends is None else f"{_text(ends[0], key)}–{_text(ends[1], key)}"
-    entropies = [f"{one[name]:.3f}" for name in ("unigram_entropy", "bigram_entropy", "distinct_2")]
     cost = [f"{one['nfe']:.1f}", f"{one['critic_nfe']:.1f}", f"{one['seconds']:.1f}", f"{one['updates']:,}"]
-    cells = [str(one["steps"]), one["label"], str(one["seeds"]), _text(one["quality"], key), bounds, *entropies, *cost]
+    cells = [str(one["steps"]), one["label"], str(one["seeds"]), _text(one["quality"], key), bounds]
+    cells += [*_beside(one, key), *cost]
     best, *more = one["dominated_by"] or [""]
     return [
         *cells,
@@ -88,6 +94,7 @@ def caption(comparison: dict[str, Any]) -> str:
     """What was sampled, how, who judged, and what the columns mean."""
     sampling, judge, command = comparison["sampling"], comparison["judge"], comparison["command"]
     read = ", retokenized" if judge["retokenized"] else ""
+    bound = f"; {DIVERGENCE}" if _key(comparison) == "divergence_nats" else ""
     spent = "minutes of training" if command["budget"].endswith("m") else "updates"
     return (
         f"budget {command['budget'][:-1]} {spent}; the average after the last update; means over seeds, of "
@@ -95,8 +102,9 @@ def caption(comparison: dict[str, Any]) -> str:
         "bootstrap over samples; "
         f"{sampling['samples']} samples of {sampling['length']} tokens a run, {sampling['sampler']} sampler, "
         f"{sampling['draw']} draws, {sampling['precision']}, {sampling['device']}; judge {judge['name']} "
-        f"({judge['parameters'] / 1e6:,.1f} M parameters{read}); entropies in nats; NFE: mean passes a sequence; "
-        "seconds of sampling all samples; train s: from the start of the first update to the end of the last; "
+        f"({judge['parameters'] / 1e6:,.1f} M parameters{read}){bound}; entropies in nats; "
+        "NFE: mean passes a sequence; seconds of sampling all samples; "
+        "train s: from the start of the first update to the end of the last; "
         "rows s: before it, for what the teacher wrote to be learned from, outside the budget; "
         "dominated by: who is better at equal or higher bigram entropy"
     )
@@ -166,7 +174,7 @@ def plot_frontier(comparison: dict[str, Any], path: Path) -> None:
     limits are those of three students or more; what lies far off is drawn at the edge, with its values.
     """
     key, look = _key(comparison), styles(comparison)
-    summary = summarise(comparison["rows"])
+    summary = summarise(comparison["rows"], key)
     steps = sorted({one["steps"] for one in summary}) or sorted({row["steps"] for row in comparison["teacher"]})
     across = min(3, len(steps))
     down = math.ceil(len(steps) / across)
@@ -222,7 +230,7 @@ def plot_frontier(comparison: dict[str, Any], path: Path) -> None:
 def plot_speed(comparison: dict[str, Any], path: Path) -> None:
     """Draw quality against seconds of sampling a sequence, a line per label over the numbers of steps."""
     key, look = _key(comparison), styles(comparison)
-    summary = summarise(comparison["rows"])
+    summary = summarise(comparison["rows"], key)
     figure = new_figure(8.6, 5.4)
     axes = figure.subplots()
     lines = {"teacher": [(r["seconds"] / r["samples"], r[key], r["steps"]) for r in comparison["teacher"]]}

@@ -15,10 +15,17 @@ from torch import Tensor, nn
 
 from distill.config import EvaluateConfig
 from distill.judge import AnyJudge
-from distill.metrics import bigram_entropy, distinct_2, perplexity, perplexity_interval, unigram_entropy
+from distill.metrics import (
+    bigram_entropy,
+    distinct_2,
+    nats_interval,
+    perplexity,
+    perplexity_interval,
+    unigram_entropy,
+)
 from distill.progress import progress_bar
 from students.adapters import merged
-from students.samplers import LOG_LINEAR, AncestralConfig, SamplerConfig
+from students.samplers import LOG_LINEAR, AncestralConfig, SampleOutput, SamplerConfig
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
@@ -49,7 +56,10 @@ def evaluate(
         What ``evaluation.json`` holds: ``judge``, ``sampling``, ``reference`` (or None) and ``rows``. Entropies in
         nats, ``nfe`` (mean), ``nfe_median`` and ``nfe_p95`` (95th percentile) in passes a sequence, ``seconds`` of
         sampling alone. Where the judge is a Markov source it has its ``source_entropy``, and every row
-        ``excess_nats``, its nats above that, both in nats a token.
+        ``excess_nats``, its nats above that, both in nats a token. Rows whose sampler knows with which probability it
+        drew (`SampleOutput.log_prob`) then have ``divergence_nats`` as well, an unbiased estimate of an upper bound on
+        KL(model ‖ source), nats a token: 0 for the source only, never below it for being sharp; see
+        `MarkovDenoiser.kl_bound`. Intervals, ``…_ci``, are 95% bootstrap over samples.
 
     Raises:
         UserError: more steps than tokens, too little real text, or a length that does not fit.
@@ -66,7 +76,7 @@ def evaluate(
         real = None
         if reference is not None:
             progress.say("real text")
-            real = _figures(reference[: config.samples], judge, config, seed)
+            real = _figures(reference[: config.samples], None, judge, config, seed)
         for name, model, all_steps, asked in plan:
             model = at_precision(model, config.precision)
             sampler = sampler_of(config, asked).label
@@ -74,7 +84,7 @@ def evaluate(
                 progress.say(f"{name}, {steps} steps")
                 drawn = draw(model, config, steps, config.samples, length, seed, process, progress, asked)
                 progress.say(f"{name}, {steps} steps, judge")
-                figures = _figures(drawn.tokens, judge, config, seed, progress)
+                figures = _figures(drawn.tokens, drawn.log_prob, judge, config, seed, progress)
                 progress.finish(config.samples * (min(steps, length) + 1))
                 median, p95 = np.quantile(drawn.row_nfe, [0.5, 0.95])
                 costs = {
@@ -134,9 +144,13 @@ def quick_figures(
 
 @dataclass(frozen=True)
 class Drawn:
-    """Samples (N, L) on the CPU, passes (N,) of each and their mean, and the seconds that sampling took."""
+    """Samples (N, L) on the CPU, passes (N,) of each and their mean, and the seconds that sampling took.
+
+    ``log_prob`` is (N,) as of `SampleOutput`, or None.
+    """
 
     tokens: Tensor
+    log_prob: np.ndarray | None
     row_nfe: np.ndarray
     nfe: float
     critic_nfe: float
@@ -160,18 +174,19 @@ def draw(
     generator.manual_seed(int(np.random.SeedSequence([seed, steps]).generate_state(1, np.uint64)[0] >> np.uint64(1)))
     network = denoiser if progress is None else _Watched(denoiser, progress)
     sample = sampler_of(config, critic).build(critic)
-    tokens, nfe, critic_nfe = [], [], 0
+    parts: list[SampleOutput] = []
     start = time.perf_counter()
     for first in range(0, samples, config.batch):
         rows = min(config.batch, samples - first)
         canvas = torch.full((rows, length), denoiser.spec.mask_id, device=denoiser.device)
-        out = sample(network, canvas, steps, generator, process, config.draw)
-        tokens.append(out.tokens.cpu())
-        nfe.append(out.nfe.cpu())
-        critic_nfe += int(out.critic_nfe.sum())
+        parts.append(sample(network, canvas, steps, generator, process, config.draw))
+    tokens = torch.cat([part.tokens for part in parts]).cpu()
     seconds = time.perf_counter() - start
-    row_nfe = torch.cat(nfe).numpy()
-    return Drawn(torch.cat(tokens), row_nfe, float(row_nfe.mean()), critic_nfe / samples, seconds)
+    row_nfe = torch.cat([part.nfe for part in parts]).cpu().numpy()
+    critic_nfe = sum(int(part.critic_nfe.sum()) for part in parts) / samples
+    log_probs = [part.log_prob for part in parts if part.log_prob is not None]
+    log_prob = torch.cat(log_probs).cpu().numpy() if log_probs else None
+    return Drawn(tokens, log_prob, row_nfe, float(row_nfe.mean()), critic_nfe, seconds)
 
 
 def sampler_of(config: EvaluateConfig, critic: nn.Module | None) -> SamplerConfig:
@@ -231,6 +246,7 @@ def check(
 
 def _figures(
     rows: Tensor,
+    log_prob: np.ndarray | None,
     judge: AnyJudge,
     config: EvaluateConfig,
     seed: int,
@@ -238,15 +254,19 @@ def _figures(
 ) -> dict[str, Any]:
     nats, tokens = judge.score(rows, None if progress is None else progress.advance)
     value, interval = perplexity(nats, tokens), list(perplexity_interval(nats, tokens, config.bootstrap, seed))
-    excess: dict[str, Any] = {}
+    exact: dict[str, Any] = {}
     if (entropy := judge.source_entropy(rows.shape[1])) is not None:
-        excess["excess_nats"] = math.log(value) - entropy
-        excess["excess_nats_ci"] = [math.log(end) - entropy for end in interval]
+        exact["excess_nats"] = math.log(value) - entropy
+        exact["excess_nats_ci"] = [math.log(end) - entropy for end in interval]
+        if log_prob is not None:
+            gaps = log_prob + nats
+            exact["divergence_nats"] = float(gaps.sum() / tokens.sum())
+            exact["divergence_nats_ci"] = list(nats_interval(gaps, tokens, config.bootstrap, seed))
     return {
         "samples": len(rows),
         "judge_perplexity": value,
         "judge_perplexity_ci": interval,
-        **excess,
+        **exact,
         **_diversity(rows.numpy()),
     }
 

@@ -15,19 +15,27 @@ def perplexity(nats: np.ndarray, tokens: np.ndarray) -> float:
     return float(np.exp(nats.sum() / tokens.sum()))
 
 
-def perplexity_interval(
+def nats_interval(
     nats: np.ndarray, tokens: np.ndarray, resamples: int, seed: int, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of `perplexity`, resampling whole samples (tokens of one text are not independent).
+    """Percentile bootstrap interval of nats a token, resampling whole samples (tokens of one text are not independent).
 
     Args:
-        nats, tokens: (N,), as for `perplexity`.
+        nats: (N,) a sum over each sample. tokens: (N,) of how many tokens.
         resamples: bootstrap draws.
         level: nominal coverage.
     """
     chosen = np.random.default_rng(seed).integers(len(nats), size=(resamples, len(nats)))
     draws = nats[chosen].sum(1) / tokens[chosen].sum(1)
-    low, high = np.exp(np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]))
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def perplexity_interval(
+    nats: np.ndarray, tokens: np.ndarray, resamples: int, seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """exp of `nats_interval`, whose arguments these are: the interval of `perplexity`."""
+    low, high = np.exp(nats_interval(nats, tokens, resamples, seed, level))
     return float(low), float(high)
 
 

@@ -10,12 +10,19 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from distill.compare import measure
 from students.samplers import SAMPLERS
 
 COLUMNS = [
     "model", "steps", "NFE", "critic NFE", "judge PPL", "95% interval", "unigram H", "bigram H", "distinct-2",
     "seconds", "tokens/s",
 ]  # fmt: skip
+AXES = {
+    "judge_perplexity": "judge perplexity",
+    "excess_nats": "nats per token above the source's entropy",
+    "divergence_nats": "bound on KL to the source, nats a token",
+}
+DIVERGENCE = "divergence: an upper bound on KL to the source, nats a token"
 COLOURS = {"teacher": "#3b6fb6", "student": "#d1495b", "real text": "#4f7a52"}
 
 
@@ -23,11 +30,13 @@ def columns(result: dict[str, Any]) -> list[str]:
     """`COLUMNS`, and what is worth one more.
 
     With an adaptive sampler, whose passes differ from row to row, how they are distributed; where the judge knows the
-    source's entropy, the excess over it, nats a token.
+    source, the excess over its entropy and, where there is one, the divergence from it, nats a token.
     """
     names = list(COLUMNS)
     if "source_entropy" in result["judge"]:
         names.insert(names.index("unigram H"), "excess")
+    if _divergence(result):
+        names.insert(names.index("unigram H"), "divergence")
     if _adaptive(result):
         names[names.index("critic NFE") : names.index("critic NFE")] = ["NFE median", "NFE p95"]
     return names
@@ -37,25 +46,39 @@ def _adaptive(result: dict[str, Any]) -> bool:
     return SAMPLERS[result["sampling"]["sampler"]].adaptive
 
 
+def _divergence(result: dict[str, Any]) -> bool:
+    return any("divergence_nats" in row for row in result["rows"])
+
+
 def table_rows(result: dict[str, Any]) -> list[list[str]]:
     """Cells under `columns`: real text first, then teacher, then student; "–" where nothing applies."""
     rows = []
-    adaptive = _adaptive(result)
+    adaptive, divergence = _adaptive(result), _divergence(result)
     if result["reference"] is not None:
-        rows.append(["real text", "–", "–", *["–", "–"] * adaptive, "–", *_quality(result["reference"]), "–", "–"])
+        rows.append(
+            ["real text", "–", "–", *["–", "–"] * adaptive, "–", *_quality(result["reference"], divergence), "–", "–"]
+        )
     for row in result["rows"]:
         passes = [row["nfe"], *([row["nfe_median"], row["nfe_p95"]] if adaptive else []), row["critic_nfe"]]
         cost = [row["model"], str(row["steps"]), *(f"{n:.1f}" for n in passes)]
-        rows.append([*cost, *_quality(row), f"{row['seconds']:.1f}", f"{row['tokens_per_second']:,.0f}"])
+        rows.append([*cost, *_quality(row, divergence), f"{row['seconds']:.1f}", f"{row['tokens_per_second']:,.0f}"])
     return rows
 
 
-def _quality(row: dict[str, Any]) -> list[str]:
+def _quality(row: dict[str, Any], divergence: bool) -> list[str]:
     low, high = row["judge_perplexity_ci"]
     interval = f"{perplexity_text(low)}–{perplexity_text(high)}"
     entropies = [f"{row['unigram_entropy']:.3f}", f"{row['bigram_entropy']:.3f}", f"{row['distinct_2']:.3f}"]
     excess = [f"{row['excess_nats']:.4f}"] if "excess_nats" in row else []
-    return [perplexity_text(row["judge_perplexity"]), interval, *excess, *entropies]
+    return [perplexity_text(row["judge_perplexity"]), interval, *excess, *[_bound(row)] * divergence, *entropies]
+
+
+def _bound(row: dict[str, Any]) -> str:
+    """The divergence ± half its 95% interval."""
+    if "divergence_nats" not in row:
+        return "–"
+    low, high = row["divergence_nats_ci"]
+    return f"{row['divergence_nats']:.4f} ± {(high - low) / 2:.4f}"
 
 
 def perplexity_text(value: float) -> str:
@@ -68,10 +91,12 @@ def caption(result: dict[str, Any]) -> str:
     sampling, judge = result["sampling"], result["judge"]
     read = ", retokenized" if judge["retokenized"] else ""
     known = f", source entropy {judge['source_entropy']:.4f} a token" if "source_entropy" in judge else ""
+    bound = f"; {DIVERGENCE}" if _divergence(result) else ""
     return (
         f"{sampling['samples']} samples of {sampling['length']} tokens a row; {samplers(result)} sampler, "
         f"{sampling['draw']} draws, {sampling['precision']}; judge {judge['name']} "
-        f"({judge['parameters'] / 1e6:,.1f} M parameters{read}{known}); entropies in nats; NFE: mean passes a sequence"
+        f"({judge['parameters'] / 1e6:,.1f} M parameters{read}{known}){bound}; entropies in nats; "
+        "NFE: mean passes a sequence"
     )
 
 
@@ -111,14 +136,15 @@ def markdown_table(result: dict[str, Any]) -> str:
 
 
 def plot_evaluation(result: dict[str, Any], path: Path) -> None:
-    """Draw judge perplexity and bigram entropy against steps; the PNG is written whole or not at all.
+    """Draw quality (see `measure`) and bigram entropy against steps; the PNG is written whole or not at all.
 
     The teacher at more steps than the student is tried at is a horizontal line, and so is real text.
     """
     figure = new_figure(11, 4.8)
     left, right = figure.subplots(1, 2)
     curves, limit = _curves(result)
-    for axes, key in ((left, "judge_perplexity"), (right, "bigram_entropy")):
+    quality = measure(result["rows"])
+    for axes, key in ((left, quality), (right, "bigram_entropy")):
         for model, rows in curves.items():
             steps = [row["steps"] for row in rows]
             axes.plot(
@@ -130,13 +156,13 @@ def plot_evaluation(result: dict[str, Any], path: Path) -> None:
                 linewidth=2,
                 label=model,
             )
-            if key == "judge_perplexity":
-                low, high = zip(*(row["judge_perplexity_ci"] for row in rows), strict=True)
+            if key == quality:
+                low, high = zip(*(row[f"{quality}_ci"] for row in rows), strict=True)
                 axes.fill_between(steps, low, high, color=COLOURS[model], alpha=0.2, linewidth=0)
         if limit is not None:
             label = f"teacher, {limit['steps']:,} steps"
             axes.axhline(limit[key], color=COLOURS["teacher"], linestyle="--", linewidth=1.4, label=label)
-        if result["reference"] is not None:
+        if result["reference"] is not None and key in result["reference"]:
             axes.axhline(
                 result["reference"][key], color=COLOURS["real text"], linestyle=":", linewidth=1.8, label="real text"
             )
@@ -147,13 +173,14 @@ def plot_evaluation(result: dict[str, Any], path: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.25, linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
-    left.set_yscale("log")
-    plain_log_ticks(left.yaxis)
-    left.set_ylabel("judge perplexity (lower is better)")
+    if all(row[quality] > 0 for row in result["rows"]):
+        left.set_yscale("log")
+        plain_log_ticks(left.yaxis)
+    left.set_ylabel(f"{AXES[quality]} (lower is better)")
     left.set_title("Quality", loc="left", fontweight="bold")
     right.set_ylabel("bigram entropy (nats)")
     right.set_title("Diversity", loc="left", fontweight="bold")
-    handles, labels = left.get_legend_handles_labels()
+    handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     sampling = result["sampling"]
     figure.supxlabel(

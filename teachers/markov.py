@@ -258,11 +258,16 @@ class MarkovDenoiser(Denoiser):
     def kl_bound(self, tokens: Tensor, log_q: Tensor) -> tuple[float, float]:
         """Unbiased estimate of a bound on KL(q ‖ source), in nats a token: the mean and its standard error.
 
-        With samples drawn as x ~ q(· | c), c ~ q(c), the mean of log q(x | c) − log p(x) is E_c KL(q(· | c) ‖ p), which
-        is at least KL(q ‖ p) because KL is convex. For ancestral sampling c is which transition reveals which position.
+        Say pass n commits positions S_n of a canvas z_n, chosen without sight of the tokens drawn for them. Rows x and
+        orders c = (S_1, S_2, …) then have the joint law q(x, c) = w(c | x) Π_n q(x_{S_n} | z_n), and w(c | x) =
+        Π_n q(S_n | z_n) is a law of orders, whatever x. So the mean of Σ_n log q(x_{S_n} | z_n) − log p(x) is
+        KL(q(x, c) ‖ p(x) w(c | x)), which is at least KL(q ‖ p), that of x alone. For ancestral sampling, whose orders
+        depend on nothing, it is E_c KL(q(· | c) ‖ p).
+
+        Sharpness can not lower it below 0, which it is for the source itself, sampled a token a pass.
 
         Args:
-            tokens: (B ≥ 2, L). log_q: (B,) log q(x | c), nats.
+            tokens: (B ≥ 2, L). log_q: (B,) Σ_n log q(x_{S_n} | z_n), nats; as `SampleOutput.log_prob` in students.
         """
         gaps = (log_q.double() - self.log_likelihood(tokens)) / tokens.shape[1]
         return float(gaps.mean()), float(gaps.std()) / math.sqrt(len(gaps))

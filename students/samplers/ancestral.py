@@ -23,6 +23,7 @@ from students.samplers.sampler import (
     Sampler,
     SamplerConfig,
     draw_from,
+    row_sums,
 )
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
@@ -79,17 +80,18 @@ def reveal(
         transition: (B, L) in [0, ``steps``), the one that reveals each position.
     """
     counted = CountedDenoiser(denoiser, start, steps)
-    law = denoiser.head if temperature == 1 else lambda features: denoiser.head(features) / temperature
+    law = denoiser.head if temperature == 1 else lambda f: (denoiser.head(f) / temperature).log_softmax(-1)
     event, events = number_events(transition, where)
-    z = start.clone()
+    z, total = start.clone(), torch.zeros(len(start), dtype=torch.float64, device=start.device)
     for n in range(int(events.max())):
         rows = (events > n).nonzero().squeeze(1)
         part, now = z[rows], event[rows] == n
         t = 1 - transition[rows].masked_fill(~now, 0).amax(1).double() / steps
         features = counted.features(part, rows, now, t)
-        part[now], _ = draw_from(law, denoiser.spec.vocabulary, generator, draw, features)
+        part[now], log_prob = draw_from(law, denoiser.spec.vocabulary, generator, draw, features)
         z[rows] = part
-    return counted.output(z)
+        total[rows] += row_sums(log_prob, now)
+    return counted.output(z, log_prob=total if draw == "exact" else None)
 
 
 def reveal_transitions(

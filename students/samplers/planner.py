@@ -62,7 +62,7 @@ def sample(
         logits = planned_logits(denoiser, features, summaries, masked, steps) + bias
         return draw_commits(logits, masked, uniform(generator, len(masked), masked.shape[1] + 1))
 
-    return commit_by(planned, denoiser, canvas, steps, generator, process, draw)
+    return commit_by(planned, denoiser, canvas, steps, generator, process, draw, blind=True)
 
 
 def planned_logits(denoiser: Denoiser, features: Tensor, summaries: Tensor, masked: Tensor, steps: int) -> Tensor:

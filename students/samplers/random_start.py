@@ -7,6 +7,7 @@ the canvas is drawn once, whatever it started as; prompts are kept.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -40,7 +41,9 @@ class RandomStartConfig(SamplerConfig):
             masked = canvas == denoiser.spec.mask_id
             start = random_start(canvas, masked, self.random_share, denoiser.spec, generator)
             transition = reveal_transitions(masked.shape, steps, generator, process)
-            return reveal(denoiser, start, masked, transition, steps, generator, draw)
+            out = reveal(denoiser, start, masked, transition, steps, generator, draw)
+            # known given the start, but where that all but decides the text, the bound from it is empty
+            return replace(out, log_prob=None)
 
         return sampler
 

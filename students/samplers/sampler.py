@@ -31,12 +31,16 @@ class SampleOutput:
         nfe: (B,) int64, forward passes of the denoiser that each row needed.
         critic_nfe: (B,) int64, passes of any other network (discriminator, verifier).
         query_tokens: tokens sent through the denoiser, all rows together: L for each counted pass.
+        log_prob: (B,) float64 nats, Σ log q(token | canvas before its pass) over what was filled, as
+            `MarkovDenoiser.kl_bound` takes it. None where the tokens' law is another (positions were chosen by what was
+            drawn, a discriminator chose, draws are not exact), and for random starts.
     """
 
     tokens: Tensor
     nfe: Tensor
     critic_nfe: Tensor
     query_tokens: int
+    log_prob: Tensor | None
 
 
 class Sampler(Protocol):
@@ -111,11 +115,14 @@ class CountedDenoiser:
         self.nfe[rows] += 1
         return self.denoiser.features_at(z, select, t.float() if self.spec.time_conditioned else None)
 
-    def output(self, tokens: Tensor, critic_nfe: Tensor | None = None) -> SampleOutput:
-        """The finished canvases with the passes counted so far, and those of another network, if one was asked."""
+    def output(self, tokens: Tensor, critic_nfe: Tensor | None = None, log_prob: Tensor | None = None) -> SampleOutput:
+        """The finished canvases with the passes counted so far, and those of another network, if one was asked.
+
+        Arguments as the attributes of `SampleOutput`.
+        """
         query_tokens = int(self.nfe.sum()) * tokens.shape[1]
         critic_nfe = torch.zeros_like(self.nfe) if critic_nfe is None else critic_nfe
-        return SampleOutput(tokens, self.nfe, critic_nfe, query_tokens)
+        return SampleOutput(tokens, self.nfe, critic_nfe, query_tokens, log_prob)
 
 
 def draw_tokens(denoiser: Denoiser, features: Tensor, generator: torch.Generator, draw: Draw) -> tuple[Tensor, Tensor]:
@@ -150,6 +157,12 @@ def draw_from(
     return tokens, log_prob
 
 
+def row_sums(values: Tensor, where: Tensor) -> Tensor:
+    """Sums over each row's positions of ``where`` (R, L) of ``values`` (N,), in row-major order: (R,) float64."""
+    zeros = torch.zeros(where.shape, dtype=torch.float64, device=where.device)
+    return zeros.masked_scatter(where, values.double()).sum(1)
+
+
 def draw_and_read(
     denoiser: Denoiser, features: Tensor, generator: torch.Generator, draw: Draw
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,6 +187,8 @@ def commit_by(
     generator: torch.Generator,
     process: MaskedProcess,
     draw: Draw,
+    *,
+    blind: bool,
 ) -> SampleOutput:
     """How adaptive samplers fill a canvas: each pass draws every masked token and commits those that a rule chooses.
 
@@ -181,12 +196,15 @@ def commit_by(
         choose: (N, H) features, (N,) log-probabilities of the drawn tokens, (N, 2) `students.planner.summary` at the
             masked positions, and (R, L) which these are → (R, L) bool, some of them, at least one in every row. It is
             not asked in the last of ``steps`` passes, which commits everything.
+        blind: whether ``choose`` looks at the canvas alone and not at the drawn tokens' log-probabilities, so that
+            what it commits has the law it was drawn from.
 
     Returns:
         As of `Sampler`, which has the other arguments.
     """
     counted = CountedDenoiser(denoiser, canvas, steps)
     z = canvas.clone()
+    total = torch.zeros(len(z), dtype=torch.float64, device=z.device)
     for n in range(min(steps, canvas.shape[1])):
         rows = (z == denoiser.spec.mask_id).any(1).nonzero().squeeze(1)
         if len(rows) == 0:
@@ -197,4 +215,5 @@ def commit_by(
         tokens, log_prob, summaries = draw_and_read(denoiser, features, generator, draw)
         commit = choose(features, log_prob, summaries, masked) if n + 1 < steps else masked
         z[rows] = torch.where(commit, part.masked_scatter(masked, tokens), part)
-    return counted.output(z)
+        total[rows] += row_sums(log_prob[commit[masked]], commit)
+    return counted.output(z, log_prob=total if blind and draw == "exact" else None)

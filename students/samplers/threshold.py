@@ -68,7 +68,7 @@ def sample(
     def certain(features: Tensor, log_prob: Tensor, summaries: Tensor, masked: Tensor) -> Tensor:
         return confident(log_prob if confidence == "drawn" else summaries[:, 1], masked, threshold)
 
-    return commit_by(certain, denoiser, canvas, steps, generator, process, draw)
+    return commit_by(certain, denoiser, canvas, steps, generator, process, draw, blind=confidence == "largest")
 
 
 def confident(log_confidence: Tensor, masked: Tensor, threshold: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import json
 import math
@@ -23,6 +24,7 @@ from distill.compare import (
     differences,
     interval,
     load_contenders,
+    measure,
     parse_budget,
     seconds_per_update,
     split_words,
@@ -259,7 +261,7 @@ def test_means_intervals_and_who_is_dominated():
     rows = comparison_rows(results)
     assert len(rows) == 11
     assert rows[-1] == {k: v for k, v in results[-1].items() if k != "rows"} | {"steps": None}
-    summary = {(one["label"], one["steps"]): one for one in summarise(rows)}
+    summary = {(one["label"], one["steps"]): one for one in summarise(rows, measure(rows))}
     ours = summary["ours", 4]
     nats = [math.log(p) for p in (10.0, 12.0, 14.0)]
     mean, half = statistics.mean(nats), 4.303 * statistics.stdev(nats) / math.sqrt(3)
@@ -305,9 +307,19 @@ def test_reports_of_judged_exact_and_failed_comparisons(tmp_path):
         row["excess_nats"] = -0.001  # an estimate may be
     assert table_sections(exact)[1][1][3] == "-0.0010"
     assert "excess nats" in markdown(exact)
+    close = copy.deepcopy(exact)
+    for row in (*close["rows"], *close["teacher"]):
+        row |= {"divergence_nats": 0.25, "divergence_nats_ci": [0.2, 0.3]}
+    close["reference"]["excess_nats"] = 0.01
+    assert table_sections(close)[0][0][3:6] == ["–", "–", "0.0100"]
+    assert table_sections(close)[1][1][3:6] == ["0.2500", "0.2500–0.2500", "-0.0010"]
+    assert "divergence nats | 95% interval | excess nats" in markdown(close)
+    del close["rows"][0]["divergence_nats"]
+    assert table_sections(close)[1][1][3] == "-0.0010", "students and teacher are compared by what all of them have"
+    close["rows"][0]["divergence_nats"] = 0.25
     nothing = comparison([result("lost", 0)])
-    for number, shown in enumerate((judged, exact, nothing)):
+    for number, shown in enumerate((judged, exact, close, nothing)):
         plot_frontier(shown, tmp_path / f"frontier-{number}.png")
         plot_speed(shown, tmp_path / f"speed-{number}.png")
         assert len({line.count("|") for line in markdown(shown).splitlines()[:4]}) == 1
-    assert len(list(tmp_path.glob("*.png"))) == 6
+    assert len(list(tmp_path.glob("*.png"))) == 8

@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 
-from distill.config import DataConfig, DistillConfig, PretrainConfig, TokenizerConfig, validate
+from distill.compare import measure
+from distill.config import DataConfig, DistillConfig, EvaluateConfig, PretrainConfig, TokenizerConfig, validate
 from distill.data import load_corpus, load_tokenizer, train_tokenizer
 from distill.distil import distil, load_teacher
+from distill.evaluate import evaluate
 from distill.evaluate_command import evaluate_command
 from distill.generate import generate_command
 from distill.judge import ExactJudge, Judge, load_judge
@@ -19,6 +21,8 @@ from distill.pretrain import pretrain
 from distill.report import markdown_table
 from distill.teacher_rows import write_rows
 from distill.world import start_world
+from students.samplers import AncestralConfig
+from students.samplers.law import ancestral_law, ancestral_log_prob
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.causal import create_denoiser
@@ -218,17 +222,57 @@ def test_a_whole_distillation_from_it(folder, start, tmp_path, capsys):
         assert row["excess_nats"] == pytest.approx(math.log(row["judge_perplexity"]) - entropy)
         low, high = row["excess_nats_ci"]
         assert low <= row["excess_nats"] <= high
+    assert "divergence_nats" not in result["reference"]
+    for row in result["rows"]:
+        low, high = row["divergence_nats_ci"]
+        assert low <= row["divergence_nats"] <= high
+    assert measure(result["rows"]) == "divergence_nats"
     teacher = {row["steps"]: row["excess_nats"] for row in result["rows"] if row["model"] == "teacher"}
     assert teacher[1] > teacher[64] + 0.2, "in one step the teacher's tokens are independent"
     assert abs(teacher[64]) < 0.3
     shown = markdown_table(result)
     assert "excess" in shown
     assert f"{result['rows'][0]['excess_nats']:.4f}" in shown
+    assert f"{result['rows'][0]['divergence_nats']:.4f} ± " in shown
+    assert len({line.count("|") for line in shown.splitlines()[:8]}) == 1, "a row has another number of columns"
     assert "excess" in capsys.readouterr().out
     assert generate_command(str(run), steps=4, num=1, seed=0)[0].count(" ") == LENGTH - 1
     with pytest.raises(UserError) as refusal:
         generate_command(str(run), prompt="unheard-of")
     refused(refusal, "unheard-of", "known words")
+
+
+def test_the_divergence_is_the_bound_of_the_enumeration_and_only_the_source_has_none(tmp_path):
+    length, many = 3, 2**20
+    folder = markov_command(tmp_path / "source", tokens=3, length=length, rows=1, heldout=1, seed=4)
+    source = load_markov(str(folder))
+    config = EvaluateConfig(steps=[1, 2, 3], teacher_steps=many, samples=20_000, batch=10_000, bootstrap=200)
+    rows, judge = source.all_rows(length), load_judge(str(folder), load_tokenizer(str(folder)))
+
+    def measured(**changes):
+        result = evaluate(source, None, judge, config.model_copy(update=changes), length, seed=1)
+        return {row["steps"]: row for row in result["rows"]}
+
+    def error_of(row):
+        low, high = row["divergence_nats_ci"]
+        return (high - low) / 2 / 1.96
+
+    found = measured()
+    for steps in (1, 2, 3):
+        exact = 0.0  # E_c KL(q(· | c) ‖ p), c: which transition reveals which position
+        for pattern in itertools.product(range(steps), repeat=length):
+            log_q = ancestral_log_prob(source, rows, torch.tensor(pattern).expand_as(rows), steps)
+            exact += float((log_q.exp() * (log_q - source.log_likelihood(rows))).sum()) / steps**length
+        kl = source.kl(ancestral_law(source, rows, steps), length)
+        assert exact > 1.05 * kl if steps > 1 else exact == pytest.approx(kl, abs=1e-6)
+        assert found[steps]["divergence_nats"] == pytest.approx(exact / length, abs=4 * error_of(found[steps]))
+        assert 20 * error_of(found[steps]) < exact / length, "the case is trivial"
+    assert found[many]["divergence_nats"] == pytest.approx(0, abs=1e-4)
+    assert measure(list(found.values())) == "divergence_nats"
+
+    sharp = measured(sampler=AncestralConfig(temperature=0.5))[many]
+    assert sharp["excess_nats"] < 0 < sharp["divergence_nats"] - 4 * error_of(sharp)
+    assert "divergence_nats" not in measured(draw="float32-gumbel")[1]
 
 
 def test_evaluated_by_name_with_held_out_rows(folder, tmp_path):

@@ -52,9 +52,9 @@ def small_model(length=8, vocabulary=11, mask=1):
 
 
 def exact_law(denoiser, steps):
-    """The law of the planner sampler on V−1 tokens, by summing over trajectories; and the mean number of passes."""
+    """The law of the planner sampler on V−1 tokens, by summing over trajectories; means of passes and of log q."""
     length, mask_id = denoiser.spec.max_length, denoiser.spec.mask_id
-    law, mean = {}, 0.0
+    law, mean, log_q = {}, 0.0, 0.0
     states = {(mask_id,) * length: 1.0}
     for n in range(steps):
         after = {}
@@ -77,13 +77,15 @@ def exact_law(denoiser, steps):
                     continue
                 here = [i for i, c in zip(places, chosen, strict=True) if c]
                 for tokens in all_sequences(mask_id, len(here)).tolist():
-                    new, probability = list(state), chance
+                    new, nats = list(state), 0.0
                     for i, token in zip(here, tokens, strict=True):
-                        new[i], probability = token, probability * float(log_probs[0, i, token].exp())
+                        new[i], nats = token, nats + float(log_probs[0, i, token])
+                    probability = chance * math.exp(nats)
+                    log_q += mass * probability * nats
                     where = law if mask_id not in new else after
                     where[tuple(new)] = where.get(tuple(new), 0.0) + mass * probability
         states = after
-    return law, mean
+    return law, mean, log_q
 
 
 def chi_square(tokens, law):
@@ -98,7 +100,7 @@ def chi_square(tokens, law):
 @torch.no_grad()
 def test_sampler_and_recorded_trajectories_have_the_law_of_the_enumeration(steps):
     denoiser = planned_table(scale=0.2)
-    law, mean = exact_law(denoiser, steps)
+    law, mean, log_q = exact_law(denoiser, steps)
     assert sum(law.values()) == pytest.approx(1)
     canvas = torch.full((20_000, 3), denoiser.spec.mask_id)
     out = SAMPLERS["planner"]().build()(denoiser, canvas, steps, torch.Generator().manual_seed(1))
@@ -107,6 +109,9 @@ def test_sampler_and_recorded_trajectories_have_the_law_of_the_enumeration(steps
         assert chi_square(tokens, law) < CHI_SQUARE_7
         assert float(passes.double().mean()) == pytest.approx(mean, abs=0.03)
     assert 1.2 < mean < steps - 0.05, "the case is trivial"
+    error = float(out.log_prob.std()) / math.sqrt(len(canvas))
+    assert float(out.log_prob.mean()) == pytest.approx(log_q, abs=4 * error)
+    assert log_q > sum(p * math.log(p) for p in law.values()) + 5 * error, "no bound on a divergence of the texts' law"
     other = planned_table(seed=1, scale=0.2)
     assert chi_square(out.tokens, exact_law(other, steps)[0]) > 10 * CHI_SQUARE_7
 

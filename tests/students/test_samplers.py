@@ -260,8 +260,23 @@ def test_temperature_raises_every_drawn_law_to_its_inverse():
     law = torch.tensor([0.6, 0.3, 0.1])
     out = SAMPLERS["ancestral"](temperature=0.5).build()(Fixed(law, 100), masked_canvas(2_000, 100, 3), 4, seeded(2))
     seen = torch.bincount(out.tokens.flatten(), minlength=3) / out.tokens.numel()
-    torch.testing.assert_close(seen, law**2 / (law**2).sum(), rtol=0, atol=0.005)
+    tempered = law**2 / (law**2).sum()
+    torch.testing.assert_close(seen, tempered, rtol=0, atol=0.005)
+    torch.testing.assert_close(out.log_prob, tempered.log()[out.tokens].double().sum(1))
     assert SAMPLERS["ancestral"](temperature=0.5).label == "ancestral, temperature 0.5"
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_log_prob_is_given_only_where_it_is_that_of_the_law_drawn_from(name):
+    law = torch.tensor([0.2, 0.3, 0.5])
+    out = sampler(name)(Fixed(law, 16), masked_canvas(8, 16), 4, seeded(1))
+    if name in ("ancestral", "planner", "threshold"):
+        torch.testing.assert_close(out.log_prob, law.log()[out.tokens].double().sum(1))
+    else:
+        assert out.log_prob is None
+    assert sampler(name)(Fixed(law, 16), masked_canvas(8, 16), 4, seeded(1), draw="float32-gumbel").log_prob is None
+    by_drawn = SAMPLERS["threshold"](confidence="drawn").build()
+    assert by_drawn(Fixed(law, 16), masked_canvas(8, 16), 4, seeded(1)).log_prob is None
 
 
 def test_sampler_draws_rare_tokens_at_their_rate():

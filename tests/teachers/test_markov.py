@@ -199,8 +199,8 @@ def test_law_of_ancestral_sampling_its_kl_and_the_bound():
     steps, count = 2, 10_000
     transition = reveal_transitions((count, L), steps, generator(1), process)
     out = ancestral(source, torch.full((count, L), T), steps, generator(1), process)  # draws the same transitions first
-    log_q = ancestral_log_prob(source, out.tokens, transition, steps)
-    bound, error = source.kl_bound(out.tokens, log_q)
+    torch.testing.assert_close(out.log_prob, ancestral_log_prob(source, out.tokens, transition, steps))
+    bound, error = source.kl_bound(out.tokens, out.log_prob)
     torch.testing.assert_close(
         counts_of(out.tokens) / count, ancestral_law(source, rows, steps, process), rtol=0, atol=0.015
     )
@@ -212,6 +212,23 @@ def test_law_of_ancestral_sampling_its_kl_and_the_bound():
     assert bound == pytest.approx(exact / L, abs=4 * error)
     assert exact > kls[1]
     assert 10 * error < bound
+
+
+@ORDERS
+@pytest.mark.parametrize(
+    "config",
+    [{"name": "ancestral"}, {"name": "planner", "bias": -50.0}, {"name": "threshold", "threshold": 1.0}],
+    ids=lambda config: config["name"],
+)
+def test_a_token_a_pass_the_source_counts_its_own_likelihood_of_what_was_not_given(order, config):
+    source = random_source(T, order, 1.0, 1, L)
+    canvas = torch.full((500, L), T)
+    canvas[::2, 0] = 1
+    steps = 2**20 if config["name"] == "ancestral" else L
+    out = SAMPLERS[config["name"]](**config).build()(source, canvas, steps, generator())
+    assert torch.equal(out.nfe, (canvas == T).sum(1))
+    given = torch.where(canvas[:, 0] == 1, source.posterior(torch.full((1, L), T))[0, 0, 1], 0.0)
+    torch.testing.assert_close(out.log_prob, source.log_likelihood(out.tokens) - given, rtol=0, atol=1e-5)
 
 
 class Timed(TabularDenoiser):
