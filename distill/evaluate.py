@@ -181,9 +181,10 @@ def sampler_of(config: EvaluateConfig, critic: nn.Module | None) -> SamplerConfi
 
 def at_precision(denoiser: Denoiser, precision: str) -> Denoiser:
     """The denoiser, or a bfloat16 copy of it. Logits are float32 either way (see `Denoiser.head`)."""
-    if precision == "float32" or all(p.dtype == torch.bfloat16 for p in denoiser.parameters()):
+    dtype = getattr(torch, precision)
+    if dtype == torch.float32 or all(p.dtype == dtype for p in denoiser.parameters()):
         return denoiser
-    return merged(denoiser, torch.bfloat16)
+    return merged(denoiser, dtype)
 
 
 def check(

@@ -16,6 +16,7 @@ from distill.data import load_corpus, load_tokenizer
 from distill.distil import load_averaged, load_discriminator, load_teacher
 from distill.evaluate import at_precision, check, draw, evaluate
 from distill.judge import load_judge
+from distill.precision import faster_precision, settled
 from distill.progress import console
 from distill.report import plot_evaluation, print_table
 from distill.run_folder import RunFolder, check_new_folder, new_folder, write_whole
@@ -95,7 +96,7 @@ Found = tuple[
 
 
 def _from_run(run: RunFolder, overrides: list[str]) -> Found:
-    config = load_config(DistillConfig, run.config, [f"evaluate.{o}" for o in overrides])
+    config = settled(load_config(DistillConfig, run.config, [f"evaluate.{o}" for o in overrides]))
     checkpoint = best_checkpoint(run)
     if checkpoint is None:
         raise UserError(
@@ -122,6 +123,8 @@ def _from_names(student: str | None, teacher: str | None, overrides: list[str]) 
     for override in overrides:
         apply_override(values, override)
     config = validate(EvaluateConfig, values)  # type: ignore[type-var]
+    if config.precision == "auto":
+        config = config.model_copy(update={"precision": faster_precision()})
     names = {kind: name for kind, name in (("teacher", teacher), ("student", student)) if name}
     if not names:
         raise UserError("there is nothing to evaluate; give a run folder, or --student and/or --teacher")

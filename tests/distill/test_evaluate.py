@@ -91,7 +91,7 @@ def rows(count: int, seed: int = 0, vocabulary: int = 256):
     return torch.randint(3, vocabulary, (count, LENGTH), generator=torch.Generator().manual_seed(seed))
 
 
-def test_run_is_evaluated_and_evaluated_again(made, capsys):
+def test_run_is_evaluated_and_evaluated_again(made, capsys, machine):
     path = evaluate_command(made.run, overrides=["samples=6"])
     result = json.loads(path.read_text("utf-8"))
     assert path == made.run / "evaluation.json"
@@ -118,19 +118,23 @@ def test_run_is_evaluated_and_evaluated_again(made, capsys):
     assert "=== teacher, 64 steps, sample 4 ===" in samples
     assert "real text" in capsys.readouterr().out
 
-    evaluate_command(made.run, overrides=["evaluate.samples=4", "steps=[2]"])
+    machine(faster="bfloat16")
+    evaluate_command(made.run, overrides=["evaluate.samples=4", "steps=[2]", "precision=auto"])
     again = json.loads(path.read_text("utf-8"))
+    assert again["sampling"]["precision"] == "bfloat16"
     assert [row["steps"] for row in again["rows"]] == [2, 64, 2]
     assert not list(made.run.glob(".partial*"))
 
 
-def test_student_alone_into_a_new_folder_without_text(made, tmp_path):
+def test_student_alone_into_a_new_folder_without_text(made, tmp_path, machine):
+    machine(faster="bfloat16")
     out = tmp_path / "out"
-    overrides = [f"{key}={value}" for key, value in SMALL.items()]
+    overrides = [*(f"{key}={value}" for key, value in SMALL.items()), "precision=auto"]
     student, reader = str(made.root / "student"), str(made.root / "judge")
     result = json.loads(evaluate_command(None, student, None, reader, None, out, overrides).read_text("utf-8"))
     assert {row["model"] for row in result["rows"]} == {"student"}
     assert result["reference"] is None
+    assert result["sampling"]["precision"] == "bfloat16"
     assert (out / "evaluation.png").is_file()
     with pytest.raises(UserError, match="not an empty folder"):
         evaluate_command(None, student, None, reader, None, out, overrides)
