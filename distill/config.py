@@ -208,7 +208,11 @@ AnySamplerConfig = Annotated[Union[tuple(SAMPLERS.values())], Field(discriminato
 
 
 class EvaluateConfig(Section):
-    """Quality against step count: what `fewstep evaluate` measures, and what the loop watches while training."""
+    """Quality against step count: what `fewstep evaluate` measures, and what the loop watches while training.
+
+    ``batch`` rows are sampled at once, from noise of their own; several processes share the batches, so each needs one.
+    ``precision`` is as in `TrainConfig`.
+    """
 
     judge: ModelName = "bundled:judge"
     length: int | None = Field(None, ge=2)
@@ -221,7 +225,7 @@ class EvaluateConfig(Section):
     steps: list[Count] = Field([1, 2, 4, 8, 16, 32, 64], min_length=1)
     teacher_steps: Count = 1024
     samples: int = Field(1024, ge=2, lt=2**31)
-    batch: Count = 256
+    batch: Count = 128
     bootstrap: Count = 1000
     every: Count | None = None
     watch_steps: Count = 8

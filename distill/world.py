@@ -106,6 +106,19 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def share(self, count: int, batch: int, work: Callable[[range], Result]) -> list[Result]:
+        """Do something with ``count`` rows, ``batch`` at a time, the batches dealt out to the processes.
+
+        Args:
+            work: called with the rows of a batch.
+
+        Returns:
+            The plain results of all batches, in the order of their rows, on every process.
+        """
+        batches = [range(first, min(first + batch, count)) for first in range(0, count, batch)]
+        shares = self.gather([work(rows) for rows in batches[self.rank :: self.size]])
+        return [shares[number % self.size][number // self.size] for number in range(len(batches))]
+
     def on_main(self, action: Callable[[], Result]) -> Result:
         """Do something on the main process; its plain result, or its `UserError`, on every process."""
         result, error = None, None
@@ -123,6 +136,10 @@ class World:
         """Wait for every process; from here on each may leave without being missed."""
         self.barrier()
         self._alone.set()
+
+
+ALONE = World(0, 1, torch.device("cpu"))
+"""For work on one process, whether there are others or not."""
 
 
 def start_world() -> World:
