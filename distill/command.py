@@ -5,9 +5,9 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerBase
 
 from distill.checkpoint import latest_checkpoint, verify_checkpoint
-from distill.config import DistillConfig, PretrainConfig, dump_config
+from distill.config import AnyConfig, DistillConfig, PretrainConfig, dump_config
 from distill.loop import Outcome
-from distill.precision import AnyConfig, settled
+from distill.precision import settled
 from distill.progress import console
 from distill.run_folder import RunFolder, check_new_folder
 from distill.world import World

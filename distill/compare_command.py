@@ -85,9 +85,9 @@ def compare_command(words: list[str], out: Path, budget: str, seeds: int = 3, jo
     keep_memory()
     paths, overrides = split_words(words)
     there = (out / "command.json").is_file()
-    before = json.loads((out / "command.json").read_text("utf-8")) if there else {"configs": {}}
-    contenders = {
-        label: settled(config, before["configs"].get(label))
+    before = json.loads((out / "command.json").read_text("utf-8")) if there else {}
+    contenders = {  # every one as it is run, here and by its own processes
+        label: settled(config, before.get("configs", {}).get(label))
         for label, config in load_contenders(paths, overrides).items()
     }
     check_fair(contenders)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 
-from distill.config import DistillConfig, PretrainConfig
+from distill.config import AnyConfig
 from distill.run_folder import flatten
 
 Settled = Literal["float32", "bfloat16"]
-AnyConfig = TypeVar("AnyConfig", DistillConfig, PretrainConfig)
 ROWS, INPUTS, OUTPUTS = 256, 256, 768
 """Of the product that is timed, a layer of a small model [own]."""
 CLEARLY = 1.3
@@ -25,7 +24,7 @@ def faster_precision() -> Settled:
     """bfloat16 where this machine multiplies matrices clearly faster in it than in float32, else float32.
 
     A GPU has bfloat16 or not. Of CPUs, only those with AMX or AVX512-BF16 do, and others take up to forty times as long
-    as in float32; so a product is timed, once a process, in up to a third of a second.
+    as in float32; so a product is timed, once a process, in half a second at most.
     """
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
@@ -49,8 +48,7 @@ def settled(
 ) -> AnyConfig:
     """The config with float32 or bfloat16 in place of every ``precision: auto``.
 
-    A command calls this once and on one process, before anything is loaded: two that time products at once disturb
-    each other.
+    A command calls this on one process, before anything is loaded: two that time products at once disturb each other.
 
     Args:
         recorded: the settled config of what goes on; its values are kept, whatever this machine is faster in.

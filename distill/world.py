@@ -230,7 +230,7 @@ def miss_lost_processes(world: World, stop: threading.Event, period: float = 5.0
 def lost_message(rank: int | None = None) -> str:
     """What to tell when another process has gone."""
     who = f"process {rank}" if rank is not None else "another process"
-    return f"{who} of this run has gone; the last checkpoint is intact, start again with --resume"
+    return f"{who} of this run has gone; start again, a training with --resume: its last checkpoint is intact"
 
 
 def is_lost_connection(error: BaseException) -> bool:
