@@ -40,6 +40,7 @@ from distill.engines import Engine
 from distill.loop import train
 from distill.meter import Meter
 from distill.placement import place_teacher
+from distill.precision import settled
 from distill.run_folder import RunFolder
 from distill.teacher_rows import training_rows
 from distill.tracking import Tracker
@@ -260,7 +261,7 @@ def main() -> None:
                 f"train.checkpoint_every={arguments.updates // 2 + WARM_UP + 1}",
                 "evaluate.every=null",
             ]
-            config = load_config(DistillConfig, arguments.config, [*arguments.overrides, *own])
+            config = settled(load_config(DistillConfig, arguments.config, [*arguments.overrides, *own]))
             too_much = measure_overhead(config, arguments.updates, folder)
     sys.exit(int(too_much))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerBase
 
 from distill.checkpoint import latest_checkpoint, verify_checkpoint
-from distill.config import DistillConfig, PretrainConfig, dump_config
+from distill.config import AnyConfig, DistillConfig, PretrainConfig, dump_config
 from distill.loop import Outcome
+from distill.precision import settled
 from distill.progress import console
 from distill.run_folder import RunFolder, check_new_folder
 from distill.world import World
@@ -15,24 +16,27 @@ PREEMPTED = 75
 """Exit code of a run that a SIGTERM ended after it saved a checkpoint (EX_TEMPFAIL: try again)."""
 
 
-def open_run(
-    run: RunFolder, config: DistillConfig | PretrainConfig, world: World, resume: bool, allow_changes: bool
-) -> None:
+def open_run(run: RunFolder, config: AnyConfig, world: World, resume: bool, allow_changes: bool) -> AnyConfig:
     """Check the run folder before anything is loaded: that a new one can be made, or that this one can be resumed.
+
+    Returns:
+        The config with its precision `settled`, as a resumed run has it, on every process.
 
     Raises:
         UserError: it can not; see `check_new_folder`, `RunFolder.reopen` and `verify_checkpoint`.
     """
 
-    def check() -> None:
+    def check() -> AnyConfig:
         if not resume:
             check_new_folder(run.path)
-            return
-        run.reopen(dump_config(config), allow_changes)
+            return settled(config)
+        same = settled(config, run.started_with())
+        run.reopen(dump_config(same), allow_changes)
         if (checkpoint := latest_checkpoint(run)) is not None:
             verify_checkpoint(checkpoint)
+        return same
 
-    world.on_main(check)
+    return world.on_main(check)
 
 
 def create_run(

@@ -49,6 +49,7 @@ from distill.evaluate import check, evaluate, sampler_of
 from distill.evaluate_command import reference_rows, reference_text
 from distill.guards import termination
 from distill.judge import load_judge
+from distill.precision import settled
 from distill.progress import console, progress_bar
 from distill.run_folder import LOCK, RunFolder, check_new_folder, new_folder, read_lines, write_whole
 from distill.teacher_rows import writing_seconds
@@ -83,7 +84,12 @@ def compare_command(words: list[str], out: Path, budget: str, seeds: int = 3, jo
     """
     keep_memory()
     paths, overrides = split_words(words)
-    contenders = load_contenders(paths, overrides)
+    there = (out / "command.json").is_file()
+    before = json.loads((out / "command.json").read_text("utf-8")) if there else {}
+    contenders = {  # every one as it is run, here and by its own processes
+        label: settled(config, before.get("configs", {}).get(label))
+        for label, config in load_contenders(paths, overrides).items()
+    }
     check_fair(contenders)
     asked = {
         "budget": str(parse_budget(budget)),
@@ -91,9 +97,8 @@ def compare_command(words: list[str], out: Path, budget: str, seeds: int = 3, jo
         "jobs": jobs,
         "configs": {label: config.model_dump(mode="json") for label, config in contenders.items()},
     }
-    there = (out / "command.json").is_file()
     if there:
-        check_same_command(json.loads((out / "command.json").read_text("utf-8")), asked, out)
+        check_same_command(before, asked, out)
     else:
         check_new_folder(out)
     bench = Bench(next(iter(contenders.values())), with_teacher=not (out / "teacher.json").is_file())

@@ -49,6 +49,8 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
 # what other libraries are given; it must survive being written into the run folder
 PassedOn = Annotated[dict[str, JsonValue], AfterValidator(_finite)]
 Count = Annotated[int, Field(gt=0, lt=2**31)]
+# "auto" becomes one of the others before anything is loaded, see `distill.precision.settled`
+Precision = Literal["float32", "bfloat16", "auto"]
 # checked before anything is downloaded: what one section names would be, before another's mistake is found
 ModelName = Annotated[str, AfterValidator(_named_model)]
 DataName = Annotated[str, AfterValidator(_named_data)]
@@ -181,13 +183,14 @@ class TrainConfig(Section):
     """The loop. ``batch`` rows make an update, over all processes; ``micro_batch`` of them pass a network at once.
 
     ``gradient_checkpointing`` recomputes activations in the backward pass instead of keeping them. A step whose loss or
-    gradient is not finite is skipped; ``max_skipped`` such updates in a row end the run [own].
+    gradient is not finite is skipped; ``max_skipped`` such updates in a row end the run [own]. ``precision`` "auto" is
+    bfloat16 where this machine multiplies matrices clearly faster in it, else float32.
     """
 
     updates: Count
     batch: Count
     micro_batch: Count | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     gradient_checkpointing: bool = False
     max_skipped: Count = 5
     seed: int = Field(0, ge=0, lt=2**63)
@@ -205,7 +208,11 @@ AnySamplerConfig = Annotated[Union[tuple(SAMPLERS.values())], Field(discriminato
 
 
 class EvaluateConfig(Section):
-    """Quality against step count: what `fewstep evaluate` measures, and what the loop watches while training."""
+    """Quality against step count: what `fewstep evaluate` measures, and what the loop watches while training.
+
+    ``batch`` rows are sampled at once, from noise of their own; several processes share the batches, so each needs one.
+    ``precision`` is as in `TrainConfig`.
+    """
 
     judge: ModelName = "bundled:judge"
     length: int | None = Field(None, ge=2)
@@ -214,11 +221,11 @@ class EvaluateConfig(Section):
     retokenize: bool = False
     sampler: AnySamplerConfig = AncestralConfig()
     draw: Literal["exact", "float32-gumbel"] = "exact"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     steps: list[Count] = Field([1, 2, 4, 8, 16, 32, 64], min_length=1)
     teacher_steps: Count = 1024
     samples: int = Field(1024, ge=2, lt=2**31)
-    batch: Count = 256
+    batch: Count = 128
     bootstrap: Count = 1000
     every: Count | None = None
     watch_steps: Count = 8

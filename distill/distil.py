@@ -148,7 +148,7 @@ def load_discriminator(
             "didi_instruct has it"
         )
     load_network(checkpoint, "critic", critic)
-    precision = torch.bfloat16 if config.evaluate.precision == "bfloat16" else torch.float32
+    precision = getattr(torch, config.evaluate.precision)
     critic.backbone = merged(critic.backbone, precision)
     return cast(critic, precision).requires_grad_(False)
 
@@ -172,7 +172,7 @@ def distil(config: DistillConfig, run_path: str | Path, resume: bool = False, al
     world = start_world()
     micro_batch(config.train, world, config.objective.group)
     run = RunFolder(run_path)
-    open_run(run, config, world, resume, allow_changes)
+    config = open_run(run, config, world, resume, allow_changes)
     teacher, tokenizer = load_teacher(config.teacher)
     length = config.sequence_length
     if length > teacher.spec.max_length:

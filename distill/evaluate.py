@@ -24,8 +24,9 @@ from distill.metrics import (
     unigram_entropy,
 )
 from distill.progress import progress_bar
+from distill.world import ALONE, World
 from students.adapters import merged
-from students.samplers import LOG_LINEAR, AncestralConfig, SampleOutput, SamplerConfig
+from students.samplers import LOG_LINEAR, AncestralConfig, SamplerConfig
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
@@ -42,8 +43,11 @@ def evaluate(
     seed: int = 0,
     process: MaskedProcess = LOG_LINEAR,
     critic: nn.Module | None = None,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Measure unconditional samples of teacher and student, and real text, all over the same number of tokens.
+
+    The processes of ``world`` share the work, and each returns all figures: those of one process, but for the seconds.
 
     Args:
         teacher: sampled at ``config.steps`` and ``config.teacher_steps``; None to leave it out.
@@ -72,19 +76,21 @@ def evaluate(
     plan = [part for part in plan if part[1] is not None]
     rows: list[dict[str, Any]] = []
     with progress_bar() as bar:
-        progress = _Counter(bar, sum(config.samples * (min(k, length) + 1) for _, _, steps, _ in plan for k in steps))
+        progress = _Counter(
+            bar, sum(config.samples * (min(k, length) + 1) for _, _, steps, _ in plan for k in steps), world.size
+        )
         real = None
         if reference is not None:
             progress.say("real text")
-            real = _figures(reference[: config.samples], None, judge, config, seed)
+            real = _figures(reference[: config.samples], None, judge, config, seed, world)
         for name, model, all_steps, asked in plan:
             model = at_precision(model, config.precision)
             sampler = sampler_of(config, asked).label
             for steps in sorted(all_steps):
                 progress.say(f"{name}, {steps} steps")
-                drawn = draw(model, config, steps, config.samples, length, seed, process, progress, asked)
+                drawn = draw(model, config, steps, config.samples, length, seed, process, progress, asked, world)
                 progress.say(f"{name}, {steps} steps, judge")
-                figures = _figures(drawn.tokens, drawn.log_prob, judge, config, seed, progress)
+                figures = _figures(drawn.tokens, drawn.log_prob, judge, config, seed, world, progress)
                 progress.finish(config.samples * (min(steps, length) + 1))
                 median, p95 = np.quantile(drawn.row_nfe, [0.5, 0.95])
                 costs = {
@@ -137,7 +143,7 @@ def quick_figures(
     precision, and asks no critic.
     """
     drawn = draw(denoiser, config, steps, samples, length, seed, process)
-    nats, tokens = judge.score(drawn.tokens)
+    nats, tokens = _score(drawn.tokens, judge, config, ALONE)
     passes = {"nfe": drawn.nfe} if config.sampler.adaptive else {}
     return {"judge_perplexity": perplexity(nats, tokens), **_diversity(drawn.tokens.numpy()), **passes}
 
@@ -168,25 +174,31 @@ def draw(
     process: MaskedProcess = LOG_LINEAR,
     progress: _Counter | None = None,
     critic: nn.Module | None = None,
+    world: World = ALONE,
 ) -> Drawn:
-    """Fill all-masked canvases with `sampler_of`, a batch at a time; noise is fixed by (seed, steps)."""
-    generator = torch.Generator(denoiser.device)
-    generator.manual_seed(int(np.random.SeedSequence([seed, steps]).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    """Fill all-masked canvases with `sampler_of`, ``config.batch`` at a time, on every process of ``world``.
+
+    A batch's noise is fixed by (seed, steps, first row), so samples depend on ``config.batch``, and not on how many
+    processes share the work. The seconds last until the slowest of them is done.
+    """
     network = denoiser if progress is None else _Watched(denoiser, progress)
     sample = sampler_of(config, critic).build(critic)
-    parts: list[SampleOutput] = []
+
+    def fill(rows: range) -> tuple[Tensor, Tensor, int, Tensor | None]:
+        noise = np.random.SeedSequence([seed, steps, rows.start]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+        generator = torch.Generator(denoiser.device).manual_seed(int(noise))
+        canvas = torch.full((len(rows), length), denoiser.spec.mask_id, device=denoiser.device)
+        out = sample(network, canvas, steps, generator, process, config.draw)
+        log_prob = None if out.log_prob is None else out.log_prob.cpu()
+        return out.tokens.cpu(), out.nfe.cpu(), int(out.critic_nfe.sum()), log_prob
+
+    world.barrier()
     start = time.perf_counter()
-    for first in range(0, samples, config.batch):
-        rows = min(config.batch, samples - first)
-        canvas = torch.full((rows, length), denoiser.spec.mask_id, device=denoiser.device)
-        parts.append(sample(network, canvas, steps, generator, process, config.draw))
-    tokens = torch.cat([part.tokens for part in parts]).cpu()
+    tokens, nfe, critic_nfe, log_probs = zip(*world.share(samples, config.batch, fill), strict=True)
     seconds = time.perf_counter() - start
-    row_nfe = torch.cat([part.nfe for part in parts]).cpu().numpy()
-    critic_nfe = sum(int(part.critic_nfe.sum()) for part in parts) / samples
-    log_probs = [part.log_prob for part in parts if part.log_prob is not None]
-    log_prob = torch.cat(log_probs).cpu().numpy() if log_probs else None
-    return Drawn(tokens, log_prob, row_nfe, float(row_nfe.mean()), critic_nfe, seconds)
+    row_nfe = torch.cat(nfe).numpy()
+    log_prob = None if log_probs[0] is None else torch.cat(log_probs).numpy()
+    return Drawn(torch.cat(tokens), log_prob, row_nfe, float(row_nfe.mean()), sum(critic_nfe) / samples, seconds)
 
 
 def sampler_of(config: EvaluateConfig, critic: nn.Module | None) -> SamplerConfig:
@@ -196,9 +208,10 @@ def sampler_of(config: EvaluateConfig, critic: nn.Module | None) -> SamplerConfi
 
 def at_precision(denoiser: Denoiser, precision: str) -> Denoiser:
     """The denoiser, or a bfloat16 copy of it. Logits are float32 either way (see `Denoiser.head`)."""
-    if precision == "float32" or all(p.dtype == torch.bfloat16 for p in denoiser.parameters()):
+    dtype = getattr(torch, precision)
+    if dtype == torch.float32 or all(p.dtype == dtype for p in denoiser.parameters()):
         return denoiser
-    return merged(denoiser, torch.bfloat16)
+    return merged(denoiser, dtype)
 
 
 def check(
@@ -250,9 +263,10 @@ def _figures(
     judge: AnyJudge,
     config: EvaluateConfig,
     seed: int,
+    world: World,
     progress: _Counter | None = None,
 ) -> dict[str, Any]:
-    nats, tokens = judge.score(rows, None if progress is None else progress.advance)
+    nats, tokens = _score(rows, judge, config, world, progress)
     value, interval = perplexity(nats, tokens), list(perplexity_interval(nats, tokens, config.bootstrap, seed))
     exact: dict[str, Any] = {}
     if (entropy := judge.source_entropy(rows.shape[1])) is not None:
@@ -271,6 +285,16 @@ def _figures(
     }
 
 
+def _score(
+    rows: Tensor, judge: AnyJudge, config: EvaluateConfig, world: World, progress: _Counter | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """See `Judge.score`; a batch at a time, as the rows were drawn."""
+    advance = None if progress is None else progress.advance
+    parts = world.share(len(rows), config.batch, lambda batch: judge.score(rows[batch.start : batch.stop], advance))
+    nats, tokens = zip(*parts, strict=True)
+    return np.concatenate(nats), np.concatenate(tokens)
+
+
 def _diversity(rows: np.ndarray) -> dict[str, float]:
     return {
         "unigram_entropy": unigram_entropy(rows),
@@ -280,17 +304,17 @@ def _diversity(rows: np.ndarray) -> dict[str, float]:
 
 
 class _Counter:
-    """One bar over a whole evaluation, in rows that went through a network."""
+    """One bar over a whole evaluation, in rows that went through a network, here and on the other processes alike."""
 
-    def __init__(self, bar: Progress, total: int):
-        self.bar, self.done = bar, 0
+    def __init__(self, bar: Progress, total: int, processes: int):
+        self.bar, self.done, self.processes = bar, 0, processes
         self.task = bar.add_task("evaluating", total=total, note="")
 
     def say(self, what: str) -> None:
         self.bar.update(self.task, note=what)
 
     def advance(self, rows: int) -> None:
-        self.bar.advance(self.task, rows)
+        self.bar.advance(self.task, rows * self.processes)
 
     def finish(self, expected: int) -> None:
         """Count a part as done: it was planned before its real number of passes was known."""

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -16,10 +15,11 @@ from distill.data import load_corpus, load_tokenizer
 from distill.distil import load_averaged, load_discriminator, load_teacher
 from distill.evaluate import at_precision, check, draw, evaluate
 from distill.judge import load_judge
+from distill.precision import faster_precision, settled
 from distill.progress import console
 from distill.report import plot_evaluation, print_table
 from distill.run_folder import RunFolder, check_new_folder, new_folder, write_whole
-from distill.world import keep_memory
+from distill.world import World, start_world
 from students.planner import load_planned
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
@@ -41,7 +41,8 @@ def evaluate_command(
 ) -> Path:
     """Evaluate a run's best checkpoint against its teacher, or any student and teacher against each other.
 
-    Writes ``evaluation.json``, ``evaluation.png`` and ``samples.txt`` into the run, or into the new folder ``out``.
+    Writes ``evaluation.json``, ``evaluation.png`` and ``samples.txt`` into the run, or into the new folder ``out``: the
+    main process does, where a launcher started several, which share the sampling and the judging.
 
     Args:
         run: a distillation's folder; it says which teacher, student, tokenizer, judge and text.
@@ -52,7 +53,7 @@ def evaluate_command(
     Returns:
         The path of ``evaluation.json``.
     """
-    keep_memory()
+    world = start_world()
     overrides = [o.removeprefix("evaluate.") for o in overrides]
     overrides += [
         f"{key}={json.dumps(value)}" for key, value in (("judge", judge), ("data", data)) if value is not None
@@ -62,29 +63,36 @@ def evaluate_command(
     if run is None and out is None:
         raise UserError("there is no run to write the evaluation into; name a new folder with --out")
     if out is not None:
-        check_new_folder(out)
-    found = _from_run(RunFolder.open(run), overrides) if run is not None else _from_names(student, teacher, overrides)
+        world.on_main(lambda: check_new_folder(out))
+    if run is not None:
+        found = _from_run(RunFolder.open(run), overrides, world)
+    else:
+        found = _from_names(student, teacher, overrides, world)
     config, models, names, tokenizer, process, text, critic = found
     length = config.length or (text.length if text else min(m.spec.max_length for m in models.values()))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    models = {kind: model.requires_grad_(False).eval().to(device) for kind, model in models.items()}
-    critic = critic.to(device) if critic is not None else None
-    reader = load_judge(config.judge, tokenizer, config.retokenize, device)
+    models = {kind: model.requires_grad_(False).eval().to(world.device) for kind, model in models.items()}
+    critic = critic.to(world.device) if critic is not None else None
+    reader = load_judge(config.judge, tokenizer, config.retokenize, world.device)
     pair = models.get("teacher"), models.get("student")
     check(*pair, reader, config, length, None, critic)
     reference = reference_rows(text, config, length, tokenizer) if text else None
     # again, with the text, and still before there is a folder
     check(*pair, reader, config, length, reference, critic)
-    folder = new_folder(out) if out is not None else RunFolder(run).path  # type: ignore[arg-type]
-    result = evaluate(*pair, reader, config, length, reference, config.seed, process, critic)
+    folder = world.on_main(lambda: new_folder(out)) if out is not None else RunFolder(run).path  # type: ignore[arg-type]
+    result = evaluate(*pair, reader, config, length, reference, config.seed, process, critic, world)
     described = {k: {"name": names[k], "parameters": sum(p.numel() for p in m.parameters())} for k, m in models.items()}
     result = {"models": described, **result}
     path = folder / "evaluation.json"
-    write_whole(path, json.dumps(result, indent=1) + "\n")
-    plot_evaluation(result, folder / "evaluation.png")
-    write_whole(folder / "samples.txt", _samples_text(models, config, length, tokenizer, process, critic))
-    print_table(result)
-    console.print(f"written: {path}, evaluation.png and samples.txt", highlight=False, soft_wrap=True)
+
+    def write() -> None:
+        write_whole(path, json.dumps(result, indent=1) + "\n")
+        plot_evaluation(result, folder / "evaluation.png")
+        write_whole(folder / "samples.txt", _samples_text(models, config, length, tokenizer, process, critic))
+        print_table(result)
+        console.print(f"written: {path}, evaluation.png and samples.txt", highlight=False, soft_wrap=True)
+
+    world.on_main(write)
+    world.finish()
     return path
 
 
@@ -94,14 +102,18 @@ Found = tuple[
 ]  # fmt: skip
 
 
-def _from_run(run: RunFolder, overrides: list[str]) -> Found:
-    config = load_config(DistillConfig, run.config, [f"evaluate.{o}" for o in overrides])
-    checkpoint = best_checkpoint(run)
-    if checkpoint is None:
-        raise UserError(
-            f"run {run.path} has no checkpoint yet; let it train until it has saved one, then evaluate again"
-        )
-    verify_checkpoint(checkpoint)
+def _from_run(run: RunFolder, overrides: list[str], world: World) -> Found:
+    def find() -> tuple[DistillConfig, Path]:
+        config = settled(load_config(DistillConfig, run.config, [f"evaluate.{o}" for o in overrides]))
+        checkpoint = best_checkpoint(run)
+        if checkpoint is None:
+            raise UserError(
+                f"run {run.path} has no checkpoint yet; let it train until it has saved one, then evaluate again"
+            )
+        verify_checkpoint(checkpoint)
+        return config, checkpoint
+
+    config, checkpoint = world.on_main(find)
     tokenizer = load_tokenizer(str(run.tokenizer))
     models: dict[str, Denoiser] = {
         "teacher": load_teacher(config.teacher)[0],
@@ -117,11 +129,13 @@ def _from_run(run: RunFolder, overrides: list[str]) -> Found:
     return evaluation, models, names, tokenizer, MaskedProcess(config.teacher.process), text, critic
 
 
-def _from_names(student: str | None, teacher: str | None, overrides: list[str]) -> Found:
+def _from_names(student: str | None, teacher: str | None, overrides: list[str], world: World) -> Found:
     values: dict[str, Any] = {}
     for override in overrides:
         apply_override(values, override)
     config = validate(EvaluateConfig, values)  # type: ignore[type-var]
+    if config.precision == "auto":
+        config = config.model_copy(update={"precision": world.on_main(faster_precision)})
     names = {kind: name for kind, name in (("teacher", teacher), ("student", student)) if name}
     if not names:
         raise UserError("there is nothing to evaluate; give a run folder, or --student and/or --teacher")

@@ -196,7 +196,7 @@ def pass_memory(
         micro: rows of a loss.
         checkpointing: gradient checkpointing.
     """
-    dtype = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
+    dtype = getattr(torch, config.train.precision)
     teacher = objective.teacher
     networks = {phase: objective.network(phase) for phase in objective.phases}
     for network in (teacher, *networks.values()):

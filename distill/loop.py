@@ -84,7 +84,7 @@ def train(
     ema = Ema(engines["student"].masters(), config.ema)
     target = objective.target
     if target is not None:
-        cast(target, torch.bfloat16 if config.precision == "bfloat16" else torch.float32).to(world.device)
+        cast(target, getattr(torch, config.precision)).to(world.device)
     kept: dict[str, Any] = {"watched": {}, "stopped": None, "skipped": 0, "data": data}
     done = 0
     checkpoint = latest_checkpoint(run) if resume else None

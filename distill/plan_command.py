@@ -23,6 +23,7 @@ from distill.plan import (
     peak,
     setup_of,
 )
+from distill.precision import settled
 from distill.progress import console
 from students.adapters import AdapterConfig
 from teachers.errors import UserError
@@ -70,6 +71,8 @@ def plan_command(config: DistillConfig, gpus: int, memory: float, out: Path | No
         )
     if out is not None and out.exists():
         raise UserError(f"{out} exists; name another file with --json")
+    assumed = " (assumed for auto)" if config.train.precision == "auto" else ""
+    config = settled(config, faster=lambda: "bfloat16")  # what is planned for is another machine
     shapes, base = Shapes(config), setup_of(config, gpus)
     with console.status("running the passes without data"):
         options = stages(shapes, base, memory * GB * HEADROOM)
@@ -78,7 +81,7 @@ def plan_command(config: DistillConfig, gpus: int, memory: float, out: Path | No
     console.print(
         f"teacher {networks.teacher.total / 1e6:,.1f} M parameters; trained: student "
         f"{networks.student.trained / 1e6:,.1f} M, critic {networks.critic.trained / 1e6:,.1f} M; {gpus} devices of "
-        f"{memory:g} GB, filled to {HEADROOM:.0%}; train.precision {config.train.precision}, rows of "
+        f"{memory:g} GB, filled to {HEADROOM:.0%}; train.precision {config.train.precision}{assumed}, rows of "
         f"{config.sequence_length} tokens; a row's logits, were they not in chunks, would be "
         f"{config.sequence_length * shapes.teacher.vocab_size * 4 / GB:,.1f} GB a copy",
         highlight=False,

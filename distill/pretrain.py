@@ -45,7 +45,7 @@ def pretrain(config: PretrainConfig, run_path: str | Path, resume: bool = False,
     world = start_world()
     micro_batch(config.train, world, config.group)
     run = RunFolder(run_path)
-    open_run(run, config, world, resume, allow_changes)
+    config = open_run(run, config, world, resume, allow_changes)
     tokenizer = world.on_main(lambda: tokenizer_of(config, run))
     if config.data.heldout:
         corpus, heldout = (load_corpus(config.data, tokenizer, p) for p in (config.data.path, config.data.heldout))

@@ -116,6 +116,21 @@ class RunFolder:
             raise UserError(f"{self.path} has just been taken by another run; name a new folder")
         write_whole(self.config, config)
 
+    def started_with(self) -> dict[str, Any]:
+        """The run's resolved config, as plain values.
+
+        Raises:
+            UserError: no run there, or its config is damaged.
+        """
+        self.check_exists()
+        try:
+            values = yaml.safe_load(self.config.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            values = None
+        if not isinstance(values, dict):
+            raise UserError(f"{self.config} is damaged: it holds no config; put it back, or start a new run")
+        return values
+
     def reopen(self, config: str, allow_changes: bool = False) -> None:
         """Lock a run to continue it.
 
@@ -125,13 +140,7 @@ class RunFolder:
         """
         self.check_exists()
         self.lock()
-        try:
-            started_with = yaml.safe_load(self.config.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            started_with = None
-        if not isinstance(started_with, dict):
-            raise UserError(f"{self.config} is damaged: it holds no config; put it back, or start a new run")
-        changes = config_changes(started_with, yaml.safe_load(config))
+        changes = config_changes(self.started_with(), yaml.safe_load(config))
         if changes and not allow_changes:
             raise UserError(
                 f"{'; '.join(changes)}; resume with the run's own values, start a new run, or allow it with "

@@ -106,6 +106,19 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def share(self, count: int, batch: int, work: Callable[[range], Result]) -> list[Result]:
+        """Do something with ``count`` rows, ``batch`` at a time, the batches dealt out to the processes.
+
+        Args:
+            work: called with the rows of a batch.
+
+        Returns:
+            The plain results of all batches, in the order of their rows, on every process.
+        """
+        batches = [range(first, min(first + batch, count)) for first in range(0, count, batch)]
+        shares = self.gather([work(rows) for rows in batches[self.rank :: self.size]])
+        return [shares[number % self.size][number // self.size] for number in range(len(batches))]
+
     def on_main(self, action: Callable[[], Result]) -> Result:
         """Do something on the main process; its plain result, or its `UserError`, on every process."""
         result, error = None, None
@@ -123,6 +136,10 @@ class World:
         """Wait for every process; from here on each may leave without being missed."""
         self.barrier()
         self._alone.set()
+
+
+ALONE = World(0, 1, torch.device("cpu"))
+"""For work on one process, whether there are others or not."""
 
 
 def start_world() -> World:
@@ -213,7 +230,7 @@ def miss_lost_processes(world: World, stop: threading.Event, period: float = 5.0
 def lost_message(rank: int | None = None) -> str:
     """What to tell when another process has gone."""
     who = f"process {rank}" if rank is not None else "another process"
-    return f"{who} of this run has gone; the last checkpoint is intact, start again with --resume"
+    return f"{who} of this run has gone; start again, a training with --resume: its last checkpoint is intact"
 
 
 def is_lost_connection(error: BaseException) -> bool:

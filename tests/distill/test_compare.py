@@ -183,6 +183,23 @@ def test_minutes_become_updates_once(made, tmp_path, here, monkeypatch):
     assert quality[0] == quality[1]
 
 
+def test_auto_is_settled_once_for_all_and_kept_when_the_comparison_goes_on(made, tmp_path, here, machine):
+    machine(faster="bfloat16")
+    out, words = tmp_path / "out", [made.configs["slow"], "train.precision=auto", "evaluate.precision=auto"]
+    result = compare(out, *words, budget="1u")
+    run = out / "runs" / "slow" / "seed-0"
+    for file in (out / "configs" / "slow.yaml", run / "config.yaml"):
+        config = yaml.safe_load(file.read_text("utf-8"))
+        assert (config["train"]["precision"], config["evaluate"]["precision"]) == ("bfloat16", "bfloat16")
+    assert result["sampling"]["precision"] == "bfloat16"
+
+    machine(faster="float32")
+    run.with_suffix(".json").unlink()  # as if killed while it was measured
+    again = compare(out, *words, budget="1u")
+    assert again["sampling"]["precision"] == "bfloat16"
+    assert [row["judge_perplexity"] for row in again["rows"]] == [row["judge_perplexity"] for row in result["rows"]]
+
+
 def test_unfair_and_mistaken_comparisons_are_refused_before_anything_is_made(made, tmp_path):
     other = tmp_path / "other.yaml"
     values = yaml.safe_load(made.configs["slow"].read_text())

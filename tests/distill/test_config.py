@@ -122,6 +122,7 @@ def test_an_objective_without_a_name(tmp_path):
         ("train.student.lr=-1e-4", "train.student.lr", "-0.0001"),
         ("train.ema=1.0", "train.ema", "1.0"),
         ("train.precision=float16", "train.precision", "'float16'"),
+        ("evaluate.precision=automatic", "evaluate.precision", "'automatic'"),
         ("objective.steps=[]", "objective.steps", "[]"),
         ("objective.steps=[0]", "objective.steps.0", "0"),
         ("objective.label_smoothing=1", "objective.label_smoothing", "1"),

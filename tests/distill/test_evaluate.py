@@ -24,6 +24,7 @@ from teachers.errors import UserError
 from teachers.families.causal import create_denoiser
 from teachers.process import MaskedProcess
 from tests.distill.runs import sign
+from tests.forks import Command
 
 LENGTH = 16
 SHAPE = {
@@ -91,7 +92,7 @@ def rows(count: int, seed: int = 0, vocabulary: int = 256):
     return torch.randint(3, vocabulary, (count, LENGTH), generator=torch.Generator().manual_seed(seed))
 
 
-def test_run_is_evaluated_and_evaluated_again(made, capsys):
+def test_run_is_evaluated_and_evaluated_again(made, capsys, machine):
     path = evaluate_command(made.run, overrides=["samples=6"])
     result = json.loads(path.read_text("utf-8"))
     assert path == made.run / "evaluation.json"
@@ -118,25 +119,61 @@ def test_run_is_evaluated_and_evaluated_again(made, capsys):
     assert "=== teacher, 64 steps, sample 4 ===" in samples
     assert "real text" in capsys.readouterr().out
 
-    evaluate_command(made.run, overrides=["evaluate.samples=4", "steps=[2]"])
+    machine(faster="bfloat16")
+    evaluate_command(made.run, overrides=["evaluate.samples=4", "steps=[2]", "precision=auto"])
     again = json.loads(path.read_text("utf-8"))
+    assert again["sampling"]["precision"] == "bfloat16"
     assert [row["steps"] for row in again["rows"]] == [2, 64, 2]
     assert not list(made.run.glob(".partial*"))
 
 
-def test_student_alone_into_a_new_folder_without_text(made, tmp_path):
+def test_student_alone_into_a_new_folder_without_text(made, tmp_path, machine):
+    machine(faster="bfloat16")
     out = tmp_path / "out"
-    overrides = [f"{key}={value}" for key, value in SMALL.items()]
+    overrides = [*(f"{key}={value}" for key, value in SMALL.items()), "precision=auto"]
     student, reader = str(made.root / "student"), str(made.root / "judge")
     result = json.loads(evaluate_command(None, student, None, reader, None, out, overrides).read_text("utf-8"))
     assert {row["model"] for row in result["rows"]} == {"student"}
     assert result["reference"] is None
+    assert result["sampling"]["precision"] == "bfloat16"
     assert (out / "evaluation.png").is_file()
     with pytest.raises(UserError, match="not an empty folder"):
         evaluate_command(None, student, None, reader, None, out, overrides)
     overrides[2] = "samples=100000"
     with pytest.raises(UserError, match=r"not as many; set evaluate\.samples="):
         evaluate_command(None, student, None, reader, str(made.text), tmp_path / "new", overrides)
+
+
+@pytest.mark.parametrize("samples", [4, 13])
+def test_two_processes_measure_what_one_does(made, tmp_path, samples):
+    """One batch, so that a process has none; three, so that one has two."""
+    words = ["evaluate", made.run, f"samples={samples}", "precision=bfloat16", "--out"]
+    results = []
+    for processes in (1, 2):
+        command = Command([*words, tmp_path / f"{processes}"], processes)
+        written, said = command.communicate()
+        assert command.returncode == 0, said[-3000:]
+        assert said.count("written: ") == 1
+        assert written.count("real text") == 1
+        result = json.loads((tmp_path / f"{processes}" / "evaluation.json").read_text("utf-8"))
+        for row in result["rows"]:
+            assert row.pop("seconds") > 0
+            assert row.pop("tokens_per_second") > 0
+        results.append(result)
+    assert results[0] == results[1]
+    assert len({(tmp_path / name / "samples.txt").read_text("utf-8") for name in "12"}) == 1
+
+
+def test_a_mistake_leaves_no_process_waiting(made, tmp_path):
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    for words, match in (([], "is not an empty folder"), (["steps=[99]"], "more steps than the 16 tokens")):
+        command = Command(["evaluate", made.run, "--out", tmp_path / "new" if words else taken, *words], processes=2)
+        _, said = command.communicate(60)
+        assert [process.exitcode for process in command.processes] == [2, 2], said[-3000:]
+        assert match in " ".join(said.split())
+        assert "Traceback" not in said
+    assert not (tmp_path / "new").exists()
 
 
 def test_mistakes_are_one_line_with_a_remedy(made, tmp_path):

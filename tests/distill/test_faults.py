@@ -167,7 +167,9 @@ def test_a_process_that_dies_takes_the_other_down_with_a_message(tmp_path, dying
     assert time.monotonic() - killed < 60
     assert command.processes[dying].exitcode == -signal.SIGKILL
     assert command.processes[1 - dying].exitcode == RUN_FAILED, said[-2000:]
-    assert "of this run has gone; the last checkpoint is intact, start again with --resume" in " ".join(said.split())
+    assert "of this run has gone; start again, a training with --resume: its last checkpoint is intact" in " ".join(
+        said.split()
+    )
     for folder in checkpoint_folders(RunFolder(run)):
         verify_checkpoint(folder)
 

@@ -125,6 +125,13 @@ def test_the_command_proposes_what_the_config_takes(tmp_path):
     assert taken.stage == proposed["setup"]["stage"]
 
 
+def test_auto_is_planned_as_bfloat16_and_says_so():
+    words = ["plan", str(SMOKE), "--memory", "1", "train.precision=auto"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "train.precision bfloat16 (assumed for auto)" in " ".join(done.output.split())
+
+
 def test_llada_has_the_parameters_it_has():
     shape = read_shape(str(ROOT / "configs" / "plan" / "llada-8b" / "config.json"))
     block = 4 * 4096**2 + 3 * 4096 * 12288 + 2 * 4096

@@ -9,7 +9,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from distill.config import DataConfig, TokenizerConfig
 from distill.data import train_tokenizer
-from students.student import enable_gradient_checkpointing
 from teachers.convert import from_autoregressive
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
@@ -190,19 +189,14 @@ def test_shift_comes_before_select(shift, z):
     assert ours.logits(z, select=torch.zeros_like(select)).shape == (0, V)
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
+@torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
-def test_positions_that_nobody_reads_change_no_gradient(family, checkpointed, z):
-    ours, select = denoiser(family, shift=True).requires_grad_(True), z == MASK
-    ours.logits(z)[select][:, :MASK].square().sum().backward()
-    expected = {name: p.grad.clone() for name, p in ours.named_parameters() if p.grad is not None}
-    ours.zero_grad()
-    if checkpointed:
-        enable_gradient_checkpointing(ours)
-    ours.logits(z, select=select)[:, :MASK].square().sum().backward()
-    for name, p in ours.named_parameters():
-        if p.grad is not None:
-            torch.testing.assert_close(p.grad, expected[name], atol=1e-3, rtol=1e-4)
+@pytest.mark.parametrize("shift", [False, True])
+def test_without_gradients_the_last_mlp_sees_only_what_is_read(family, shift, z):
+    ours, select, seen = denoiser(family, shift=shift), z == MASK, []
+    ours.blocks()[-1].mlp.up_proj.register_forward_hook(lambda _, args, out: seen.append(out.shape[:-1].numel()))
+    close(ours.logits(z, select=select), ours.logits(z)[select])
+    assert 0 < seen[0] <= int(select.sum()) < seen[1] == z.numel()
 
 
 def test_rows_that_are_the_same_share_a_pass(z):
