@@ -6,8 +6,6 @@ No model code: the stock class, an attention mask and a `shift` flag. A full-att
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -86,39 +84,8 @@ class CausalDenoiser(Denoiser):
         select: Tensor | None = None,
     ) -> Tensor:
         """The hidden states; see `Denoiser.features`."""
-        if select is None:
-            return self.hidden_states(z, attention_mask, position_ids)
-        with self._skipping(select):
-            return self.hidden_states(z, attention_mask, position_ids)[select]
-
-    @contextmanager
-    def _skipping(self, select: Tensor) -> Iterator[None]:
-        """Run the last block's MLP, which sees each position alone, only at those that will be read.
-
-        Sampling with a small network is up to a fifth cheaper for it. Not where a backward pass would keep the copies,
-        nor in code that is not transformers' own.
-        """
-        mlp = getattr(self.blocks()[-1], "mlp", None)
-        if torch.is_grad_enabled() or not type(mlp).__module__.startswith("transformers.models"):
-            yield
-            return
-        read = select
-        if self.spec.shift:
-            read = torch.cat([select[:, 1:], torch.zeros_like(select[:, :1])], dim=1)
-            read[:, 0] |= select[:, 0]
-
-        def gather(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-            return (args[0][read][None],)
-
-        def scatter(module: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
-            return out.new_zeros(*read.shape, out.shape[-1]).index_put((read,), out[0])
-
-        hooks = mlp.register_forward_pre_hook(gather), mlp.register_forward_hook(scatter)
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        hidden = self.hidden_states(z, attention_mask, position_ids)
+        return hidden if select is None else hidden[select]
 
     def head(self, features: Tensor) -> Tensor:
         """The output embedding, the mask's column excluded; see `Denoiser.head`."""

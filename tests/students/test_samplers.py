@@ -270,7 +270,7 @@ def test_temperature_raises_every_drawn_law_to_its_inverse():
 def test_log_prob_is_given_only_where_it_is_that_of_the_law_drawn_from(name):
     law = torch.tensor([0.2, 0.3, 0.5])
     out = sampler(name)(Fixed(law, 16), masked_canvas(8, 16), 4, seeded(1))
-    if name in ("ancestral", "planner", "threshold"):
+    if name in ("ancestral", "dilated", "planner", "threshold"):
         torch.testing.assert_close(out.log_prob, law.log()[out.tokens].double().sum(1))
     else:
         assert out.log_prob is None

@@ -189,16 +189,6 @@ def test_shift_comes_before_select(shift, z):
     assert ours.logits(z, select=torch.zeros_like(select)).shape == (0, V)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("shift", [False, True])
-def test_without_gradients_the_last_mlp_sees_only_what_is_read(family, shift, z):
-    ours, select, seen = denoiser(family, shift=shift), z == MASK, []
-    ours.blocks()[-1].mlp.up_proj.register_forward_hook(lambda _, args, out: seen.append(out.shape[:-1].numel()))
-    close(ours.logits(z, select=select), ours.logits(z)[select])
-    assert 0 < seen[0] <= int(select.sum()) < seen[1] == z.numel()
-
-
 def test_rows_that_are_the_same_share_a_pass(z):
     ours, same = denoiser(), z[:1].expand(3, -1)
     seen = []
