@@ -190,7 +190,9 @@ def generate(
     num: Annotated[int, typer.Option(help="How many texts.")] = 1,
     length: Annotated[int | None, typer.Option(help="Tokens of each text, prompt included.")] = None,
     seed: Annotated[int | None, typer.Option(help="For the same texts again.")] = None,
-    sampler: Annotated[str, typer.Option(help="ancestral, top_k, threshold or planner.")] = "ancestral",
+    sampler: Annotated[
+        str | None, typer.Option(help="ancestral, dilated, top_k, threshold or planner [default: the folder's own].")
+    ] = None,
 ) -> None:
     """Write text."""
     from distill.generate import generate_command

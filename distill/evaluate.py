@@ -50,7 +50,7 @@ def evaluate(
     The processes of ``world`` share the work, and each returns all figures: those of one process, but for the seconds.
 
     Args:
-        teacher: sampled at ``config.steps`` and ``config.teacher_steps``; None to leave it out.
+        teacher: sampled at ``config.steps``, and as `many_steps` says; None to leave it out.
         student: sampled at ``config.steps``; None to leave it out.
         length: L, tokens of every sample.
         reference: (≥ ``config.samples``, L) held-out real rows; only the first ``config.samples`` are read.
@@ -69,39 +69,42 @@ def evaluate(
         UserError: more steps than tokens, too little real text, or a length that does not fit.
     """
     check(teacher, student, judge, config, length, reference, critic)
-    plan = [
-        ("teacher", teacher, {*config.steps, config.teacher_steps}, None),
-        ("student", student, set(config.steps), critic),
-    ]
-    plan = [part for part in plan if part[1] is not None]
+    models = {
+        name: (at_precision(model, config.precision), asked)
+        for name, model, asked in (("teacher", teacher, None), ("student", student, critic))
+        if model is not None
+    }
+    few = sorted(set(config.steps))
+    plan = [(name, steps, config) for name in models for steps in few]
+    if teacher is not None and config.teacher_steps not in few:
+        plan.append(("teacher", config.teacher_steps, many_steps(config)))
+    plan.sort(key=lambda part: (part[0] == "student", part[1]))
     rows: list[dict[str, Any]] = []
     with progress_bar() as bar:
-        progress = _Counter(
-            bar, sum(config.samples * (min(k, length) + 1) for _, _, steps, _ in plan for k in steps), world.size
-        )
+        work = sum(config.samples * (min(steps, length) + 1) for _, steps, _ in plan)
+        progress = _Counter(bar, work, world.size)
         real = None
         if reference is not None:
             progress.say("real text")
             real = _figures(reference[: config.samples], None, judge, config, seed, world)
-        for name, model, all_steps, asked in plan:
-            model = at_precision(model, config.precision)
-            sampler = sampler_of(config, asked).label
-            for steps in sorted(all_steps):
-                progress.say(f"{name}, {steps} steps")
-                drawn = draw(model, config, steps, config.samples, length, seed, process, progress, asked, world)
-                progress.say(f"{name}, {steps} steps, judge")
-                figures = _figures(drawn.tokens, drawn.log_prob, judge, config, seed, world, progress)
-                progress.finish(config.samples * (min(steps, length) + 1))
-                median, p95 = np.quantile(drawn.row_nfe, [0.5, 0.95])
-                costs = {
-                    "nfe": drawn.nfe,
-                    "nfe_median": float(median),
-                    "nfe_p95": float(p95),
-                    "critic_nfe": drawn.critic_nfe,
-                }
-                speed = {"seconds": drawn.seconds, "tokens_per_second": drawn.tokens.numel() / drawn.seconds}
-                rows.append({"model": name, "sampler": sampler, "steps": steps, **costs, **figures, **speed})
-    device = plan[0][1].device  # type: ignore[union-attr]
+        for name, steps, how in plan:
+            model, asked = models[name]
+            progress.say(f"{name}, {steps} steps")
+            drawn = draw(model, how, steps, config.samples, length, seed, process, progress, asked, world)
+            progress.say(f"{name}, {steps} steps, judge")
+            figures = _figures(drawn.tokens, drawn.log_prob, judge, config, seed, world, progress)
+            progress.finish(config.samples * (min(steps, length) + 1))
+            median, p95 = np.quantile(drawn.row_nfe, [0.5, 0.95])
+            costs = {
+                "nfe": drawn.nfe,
+                "nfe_median": float(median),
+                "nfe_p95": float(p95),
+                "critic_nfe": drawn.critic_nfe,
+            }
+            speed = {"seconds": drawn.seconds, "tokens_per_second": drawn.tokens.numel() / drawn.seconds}
+            sampler = sampler_of(how, asked).label
+            rows.append({"model": name, "sampler": sampler, "steps": steps, **costs, **figures, **speed})
+    device = next(model.device for model, _ in models.values())
     source_entropy = judge.source_entropy(length)
     return {
         "judge": {"name": judge.name, "parameters": judge.parameters, "retokenized": judge.retokenized}
@@ -204,6 +207,16 @@ def draw(
 def sampler_of(config: EvaluateConfig, critic: nn.Module | None) -> SamplerConfig:
     """``config.sampler``, or ancestral where that asks a critic and there is none."""
     return AncestralConfig() if config.sampler.needs_critic and critic is None else config.sampler
+
+
+def many_steps(config: EvaluateConfig) -> EvaluateConfig:
+    """The evaluation of the teacher at ``teacher_steps``, where ``steps`` does not have them: ancestral.
+
+    That is the reverse process itself, so the reference is the same whatever sampler is tried at few steps.
+    """
+    if config.teacher_steps in config.steps:
+        return config
+    return config.model_copy(update={"sampler": AncestralConfig()})
 
 
 def at_precision(denoiser: Denoiser, precision: str) -> Denoiser:

@@ -13,7 +13,7 @@ from distill.checkpoint import best_checkpoint, verify_checkpoint
 from distill.config import DataConfig, DistillConfig, EvaluateConfig, apply_override, load_config, validate
 from distill.data import load_corpus, load_tokenizer
 from distill.distil import load_averaged, load_discriminator, load_teacher
-from distill.evaluate import at_precision, check, draw, evaluate
+from distill.evaluate import at_precision, check, draw, evaluate, many_steps
 from distill.judge import load_judge
 from distill.precision import faster_precision, settled
 from distill.progress import console
@@ -184,12 +184,13 @@ def _samples_text(
 ) -> str:
     """A few samples to read: the student at 8 steps, the teacher at ``teacher_steps``."""
     parts = []
-    for kind, steps in (("student", min(SHOWN_STEPS, length)), ("teacher", config.teacher_steps)):
+    few, many = min(SHOWN_STEPS, length), config.teacher_steps
+    for kind, steps, how in (("student", few, config), ("teacher", many, many_steps(config))):
         if kind not in models:
             continue
         model = at_precision(models[kind], config.precision)
         asked = critic if kind == "student" else None
-        drawn = draw(model, config, steps, SHOWN, length, config.seed, process, critic=asked)
+        drawn = draw(model, how, steps, SHOWN, length, config.seed, process, critic=asked)
         for number, row in enumerate(drawn.tokens.tolist(), 1):
             text = tokenizer.decode(row, clean_up_tokenization_spaces=False)
             parts.append(f"=== {kind}, {steps} steps, sample {number} ===\n{text}\n")

@@ -20,6 +20,7 @@ from distill.report import markdown_table
 from distill.run_folder import RunFolder, new_folder
 from students.export import Compression, export_student
 from students.planner import PlannedDenoiser, load_planned
+from students.samplers import SamplerConfig, written_sampler
 from teachers.errors import UserError, nearest
 from teachers.families.causal import CausalDenoiser
 from teachers.process import Schedule
@@ -37,6 +38,7 @@ class Student:
         canvas_length: tokens it was trained to write at once.
         schedule: of the masked process it was trained with.
         steps: forward passes it is meant for.
+        sampler: what it was evaluated with while it was trained.
         origin: one sentence for the model card.
     """
 
@@ -45,6 +47,7 @@ class Student:
     canvas_length: int
     schedule: Schedule
     steps: int
+    sampler: SamplerConfig
     origin: str
 
 
@@ -83,6 +86,7 @@ def _open_model(path: Path, name: str) -> Student:
         written.get("canvas_length") or denoiser.spec.max_length,
         written.get("noise_schedule") or "log-linear",
         written.get("max_denoising_steps") or STEPS,
+        written_sampler(written.get("sampler")),
         f"Exported from the model folder `{name}`.",
     )
 
@@ -106,7 +110,8 @@ def _open_run(path: Path) -> Student:
     else:
         schedule = config.get("process", "log-linear")
         origin += " masked-diffusion pretraining."
-    return Student(denoiser, tokenizer, length, schedule, STEPS, origin)
+    sampler = written_sampler((config.get("evaluate") or {}).get("sampler"))
+    return Student(denoiser, tokenizer, length, schedule, STEPS, sampler, origin)
 
 
 def export_command(run: Path, out: Path, compress: str | None = None, steps: int = STEPS) -> Path:
@@ -138,7 +143,7 @@ def export_command(run: Path, out: Path, compress: str | None = None, steps: int
     try:
         export_student(
             student.denoiser, student.tokenizer, folder, steps, cast("Compression | None", compress), card,
-            student.canvas_length, student.schedule,
+            student.canvas_length, student.schedule, student.sampler,
         )  # fmt: skip
     except BaseException as error:
         if not existed:

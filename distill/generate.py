@@ -31,7 +31,7 @@ def generate_command(
     num: int = 1,
     length: int | None = None,
     seed: int | None = None,
-    sampler: str = "ancestral",
+    sampler: str | None = None,
 ) -> list[str]:
     """Print texts on stdout, and what they cost on stderr.
 
@@ -42,7 +42,7 @@ def generate_command(
         num: texts.
         length: tokens a text, prompt included; by default what the student was trained on.
         seed: the same seed gives the same texts; by default drawn, and printed.
-        sampler: a key of `SAMPLERS`.
+        sampler: a key of `SAMPLERS`; by default what the student was made for.
 
     Returns:
         The texts, end-of-text tokens as blank lines.
@@ -55,7 +55,7 @@ def generate_command(
             raise UserError(f"{flag} {value} is too small; give at least 1")
     if seed is not None and not 0 <= seed < 2**63:
         raise UserError(f"--seed {seed} is outside 0 to 2^63 - 1; give another one")
-    if sampler not in SAMPLERS:
+    if sampler is not None and sampler not in SAMPLERS:
         raise UserError(
             f"--sampler {sampler!r} is unknown{nearest(sampler, list(SAMPLERS))}; allowed are {', '.join(SAMPLERS)}"
         )
@@ -73,9 +73,11 @@ def generate_command(
     seed = secrets.randbits(32) if seed is None else seed
     generator = torch.Generator(device).manual_seed(seed)
     process = MaskedProcess(student.schedule)
+    how = student.sampler if sampler in (None, student.sampler.name) else SAMPLERS[sampler]()
+    sample = how.build()
     start, tokens, passes = time.perf_counter(), [], []
     for rows in track(canvas.expand(num, -1).split(ROWS), "writing", total=-(-num // ROWS)):
-        output = SAMPLERS[sampler]().build()(denoiser, rows, steps, generator, process=process, draw="exact")
+        output = sample(denoiser, rows, steps, generator, process=process, draw="exact")
         tokens.append(output.tokens.cpu())
         passes.append(output.nfe.cpu())
     seconds = time.perf_counter() - start
@@ -84,7 +86,7 @@ def generate_command(
     nfe = torch.cat(passes).double()
     console.print(
         f"{num} x {masked} tokens in {seconds:.2f} s: {num * masked / seconds:,.0f} tokens/s, "
-        f"NFE {nfe.mean():.2f} a text (at most {int(nfe.max())}), {sampler}, {steps} steps, seed {seed}",
+        f"NFE {nfe.mean():.2f} a text (at most {int(nfe.max())}), {how.label}, {steps} steps, seed {seed}",
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
     return texts

@@ -101,11 +101,14 @@ def caption(result: dict[str, Any]) -> str:
 
 
 def samplers(result: dict[str, Any]) -> str:
-    """The rows' sampler, or each model's where they differ."""
-    by_model = {row["model"]: row["sampler"] for row in result["rows"]}
-    if len(set(by_model.values())) == 1:
-        return next(iter(by_model.values()))
-    return ", ".join(f"{model}: {sampler}" for model, sampler in by_model.items())
+    """The rows' sampler, or where they differ each with whose it is."""
+    curves, limit = _curves(result)
+    used: dict[str, list[str]] = {}
+    for name, rows in [*curves.items(), *([(f"teacher at {limit['steps']:,} steps", [limit])] if limit else [])]:
+        used.setdefault(rows[-1]["sampler"], []).append(name)
+    if len(used) == 1:
+        return next(iter(used))
+    return "; ".join(f"{sampler} ({', '.join(names)})" for sampler, names in used.items())
 
 
 def print_table(result: dict[str, Any], console: Console | None = None) -> None:

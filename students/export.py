@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from students.compress import int8_config, int8_state
 from students.planner import PlannedDenoiser
+from students.samplers import AncestralConfig, SamplerConfig
+from students.samplers.dilated import DilatedConfig
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.causal import CausalDenoiser
@@ -35,6 +37,7 @@ def export_student(
     model_card: str,
     canvas_length: int | None = None,
     schedule: Schedule = "log-linear",
+    sampler: SamplerConfig | None = None,
 ) -> Path:
     """Write a denoiser for other people's software, whole or not at all, and check that it reads back as it was.
 
@@ -45,6 +48,7 @@ def export_student(
         model_card: Markdown on where the student comes from and what was measured, put into README.md.
         canvas_length: tokens it was trained to write at once; by default the spec's ``max_length``.
         schedule: of the masked process it was trained with; ``noise_schedule`` in generation_config.json.
+        sampler: what it is meant for, by default ancestral; ``sampler`` in generation_config.json.
 
     Raises:
         UserError: what was written does not load with stock classes, or gives other logits. Nothing is left behind.
@@ -52,6 +56,7 @@ def export_student(
     partial = folder.with_name(f".partial-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
     canvas_length = canvas_length or denoiser.spec.max_length
+    sampler = sampler or AncestralConfig()
     try:
         _write_model(denoiser, partial, compress)
         if isinstance(denoiser, PlannedDenoiser):
@@ -61,13 +66,16 @@ def export_student(
             max_denoising_steps=steps,
             canvas_length=canvas_length,
             noise_schedule=schedule,
+            sampler=sampler.model_dump(),
             mask_token_id=denoiser.spec.mask_id,
             eos_token_id=denoiser.spec.eos_id,
             pad_token_id=denoiser.spec.pad_id,
             use_cache=False,
         ).save_pretrained(partial)
         divergence = check_export(denoiser, tokenizer, partial, compress)
-        card = _card(denoiser.spec, folder.name, steps, canvas_length, schedule, compress, divergence, model_card)
+        card = _card(
+            denoiser.spec, folder.name, steps, canvas_length, schedule, sampler, compress, divergence, model_card
+        )
         (partial / "README.md").write_text(card, encoding="utf-8")
         mode = (partial / "config.json").stat().st_mode
         for path in [*partial.iterdir(), partial]:
@@ -162,6 +170,7 @@ def _card(
     steps: int,
     canvas_length: int,
     schedule: Schedule,
+    sampler: SamplerConfig,
     compress: Compression | None,
     divergence: float,
     measured: str,
@@ -192,9 +201,9 @@ Attention: {spec.attention}{f", blocks of {spec.block_size}" if spec.block_size 
 With stock transformers (`pip install {needs}`):
 
 ```python
-{snippet(spec, schedule)}```
+{snippet(spec, schedule, sampler)}```
 
-With fewstep:
+With fewstep, {sampler.label} sampler:
 
 ```sh
 fewstep generate {name} --steps {steps}
@@ -206,8 +215,11 @@ fewstep generate {name} --steps {steps}
 """
 
 
-def snippet(spec: DenoiserSpec, schedule: Schedule) -> str:
-    """Python that samples from an exported folder, its working directory, without fewstep: ancestral, exact draws."""
+def snippet(spec: DenoiserSpec, schedule: Schedule, sampler: SamplerConfig) -> str:
+    """Python that samples from an exported folder, its working directory, without fewstep: exact draws.
+
+    Dilated where ``sampler`` is, else ancestral.
+    """
     setup, call = "", "model(canvas, use_cache=False)"
     if spec.attention == "block":
         call = "model(canvas, attention_mask=sees, use_cache=False)"
@@ -215,11 +227,27 @@ def snippet(spec: DenoiserSpec, schedule: Schedule) -> str:
 block = torch.arange(canvas.shape[1]) // {spec.block_size}
 sees = (block[:, None] >= block[None, :])[None, None]  # each block sees itself and those before it
 """
-    # P(revealed now | still masked), from time left/steps to (left − 1)/steps: MaskedProcess.reveal_probability
-    chance, maths = "1 / left", ""
-    if schedule == "cosine":
-        chance, maths = "1 - math.sin(quarter * (left - 1)) / math.sin(quarter * left)", "import math\n\n"
-        setup += "quarter = math.pi / 2 / settings.max_denoising_steps\n"
+    maths = "import math\n\n" if schedule == "cosine" else ""
+    if isinstance(sampler, DilatedConfig):  # see dilated_transitions
+        passed = "1 - (1 - passed).asin() * 2 / math.pi" if schedule == "cosine" else "passed"
+        setup += f"""\
+# each pass takes positions far apart: the row's in the order of their reversed bits, turned at random
+todo = (canvas[0] == mask).nonzero().squeeze(1)
+bits = (canvas.shape[1] - 1).bit_length()
+turned = (todo + torch.randint(2**bits, ())) % 2**bits
+rank = sum(((turned >> bit) & 1) << (bits - 1 - bit) for bit in range(bits)).argsort().argsort()
+passed = (rank + 0.5).double() / len(todo)
+last = torch.zeros(canvas.shape)  # passes that are left when a position has its turn
+last[0, todo] = (settings.max_denoising_steps * (1 - ({passed}))).ceil().float()
+"""
+        turn = "last == left"
+    else:
+        # P(revealed now | still masked), from time left/steps to (left − 1)/steps: MaskedProcess.reveal_probability
+        chance = "1 / left"
+        if schedule == "cosine":
+            chance = "1 - math.sin(quarter * (left - 1)) / math.sin(quarter * left)"
+            setup += "quarter = math.pi / 2 / settings.max_denoising_steps\n"
+        turn = f"torch.rand(canvas.shape) < {chance}"
     # a model that predicts the next position is read one position earlier
     shift = "        logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)\n" if spec.shift else ""
     return f"""\
@@ -236,7 +264,7 @@ canvas = torch.full((1, settings.canvas_length), mask)  # put a prompt's tokens 
         logits = {call}.logits.double()
 {shift}        logits[..., mask] = -torch.inf
         drawn = torch.distributions.Categorical(logits=logits).sample()
-        reveal = (canvas == mask) & (torch.rand(canvas.shape) < {chance})
+        reveal = (canvas == mask) & ({turn})
         canvas = torch.where(reveal, drawn, canvas)
 print(tokenizer.decode(canvas[0]))
 """

@@ -1,5 +1,7 @@
 """One rule a file; passes counted."""
 
+from typing import Any
+
 from students.samplers.ancestral import AncestralConfig
 from students.samplers.dilated import DilatedConfig
 from students.samplers.planner import PlannerConfig
@@ -29,6 +31,18 @@ SAMPLERS: dict[str, type[SamplerConfig]] = {
 }
 """What ``evaluate.sampler`` may name."""
 
+
+def written_sampler(values: dict[str, Any] | None) -> SamplerConfig:
+    """The sampler that a run folder or an export names, with the settings that are still known.
+
+    Ancestral where none is named, or one that asks a critic, which no export has.
+    """
+    kind = SAMPLERS.get((values or {}).get("name", ""), AncestralConfig)
+    if values is None or kind.needs_critic:
+        return AncestralConfig()
+    return kind(**{key: value for key, value in values.items() if key in kind.model_fields and key != "name"})
+
+
 __all__ = [
     "LOG_LINEAR",
     "SAMPLERS",
@@ -41,4 +55,5 @@ __all__ = [
     "SamplerConfig",
     "draw_from",
     "draw_tokens",
+    "written_sampler",
 ]

@@ -127,6 +127,18 @@ def test_run_is_evaluated_and_evaluated_again(made, capsys, machine):
     assert not list(made.run.glob(".partial*"))
 
 
+def test_the_many_step_teacher_is_ancestral_whatever_sampler_is_tried(made, tmp_path):
+    plain = evaluate_command(made.run, out=tmp_path / "plain", overrides=["samples=6"])
+    tried = evaluate_command(made.run, out=tmp_path / "tried", overrides=["samples=6", "sampler=dilated"])
+    first, second = (json.loads(path.read_text())["rows"] for path in (plain, tried))
+    assert [row["sampler"] for row in second] == [*["dilated"] * 3, "ancestral", *["dilated"] * 3]
+    assert {row["judge_perplexity"] for row in first if row["steps"] == 64} == {
+        row["judge_perplexity"] for row in second if row["steps"] == 64
+    }
+    table = markdown_table(json.loads(tried.read_text()))
+    assert "dilated (teacher, student); ancestral (teacher at 64 steps) sampler" in table
+
+
 def test_student_alone_into_a_new_folder_without_text(made, tmp_path, machine):
     machine(faster="bfloat16")
     out = tmp_path / "out"

@@ -14,6 +14,9 @@ from distill.data import train_tokenizer
 from distill.export import export_command, open_student
 from distill.run_folder import RunFolder
 from distill.world import World
+from students.samplers import AncestralConfig
+from students.samplers.dilated import DilatedConfig
+from students.samplers.threshold import ThresholdConfig
 from students.student import Ema
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
@@ -82,6 +85,25 @@ def test_a_model_folder_is_exported_and_a_compressed_one_is_not(tmp_path):
     with pytest.raises(UserError, match="compressed already"):
         export_command(folder, tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ({"name": "dilated"}, DilatedConfig()),
+        ({"name": "threshold", "threshold": 0.7, "of-another-version": 1}, ThresholdConfig(threshold=0.7)),
+        ({"name": "rgas"}, AncestralConfig()),  # no export has its critic
+        ({"name": "of-another-version"}, AncestralConfig()),
+    ],
+)
+def test_the_sampler_of_the_run_goes_with_the_export(tmp_path, written, meant):
+    run = make_run(tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"evaluate": {"sampler": written}}))
+    assert open_student(run).sampler == meant
+    folder = export_command(run, tmp_path / "out")
+    assert open_student(folder).sampler == meant
+    assert f"With fewstep, {meant.label} sampler" in (folder / "README.md").read_text()
 
 
 def test_the_card_has_the_measured_table(tmp_path):

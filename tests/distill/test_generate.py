@@ -7,6 +7,8 @@ from distill.config import DataConfig, TokenizerConfig
 from distill.data import train_tokenizer
 from distill.generate import generate_command
 from students.export import export_student
+from students.samplers import SamplerConfig
+from students.samplers.threshold import ThresholdConfig
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.causal import create_denoiser
@@ -17,7 +19,7 @@ SHAPE = dict(
 )  # fmt: skip
 
 
-def write_student(path, only: str | None = None):
+def write_student(path, only: str | None = None, sampler: SamplerConfig | None = None):
     """An export with canvases of 12 in a model of 16; with ``only``, one that can write nothing else."""
     tokenizer = train_tokenizer(TokenizerConfig(vocabulary=259), DataConfig(path="unused", length=16))
     spec = DenoiserSpec(tokenizer.mask_token_id, len(tokenizer), 16, tokenizer.eos_token_id)
@@ -30,7 +32,7 @@ def write_student(path, only: str | None = None):
             head = denoiser.model.get_output_embeddings().weight
             head.zero_()
             head[tokenizer.convert_tokens_to_ids(only), 0] = 1000.0
-    export_student(denoiser, tokenizer, path, 4, None, "-", canvas_length=12)
+    export_student(denoiser, tokenizer, path, 4, None, "-", canvas_length=12, sampler=sampler)
     return str(path)
 
 
@@ -67,6 +69,19 @@ def test_the_seed_decides(folder):
     assert generate_command(folder, num=3, seed=5) == first
     assert generate_command(folder, num=3, seed=6) != first
     assert len(set(first)) == 3
+
+
+def test_the_folders_own_sampler_is_the_default(tmp_path, capsys):
+    write_student(tmp_path / "student", sampler=ThresholdConfig(threshold=0.001))
+    for options, said in (
+        ({}, "NFE 1.00"),
+        ({"sampler": "threshold"}, "NFE 1.00"),
+        ({"sampler": "dilated"}, "NFE 4.00"),
+    ):
+        generate_command(str(tmp_path / "student"), seed=0, **options)
+        printed = capsys.readouterr().err
+        assert said in printed
+        assert options.get("sampler", "threshold") in printed
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ import torch
 from distill.config import DataConfig, TokenizerConfig
 from distill.data import train_tokenizer
 from students.export import check_export, export_student, snippet
+from students.samplers import AncestralConfig
+from students.samplers.dilated import DilatedConfig, dilated_transitions
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.causal import CausalDenoiser, create_denoiser, load_denoiser
@@ -119,32 +122,54 @@ def test_folder_says_what_other_software_must_know(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spec", "schedule"),
+    ("spec", "schedule", "sampler"),
     [
-        ({}, "log-linear"),
-        ({}, "cosine"),
-        ({"shift": True}, "log-linear"),
-        ({"attention": "block", "block_size": 4}, "cosine"),
+        ({}, "log-linear", AncestralConfig()),
+        ({}, "cosine", AncestralConfig()),
+        ({"shift": True}, "log-linear", AncestralConfig()),
+        ({"attention": "block", "block_size": 4}, "cosine", AncestralConfig()),
+        ({}, "log-linear", DilatedConfig()),
+        ({}, "cosine", DilatedConfig()),
     ],
 )
-def test_the_snippet_draws_from_the_denoisers_own_distribution(tmp_path, monkeypatch, spec, schedule):
+def test_the_snippet_draws_from_the_denoisers_own_distribution(tmp_path, monkeypatch, spec, schedule, sampler):
     denoiser, tokenizer = make(**spec)
-    export_student(denoiser, tokenizer, tmp_path / "out", 1, None, "-", schedule=schedule)
+    export_student(denoiser, tokenizer, tmp_path / "out", 1, None, "-", schedule=schedule, sampler=sampler)
     monkeypatch.chdir(tmp_path / "out")
     scope: dict = {}
-    exec(snippet(denoiser.spec, schedule), scope)  # one step: every token is drawn from the all-masked canvas
+    exec(snippet(denoiser.spec, schedule, sampler), scope)  # one step: every token is drawn from the all-masked canvas
     expected = denoiser.logits(torch.full((1, 16), denoiser.spec.mask_id))
     torch.testing.assert_close(scope["logits"].log_softmax(-1).float(), expected, rtol=0, atol=1e-4)
     assert not (scope["canvas"] == denoiser.spec.mask_id).any()
 
 
 def test_the_snippets_cosine_steps_are_the_process_own():
-    line = next(n for n in snippet(make()[0].spec, "cosine").splitlines() if "reveal =" in n)
+    text = snippet(make()[0].spec, "cosine", AncestralConfig())
+    line = next(n for n in text.splitlines() if "reveal =" in n)
     chance = re.search(r"< (.*)\)$", line).group(1)
     for left in (1, 2, 4):
         found = eval(chance, {"math": math, "left": left, "quarter": math.pi / 2 / 4})
         t = torch.tensor([left / 4, (left - 1) / 4], dtype=torch.float64)
         assert found == pytest.approx(float(MaskedProcess("cosine").reveal_probability(t[0], t[1])), abs=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["log-linear", "cosine"])
+def test_the_snippets_dilated_passes_are_the_samplers_own(schedule):
+    text = snippet(make()[0].spec, schedule, DilatedConfig())
+    lines = text[text.index("todo =") : text.index("with torch")]
+    for length, steps, start in [(16, 4, 0), (16, 16, 0), (13, 5, 0), (128, 8, 0), (128, 8, 17)]:
+        canvas = torch.ones(1, length, dtype=torch.int64)
+        canvas[0, :start] = 7  # a prompt
+        scope = {"math": math, "mask": 1, "canvas": canvas, "settings": SimpleNamespace(max_denoising_steps=steps)}
+        where = (canvas == 1).expand(4000, -1)
+        turns = dilated_transitions(where, steps, torch.Generator().manual_seed(0), MaskedProcess(schedule))
+        possible = {tuple(turn[start:]) for turn in (steps - turns).tolist()}
+        found = set()
+        for _ in range(20):
+            exec("import torch\n" + lines, scope)
+            found.add(tuple(scope["last"][0, start:].int().tolist()))
+        assert found <= possible
+        assert len(found) > 1
 
 
 def test_an_export_of_another_network_is_refused(tmp_path):
