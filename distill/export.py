@@ -18,6 +18,7 @@ from distill.distil import load_averaged
 from distill.progress import console
 from distill.report import markdown_table
 from distill.run_folder import RunFolder, new_folder
+from distill.world import name_accelerator
 from students.export import Compression, export_student
 from students.planner import PlannedDenoiser, load_planned
 from students.samplers import SamplerConfig, written_sampler
@@ -58,6 +59,7 @@ def open_student(name: str | Path) -> Student:
         UserError: no such folder, neither kind of folder, no checkpoint yet, damaged files, or an autoregressive model.
     """
     disable_progress_bar()
+    name_accelerator()
     source = parse_source(str(name))
     path = Path(source.path) if source.revision is None else model_folder(str(name))
     if not path.is_dir():

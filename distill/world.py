@@ -29,10 +29,15 @@ class RunError(RuntimeError):
     """A run cannot go on, and not for a mistake in its input. One line, with what is left and the remedy."""
 
 
-def import_deepspeed() -> Any:
-    """Import DeepSpeed quietly, on the accelerator that is there, without compiling what gloo does as well."""
+def name_accelerator() -> None:
+    """Tell DeepSpeed on what it runs; left to find out, it says so on standard output when transformers imports it."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def import_deepspeed() -> Any:
+    """Import DeepSpeed quietly, on the accelerator that is there, without compiling what gloo does as well."""
+    name_accelerator()
     os.environ.setdefault("DS_LOG_LEVEL", "warning")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -43,6 +43,7 @@ def folder(tmp_path_factory):
 
 def test_prompt_is_kept_and_the_rest_is_written(tmp_path, capsys):
     folder = write_student(tmp_path / "student", only="x")
+    capsys.readouterr()
     assert generate_command(folder, prompt="say ", seed=0) == ["say " + 8 * "x"]
     assert generate_command(folder, prompt="a<|mask|>b", length=5, steps=1, seed=0) == ["axbxx"]
     printed = capsys.readouterr()
