@@ -114,7 +114,7 @@ class StepReductionRollout(Rollout):
     """Trajectories and what they are worth.
 
     Attributes:
-        states, commits, sample, steps: see `students.adaptive.AdaptiveTrajectory`.
+        states, commits, sample, steps, features: see `students.adaptive.AdaptiveTrajectory`.
         advantage: (B, M) of what each pass drew. verdict: (B,) V.
         fake, real: (B, L) the sample and a real row, corrupted alike, for a discriminator; else None.
     """
@@ -127,6 +127,7 @@ class StepReductionRollout(Rollout):
     verdict: Tensor
     fake: Tensor | None
     real: Tensor | None
+    features: Tensor | None = None
 
 
 def ramp(progress: float, until: float) -> float:
@@ -176,12 +177,12 @@ class StepReduction(Objective):
         self.progress = update / updates
         return False
 
-    def _trajectory(self, network: Denoiser, randomness: RowStreams) -> AdaptiveTrajectory:
+    def _trajectory(self, network: Denoiser, randomness: RowStreams, keep: bool = False) -> AdaptiveTrajectory:
         config = self.config
         threshold = config.threshold if config.policy == "threshold" else None
         # what the tokens are drawn with is not the planner's doing: shared, it is noise that the baseline takes away
         together = self.group if config.trains == "planner" else 1
-        return adaptive(network, self.process, config.steps, self.length, randomness, threshold, together)
+        return adaptive(network, self.process, config.steps, self.length, randomness, threshold, together, keep)
 
     def start(self, device: torch.device) -> tuple[float, float]:
         """Mean passes of the start, and mean of the surrogate; measured once, the same on every process."""
@@ -207,10 +208,10 @@ class StepReduction(Objective):
     def rollout(self, real: Tensor | None, rows: int, randomness: RowStreams) -> StepReductionRollout:
         """Trajectories, verdicts and advantages."""
         config, mask_id = self.config, self.student.spec.mask_id
-        found = self._trajectory(self.student, randomness)
+        alone = config.trains == "planner"
+        found = self._trajectory(self.student, randomness, keep=alone)
         fake = corrupted = None
         if config.verifier == "teacher_path":
-            alone = config.trains == "planner"
             worth = path_log_ratio(
                 self.teacher, self.student, found, randomness, self.group, self.process, marginalise=alone
             )
@@ -233,8 +234,9 @@ class StepReduction(Objective):
         else:
             advantage = advantage_to_go(reward, found.steps, self.group)
         return StepReductionRollout(
-            found.states, found.commits, found.sample, found.steps, advantage, worth.sum(1), fake, corrupted
-        )
+            found.states, found.commits, found.sample, found.steps, advantage, worth.sum(1), fake, corrupted,
+            found.features,
+        )  # fmt: skip
 
     def count(self, phase: str, rollout: StepReductionRollout) -> Tensor:  # type: ignore[override]
         """Masked tokens for the critic, rows for the student."""
@@ -272,8 +274,11 @@ class StepReduction(Objective):
         if len(part) == 0:
             return part, torch.zeros(0), torch.zeros(0)
         z, masked, commit = rollout.states[part, n], masked[part], rollout.commits[part, n]
-        t = times(self.student, z, self.process)
-        features, start = self.student.features(z, t, select=masked), None
+        t, start = times(self.student, z, self.process), None
+        if rollout.features is not None:  # nothing that trains is behind them
+            features = rollout.features[part, n][masked]
+        else:
+            features = self.student.features(z, t, select=masked)
         if config.trains == "all" and config.anchor_kl:
             with torch.no_grad():
                 start = self.target.features(z, t, select=masked)

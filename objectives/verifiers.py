@@ -80,8 +80,8 @@ def path_log_ratio(
     teacher: the sum over passes has the expectation −KL(what is written, pass by pass ‖ teacher) [own]. The first term
     is estimated as a masked likelihood is: a random part of S, of a size uniform on 1 … |S|, is hidden and read given z
     and the rest of S. The second is read at the same positions, so that nothing is left, noise neither, where tokens
-    are independent and the student is the teacher. One pass of either network for each that was made; the random
-    numbers are the same within a group.
+    are independent and the student is the teacher. One pass of the teacher, and of the student where its features were
+    not kept, for each that was made; the random numbers are the same within a group.
 
     Args:
         marginalise: read not the hidden tokens that were drawn but the expectation over them, which are independent
@@ -109,10 +109,11 @@ def path_log_ratio(
             break
         z, where = found.states[part, n], read[part, n]
         seen = torch.where(found.commits[part, n] & ~where, found.sample[part], z)
-        theirs, ours = (
-            network.features(canvas, times(network, canvas, process), select=where)
-            for network, canvas in ((teacher, seen), (student, z))
-        )
+        theirs = teacher.features(seen, times(teacher, seen, process), select=where)
+        if found.features is not None:
+            ours = found.features[part, n][where]
+        else:
+            ours = student.features(z, times(student, z, process), select=where)
         (ratio,) = in_chunks(ratios, chunks, theirs, ours, found.sample[part][where])
         mean = scatter(ratio, where).double().sum(1) / where.sum(1).clamp(min=1)
         total[part, n] = mean * size[part, n] / length

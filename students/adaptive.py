@@ -29,12 +29,14 @@ class AdaptiveTrajectory:
         commits: (B, M, L) True where the pass gave a masked position its token.
         sample: (B, L) clean tokens; a position holds the token that its pass drew.
         steps: (B,) int64 passes made.
+        features: (B, M, L, H) what the student's head read at masked positions, 0 elsewhere; None unless kept.
     """
 
     states: Tensor
     commits: Tensor
     sample: Tensor
     steps: Tensor
+    features: Tensor | None = None
 
 
 @torch.no_grad()
@@ -46,6 +48,7 @@ def adaptive(
     randomness: RowStreams,
     threshold: float | None = None,
     together: int = 1,
+    keep: bool = False,
 ) -> AdaptiveTrajectory:
     """Fill all-masked canvases in at most ``steps`` passes, the last of which commits everything.
 
@@ -54,6 +57,7 @@ def adaptive(
     Args:
         threshold: commit by confidence (the largest probability); None to ask the student's planner.
         together: groups of so many consecutive rows draw their tokens with the same uniforms.
+        keep: the student's features, so that nobody has to compute them again.
     """
     rows, mask_id = len(randomness), student.spec.mask_id
     token_draws, commit_draws = uniform(randomness, rows, length), uniform(randomness, rows, steps, length + 1)
@@ -61,6 +65,7 @@ def adaptive(
     z = torch.full((rows, length), mask_id, device=randomness.device)
     states, commits = z[:, None].repeat(1, steps, 1), torch.zeros(rows, steps, length, dtype=torch.bool).to(z.device)
     made = torch.zeros(rows, dtype=torch.int64, device=z.device)
+    kept = None
     chunks = chunk_count(z.numel(), student.spec.vocabulary)
 
     def draw(features: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,6 +82,11 @@ def adaptive(
         masked = part == mask_id
         t = process.time_of(1 - masked.double().mean(1)).float() if student.spec.time_conditioned else None
         features = student.features_at(part, masked, t)
+        if keep:
+            kept = features.new_zeros(rows, steps, length, features.shape[-1]) if kept is None else kept
+            at = torch.zeros(rows, length, dtype=torch.bool, device=z.device)
+            at[going] = masked
+            kept[:, n][at] = features
         tokens, summaries = in_chunks(draw, chunks, features, token_draws[going][masked])
         commit = masked
         if n + 1 < steps and threshold is not None:
@@ -87,7 +97,7 @@ def adaptive(
         z[going] = torch.where(commit, part.masked_scatter(masked, tokens), part)
         commits[going, n] = commit
         made += unfinished
-    return AdaptiveTrajectory(states, commits, z, made)
+    return AdaptiveTrajectory(states, commits, z, made, kept)
 
 
 def mean_inverse_distance(states: Tensor, mask_id: int, steps: Tensor) -> Tensor:

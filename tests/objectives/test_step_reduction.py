@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from objectives.step_reduction import (
     ramp,
 )
 from objectives.verifiers import at_the_end, causal_log_likelihood, common_masks, masked_log_likelihood, path_log_ratio
-from students.adaptive import adaptive, mean_inverse_distance
+from students.adaptive import AdaptiveTrajectory, adaptive, mean_inverse_distance
 from students.planner import PlannedDenoiser, add_planner, summary, surroundings
 from students.samplers.threshold import confident
 from students.student import trainable_copy
@@ -235,6 +236,24 @@ def test_path_log_ratio_is_by_enumeration_what_it_estimates(marginalise):
     same = path_log_ratio(student, student, found, RowStreams(0, (1,), range(800)), 1, MaskedProcess(), marginalise)
     alone = found.commits.sum(-1) == 1
     assert same[alone].abs().max() < 1e-12, "a student that is its teacher loses nothing where it commits one by one"
+
+
+def test_kept_features_are_what_the_student_would_compute_again():
+    objective = small_objective(**KINDS["planner alone"])
+    with torch.no_grad():
+        objective.student.planner.out.weight.normal_()
+    kept = objective.rollout(None, 8, RowStreams(0, (1,), range(8)))
+    again = replace(kept, features=None)
+    torch.testing.assert_close(objective.loss("student", kept).sum, objective.loss("student", again).sum)
+    found = AdaptiveTrajectory(kept.states, kept.commits, kept.sample, kept.steps, kept.features)
+    first, second = (
+        path_log_ratio(
+            objective.teacher, objective.student, way, RowStreams(0, (2,), range(8)), 4, MaskedProcess(), True
+        )
+        for way in (found, replace(found, features=None))
+    )
+    torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
+    assert kept.features.abs().sum() > 0
 
 
 def test_threshold_policy_scores_its_tokens_alone():
