@@ -14,7 +14,7 @@ from distill.data import train_tokenizer
 from distill.export import export_command, open_student
 from distill.run_folder import RunFolder
 from distill.world import World
-from students.samplers import AncestralConfig
+from students.samplers import AncestralConfig, written_sampler
 from students.samplers.dilated import DilatedConfig
 from students.samplers.threshold import ThresholdConfig
 from students.student import Ema
@@ -92,6 +92,7 @@ def test_a_model_folder_is_exported_and_a_compressed_one_is_not(tmp_path):
     [
         ({"name": "dilated"}, DilatedConfig()),
         ({"name": "threshold", "threshold": 0.7, "of-another-version": 1}, ThresholdConfig(threshold=0.7)),
+        ("dilated", DilatedConfig()),
         ({"name": "rgas"}, AncestralConfig()),  # no export has its critic
         ({"name": "of-another-version"}, AncestralConfig()),
     ],
@@ -104,6 +105,12 @@ def test_the_sampler_of_the_run_goes_with_the_export(tmp_path, written, meant):
     folder = export_command(run, tmp_path / "out")
     assert open_student(folder).sampler == meant
     assert f"With fewstep, {meant.label} sampler" in (folder / "README.md").read_text()
+
+
+def test_a_damaged_sampler_is_named():
+    with pytest.raises(UserError, match="'threshold' was written with threshold = 7"):
+        written_sampler({"name": "threshold", "threshold": 7})
+    assert written_sampler(["?"]) == written_sampler(None) == AncestralConfig()
 
 
 def test_the_card_has_the_measured_table(tmp_path):
