@@ -212,9 +212,10 @@ def sampler_of(config: EvaluateConfig, critic: nn.Module | None) -> SamplerConfi
 def many_steps(config: EvaluateConfig) -> EvaluateConfig:
     """The evaluation of the teacher at ``teacher_steps``, where ``steps`` does not have them: ancestral.
 
-    That is the reverse process itself, so the reference is the same whatever sampler is tried at few steps.
+    That is the reverse process itself, so the reference is the same whatever other sampler is tried at few steps; an
+    ancestral one keeps its temperature.
     """
-    if config.teacher_steps in config.steps:
+    if config.teacher_steps in config.steps or isinstance(config.sampler, AncestralConfig):
         return config
     return config.model_copy(update={"sampler": AncestralConfig()})
 
