@@ -22,9 +22,9 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from objectives.divergences import entropy
-from objectives.elbo import cross_entropy, scatter
+from objectives.elbo import cross_entropy
 from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig, Rollout
-from teachers.chunks import chunk_count, in_chunks
+from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser
 from teachers.randomness import RowStreams, uniform
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from objectives.objective import LossOutput, Objective, Rollout
-from teachers.chunks import chunk_count, in_chunks
+from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.process import MaskedProcess
 from teachers.randomness import Randomness, RowStreams, uniform
@@ -58,11 +58,6 @@ def stratified_times(uniforms: Tensor, low: float = 1e-3) -> Tensor:
 def cross_entropy(log_probs: Tensor, targets: Tensor) -> Tensor:
     """−log p(target) of each position, in nats: (N, V), (N,) → (N,)."""
     return -log_probs.gather(-1, targets[:, None]).squeeze(-1)
-
-
-def scatter(values: Tensor, where: Tensor) -> Tensor:
-    """Put (N,) values at the True positions of (B, L) ``where``, in row-major order, and zeros elsewhere: (B, L)."""
-    return torch.zeros(where.shape, dtype=values.dtype, device=values.device).masked_scatter(where, values)
 
 
 def masked_cross_entropy(denoiser: Denoiser, z: Tensor, t: Tensor | None, x0: Tensor, masked: Tensor) -> Tensor:

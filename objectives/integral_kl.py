@@ -17,7 +17,6 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from objectives.divergences import entropy, jeffreys, kl
-from objectives.elbo import scatter
 from objectives.gradients import (
     grouped_advantage,
     grouped_token_advantage,
@@ -30,7 +29,7 @@ from objectives.objective import Distillation, LossOutput, Objective, ObjectiveC
 from objectives.ratios import AuxiliaryRatio, DiscriminatorRatio, Ratio, SoftLabels
 from students.adapters import AdapterConfig
 from students.rollout import Order, Trajectory, from_data, k_step, one_move, two_moves
-from teachers.chunks import chunk_count, in_chunks
+from teachers.chunks import chunk_count, in_chunks, row_sums
 from teachers.randomness import RowStreams, beta, uniform
 
 OVER_VOCABULARY = ("marginalised", "logit")
@@ -372,11 +371,6 @@ class IntegralKL(Objective):
             divergence = jeffreys if config.teacher_divergence == "jeffreys" else kl
             terms = terms + config.teacher_kl * divergence(theirs, log_probs)
         return terms, entropies.detach()
-
-
-def row_sums(values: Tensor, where: Tensor) -> Tensor:
-    """Sum (N,) values, given at the True positions of (B, L) ``where`` in row-major order, over each row: (B,)."""
-    return scatter(values, where).sum(1)
 
 
 def _sum_count(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from objectives.divergences import _expectation, log_ratio
-from objectives.elbo import cross_entropy, scatter
+from objectives.elbo import cross_entropy
 from objectives.gradients import jeffreys_coefficients
 from students.adapters import AdapterConfig
 from students.critic import Discriminator, auxiliary_denoiser
-from teachers.chunks import chunk_count, in_chunks
+from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser
 
 

@@ -17,7 +17,6 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from objectives.divergences import kl
-from objectives.elbo import scatter
 from objectives.gradients import advantage_to_go, grouped_advantage, score_function
 from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig, Rollout
 from objectives.ratios import DiscriminatorRatio
@@ -34,7 +33,7 @@ from students.adaptive import AdaptiveTrajectory, adaptive, mean_inverse_distanc
 from students.planner import PlannedDenoiser, add_planner, commit_log_prob, summary
 from students.samplers.planner import planned_logits
 from students.student import twin
-from teachers.chunks import chunk_count, in_chunks
+from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser
 from teachers.randomness import RowStreams
 

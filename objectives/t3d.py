@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from objectives.certainty import row_means
-from objectives.elbo import cross_entropy, scatter
+from objectives.elbo import cross_entropy
 from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig, Rollout
 from objectives.trajectory import last_unmasked, unmasking_rank
 from students.student import twin
-from teachers.chunks import chunk_count, in_chunks
+from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.randomness import RowStreams, categorical, uniform
 
 

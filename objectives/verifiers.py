@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from objectives.divergences import kl, log_ratio
-from objectives.elbo import masked_cross_entropy, scatter
+from objectives.elbo import masked_cross_entropy
 from students.adaptive import AdaptiveTrajectory
-from teachers.chunks import chunk_count, in_chunks
+from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.causal import load_denoiser

@@ -1,7 +1,8 @@
 """Functions of log-probabilities, a chunk of positions at a time: with V = 150,000, (N, V) is what fills a memory.
 
 What a loss or a draw needs of a position is a number or two; only `Denoiser.head` makes it V wide. So the head runs
-inside the function that reduces its output again, chunk by chunk, and once more in the backward pass.
+inside the function that reduces its output again, chunk by chunk, and once more in the backward pass. `scatter` and
+`row_sums` put what positions give back into rows.
 """
 
 from __future__ import annotations
@@ -49,3 +50,13 @@ def in_chunks(function: Callable[..., tuple[Tensor, ...]], chunks: int, *tensors
     else:
         outputs = [function(*part) for part in parts]
     return tuple(torch.cat(output) for output in zip(*outputs, strict=True))
+
+
+def scatter(values: Tensor, where: Tensor) -> Tensor:
+    """Put (N,) values at the True positions of (B, L) ``where``, in row-major order, and zeros elsewhere: (B, L)."""
+    return torch.zeros(where.shape, dtype=values.dtype, device=values.device).masked_scatter(where, values)
+
+
+def row_sums(values: Tensor, where: Tensor) -> Tensor:
+    """Sum (N,) values, given as `scatter` takes them, over each row: (B,)."""
+    return scatter(values, where).sum(1)

@@ -23,8 +23,8 @@ from students.samplers.sampler import (
     Sampler,
     SamplerConfig,
     draw_from,
-    row_sums,
 )
+from teachers.chunks import row_sums
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import Randomness, uniform
@@ -90,7 +90,7 @@ def reveal(
         features = counted.features(part, rows, now, t)
         part[now], log_prob = draw_from(law, denoiser.spec.vocabulary, generator, draw, features)
         z[rows] = part
-        total[rows] += row_sums(log_prob, now)
+        total[rows] += row_sums(log_prob.double(), now)
     return counted.output(z, log_prob=total if draw == "exact" else None)
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from students.samplers.ancestral import number_events
-from students.samplers.sampler import LOG_LINEAR, row_sums
+from students.samplers.sampler import LOG_LINEAR
+from teachers.chunks import row_sums
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
 
@@ -35,7 +36,7 @@ def ancestral_log_prob(denoiser: Denoiser, tokens: Tensor, transition: Tensor, s
         t = 1 - transition[rows].masked_fill(~reveal, 0).amax(1).double() / steps
         log_probs = denoiser.logits(z, t.float() if denoiser.spec.time_conditioned else None, select=reveal).double()
         drawn = log_probs.gather(-1, tokens[rows][reveal][:, None]).squeeze(-1)
-        total[rows] += row_sums(drawn, reveal)
+        total[rows] += row_sums(drawn.double(), reveal)
     return total
 
 

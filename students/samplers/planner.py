@@ -21,6 +21,7 @@ from students.samplers.sampler import (
     SamplerConfig,
     commit_by,
 )
+from teachers.chunks import scatter
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import uniform
@@ -75,4 +76,4 @@ def planned_logits(denoiser: Denoiser, features: Tensor, summaries: Tensor, mask
     logits = denoiser.commit_logits(features, summaries, where)
     if logits is None:
         logits = base_logits(where[:, 0], steps)
-    return torch.zeros(masked.shape, dtype=logits.dtype, device=logits.device).masked_scatter(masked, logits)
+    return scatter(logits, masked)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from students.planner import summary
-from teachers.chunks import chunk_count, in_chunks
+from teachers.chunks import chunk_count, in_chunks, row_sums
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
@@ -157,12 +157,6 @@ def draw_from(
     return tokens, log_prob
 
 
-def row_sums(values: Tensor, where: Tensor) -> Tensor:
-    """Sums over each row's positions of ``where`` (R, L) of ``values`` (N,), in row-major order: (R,) float64."""
-    zeros = torch.zeros(where.shape, dtype=torch.float64, device=where.device)
-    return zeros.masked_scatter(where, values.double()).sum(1)
-
-
 def draw_and_read(
     denoiser: Denoiser, features: Tensor, generator: torch.Generator, draw: Draw
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -215,5 +209,5 @@ def commit_by(
         tokens, log_prob, summaries = draw_and_read(denoiser, features, generator, draw)
         commit = choose(features, log_prob, summaries, masked) if n + 1 < steps else masked
         z[rows] = torch.where(commit, part.masked_scatter(masked, tokens), part)
-        total[rows] += row_sums(log_prob[commit[masked]], commit)
+        total[rows] += row_sums(log_prob[commit[masked]].double(), commit)
     return counted.output(z, log_prob=total if blind and draw == "exact" else None)
