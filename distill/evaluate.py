@@ -353,5 +353,9 @@ class _Watched(Denoiser):
     def commit_logits(self, features: Tensor, summaries: Tensor, where: Tensor) -> Tensor | None:
         return self.inner.commit_logits(features, summaries, where)
 
+    @property
+    def repulsion(self) -> Tensor | None:
+        return self.inner.repulsion
+
     def save(self, folder: str | Path) -> None:
         self.inner.save(folder)

@@ -298,5 +298,5 @@ class StepReduction(Objective):
             log_prob = log_prob + (scatter(hit, masked) * commit).sum(1)
         if config.policy == "planner" and n + 1 < config.steps:  # the last pass has no choice
             logits = planned_logits(self.student, features, summaries, masked, config.steps)
-            log_prob = log_prob + commit_log_prob(logits, masked, commit)
+            log_prob = log_prob + commit_log_prob(logits, masked, commit, self.student.repulsion)
         return part, log_prob, scatter(away, masked).double().sum(1) / masked.sum(1).clamp(min=1)

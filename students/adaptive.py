@@ -93,7 +93,7 @@ def adaptive(
             commit = confident(summaries[:, 1], masked, threshold)
         elif n + 1 < steps:
             logits = planned_logits(student, features, summaries, masked, steps)
-            commit = draw_commits(logits, masked, commit_draws[going, n])
+            commit = draw_commits(logits, masked, commit_draws[going, n], student.repulsion)
         z[going] = torch.where(commit, part.masked_scatter(masked, tokens), part)
         commits[going, n] = commit
         made += unfinished

@@ -2,10 +2,14 @@
 
 The analogue of dUltra's planner (2512.21446). The head sees what the denoiser computes from the canvas, and where in it
 a position is, never a token that was drawn from it: so with an exact denoiser that commits one position at a time the
-samples keep the exact law, whatever the order. A pass commits a set S of the masked positions M, conditioned on being
-none too few to go on:
+samples keep the exact law, whatever the order. A pass commits a set S of the masked positions M, from left to right,
+conditioned on being none too few to go on:
 
-    P(S) = Π_{i∈S} p_i Π_{i∈M∖S} (1 − p_i) / (1 − Π_{i∈M} (1 − p_i)),   S ≠ ∅,   p = σ(logit)
+    P(S) = Π_{i∈S} p_i Π_{i∈M∖S} (1 − p_i) / (1 − P(nothing)),   S ≠ ∅,   p_i = σ(logit_i + g_i(S))
+
+where g_i(S) is a learned number for the distance from i to the nearest member of S on its left, 0 beyond `REACH` and
+where there is none [own; independent Bernoullis, g = 0, as published]. Neighbours that say much of each other lose most
+when they are drawn at once, and Bernoullis that are independent can not take turns.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from teachers.source import model_folder, reason
 PLANNER_FILE = "planner.safetensors"
 PERIODS = 4  # of the position: 2, 4, 8 and 16 tokens [own]
 SURROUNDINGS = 3 + 2 * PERIODS - 1
+REACH = 8  # tokens, of what a commitment does to others of the same pass [own]
 LARGEST_BASE = 5.0  # ± of the base's logit, so that the head can still move it: rates of 0.7% to 99.3% [own]
 
 
@@ -54,8 +59,8 @@ def surroundings(masked: Tensor) -> Tensor:
     """What the head reads of where a masked position is: (B, L) → (N, `SURROUNDINGS`) in row-major order of ``masked``.
 
     The part of the canvas that is masked; the inverse distances to the known tokens on the left and on the right, 0
-    where there is none; and the position as sines and cosines of periods 2, 4, 8, …. Bernoullis are independent, so
-    planned positions keep their distance only if they can tell each other apart: by where they are [own].
+    where there is none; and the position as sines and cosines of periods 2, 4, 8, …, by which positions that look alike
+    can be told apart [own].
     """
     length = masked.shape[1]
     place = torch.arange(length, device=masked.device)
@@ -67,12 +72,32 @@ def surroundings(masked: Tensor) -> Tensor:
     return torch.cat([torch.stack([share, 1 / left, 1 / right], -1), waves], -1)[masked]
 
 
-def draw_commits(logits: Tensor, masked: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw S exactly: its first member from P(first = i) ∝ p_i Π_{j<i} (1 − p_j), those after it independently.
+def interaction(repulsion: Tensor, distance: Tensor, apart: Tensor) -> Tensor:
+    """g: what the nearest commitment of the same pass on the left adds to a position's logit.
+
+    Args:
+        repulsion: (2, R) for distances 1 … R, a row for pairs with nothing known in between and one for the others.
+        distance: any shape; infinite, or anything else but 1 … R, where there is no such commitment.
+        apart: the same shape, whether a token in between is known.
+    """
+    reach = repulsion.shape[1]
+    beyond = len(repulsion) * reach
+    index = torch.where((distance > 0) & (distance <= reach), apart * reach + distance - 1, beyond).long()
+    return torch.cat([repulsion.flatten(), repulsion.new_zeros(1)])[index]
+
+
+def _last(here: Tensor) -> Tensor:
+    """(B, L) bool → the place of the nearest True at or left of each position, −∞ where there is none."""
+    return torch.where(here, torch.arange(here.shape[1], device=here.device), -torch.inf).cummax(1).values
+
+
+def draw_commits(logits: Tensor, masked: Tensor, uniforms: Tensor, repulsion: Tensor | None = None) -> Tensor:
+    """Draw S exactly: its first member from P(first = i) ∝ p_i Π_{j<i} (1 − p_j), those after it one by one.
 
     Args:
         logits, masked: (B, L); logits mean something where masked.
         uniforms: (B, L + 1), float64.
+        repulsion: see `interaction`; None for independent positions.
 
     Returns:
         (B, L) bool; at least one True in a row that has masks.
@@ -81,14 +106,27 @@ def draw_commits(logits: Tensor, masked: Tensor, uniforms: Tensor) -> Tensor:
     no = functional.logsigmoid(-logits).masked_fill(~masked, 0.0)
     first = categorical(yes + no.cumsum(1) - no, uniforms[:, 0])[:, None]
     place = torch.arange(logits.shape[1], device=logits.device)
-    return masked & ((place == first) | ((place > first) & (uniforms[:, 1:] < logits.sigmoid())))
+    commit = masked & (place == first)
+    if repulsion is None:
+        return commit | (masked & (place > first) & (uniforms[:, 1:] < logits.sigmoid()))
+    known, last = _last(~masked), first.squeeze(1)
+    for i in range(1, logits.shape[1]):
+        logit = logits[:, i] + interaction(repulsion, i - last, known[:, i] > last)
+        hit = masked[:, i] & (i > last) & (uniforms[:, i + 1] < logit.sigmoid())
+        commit[:, i] |= hit
+        last = torch.where(hit, i, last)
+    return commit
 
 
-def commit_log_prob(logits: Tensor, masked: Tensor, commit: Tensor) -> Tensor:
+def commit_log_prob(logits: Tensor, masked: Tensor, commit: Tensor, repulsion: Tensor | None = None) -> Tensor:
     """log P(S): (B,); 0 for a row without masks. Arguments as `draw_commits`; ``commit`` (B, L) is S."""
-    no = functional.logsigmoid(-logits).masked_fill(~masked, 0.0)
-    each = torch.where(commit, functional.logsigmoid(logits), no)
-    nothing = no.sum(1).masked_fill(~masked.any(1), -torch.inf)
+    nothing = functional.logsigmoid(-logits).masked_fill(~masked, 0.0).sum(1).masked_fill(~masked.any(1), -torch.inf)
+    if repulsion is not None:
+        last = _last(commit).roll(1, 1)
+        last[:, 0] = -torch.inf
+        place = torch.arange(logits.shape[1], device=logits.device)
+        logits = logits + interaction(repulsion, place - last, _last(~masked) > last)
+    each = functional.logsigmoid(torch.where(commit, logits, -logits)).masked_fill(~masked, 0.0)
     return each.sum(1) - torch.log(-torch.expm1(nothing))
 
 
@@ -109,6 +147,7 @@ class PlannerHead(nn.Module):
         self.out = nn.Linear(width + cheap, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+        self.repulsion = nn.Parameter(torch.zeros(2, REACH))
 
     def forward(self, features: Tensor, summaries: Tensor, where: Tensor) -> Tensor:
         """(N,) logits; see `PlannedDenoiser.commit_logits`."""
@@ -151,6 +190,11 @@ class PlannedDenoiser(Denoiser):
     def commit_logits(self, features: Tensor, summaries: Tensor, where: Tensor) -> Tensor:
         """The planner's; see `Denoiser.commit_logits`."""
         return self.planner(features, summaries, where)
+
+    @property
+    def repulsion(self) -> Tensor:
+        """The planner's; see `Denoiser.repulsion`."""
+        return self.planner.repulsion
 
     def hidden_states(self, z: Tensor) -> Tensor:
         """The inner denoiser's; see `Denoiser.hidden_states`."""

@@ -126,6 +126,11 @@ class Denoiser(nn.Module, ABC):
         """
         return None
 
+    @property
+    def repulsion(self) -> Tensor | None:
+        """(2, R) how commitments of a pass keep apart, see `students.planner.interaction`; None: they do not."""
+        return None
+
     @abstractmethod
     def save(self, folder: str | Path) -> None:
         """Write config and safetensors weights, so that `load_denoiser` gives the same denoiser back."""

@@ -1,7 +1,7 @@
 """Commit what a learned planner says (students/planner.py; dUltra 2512.21446's Bernoulli planner head).
 
-Each pass draws every masked token exactly and commits a random set of positions, never none: S ~ P(S | S ≠ ∅) of
-independent Bernoullis. The planner sees the canvas and not the tokens drawn, so nothing is sharpened by the choice.
+Each pass draws every masked token exactly and commits a random set of positions, never none: S ~ P(S | S ≠ ∅). The
+planner sees the canvas and not the tokens drawn, so nothing is sharpened by the choice.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def sample(
 
     def planned(features: Tensor, log_prob: Tensor, summaries: Tensor, masked: Tensor) -> Tensor:
         logits = planned_logits(denoiser, features, summaries, masked, steps) + bias
-        return draw_commits(logits, masked, uniform(generator, len(masked), masked.shape[1] + 1))
+        return draw_commits(logits, masked, uniform(generator, len(masked), masked.shape[1] + 1), denoiser.repulsion)
 
     return commit_by(planned, denoiser, canvas, steps, generator, process, draw, blind=True)
 

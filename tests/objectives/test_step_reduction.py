@@ -29,7 +29,7 @@ from teachers.errors import UserError
 from teachers.families.causal import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
-from tests.students.test_planner import SHAPE, small_model
+from tests.students.test_planner import SHAPE, chance_of_commits, small_model
 from tests.tabular import TabularDenoiser, all_patterns, all_sequences
 
 ROOT = Path(__file__).parents[2]
@@ -132,10 +132,11 @@ def by_hand(student, states, commits, samples, made, steps, mask_id):
             masked = z == mask_id
             log_probs = student.logits(z)
             features = student.features(z, select=masked)
-            p = student.commit_logits(features, summary(log_probs[masked]), surroundings(masked)).sigmoid()
+            logits = student.commit_logits(features, summary(log_probs[masked]), surroundings(masked))
             if n + 1 < steps:
-                each = torch.where(commit[masked[0]], p, 1 - p)
-                chance = chance * each.prod() / (1 - (1 - p).prod())
+                places, known = (x[0].nonzero().squeeze(1).tolist() for x in (masked, ~masked))
+                chosen = commit[masked[0]].tolist()
+                chance = chance * chance_of_commits(logits, places, chosen, known, student.repulsion)
             for i in commit.nonzero().squeeze(1).tolist():
                 chance = chance * log_probs[0, i, samples[row, i]].exp()
         chances.append(chance)
@@ -171,7 +172,7 @@ def test_policy_gradient_is_that_of_the_expected_reward_by_enumeration(trains):
         for one, other in zip(exact, found, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
     assert max(float(g.abs().max()) for g in exact) > 1e-2
-    assert len(trained) == (5 if trains == "all" else 4)
+    assert len(trained) == (6 if trains == "all" else 5)
 
 
 @pytest.mark.parametrize("verifier", ["teacher", "teacher_path"])

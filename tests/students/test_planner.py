@@ -34,7 +34,7 @@ SHAPE = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
     "head_dim": 8, "intermediate_size": 16, "tie_word_embeddings": True,
 }  # fmt: skip
-CHI_SQUARE_7 = 29.9  # 99.99 % quantile; the seeds are fixed, so a pass is a pass
+CHI_SQUARE_7, CHI_SQUARE_14 = 29.9, 42.6  # 99.99 % quantiles; the seeds are fixed, so a pass is a pass
 
 
 def planned_table(length=3, vocabulary=3, seed=0, scale=1.0):
@@ -42,13 +42,25 @@ def planned_table(length=3, vocabulary=3, seed=0, scale=1.0):
     torch.manual_seed(seed)
     denoiser = add_planner(TabularDenoiser(vocabulary, length, seed, 1.5), 2, width=4).double()
     with torch.no_grad():
-        for p in denoiser.planner.out.parameters():
+        for p in (*denoiser.planner.out.parameters(), denoiser.planner.repulsion):
             p.copy_(scale * torch.randn(p.shape))
+        denoiser.planner.repulsion.mul_(3).abs_()  # likelier together, or two tokens would never be
     return denoiser
 
 
 def small_model(length=8, vocabulary=11, mask=1):
     return create_denoiser("qwen3", SHAPE, DenoiserSpec(mask, vocabulary, length)).eval()
+
+
+def chance_of_commits(logits, places, chosen, known, repulsion):
+    """P(S), position by position from left to right: logits, places and choices of the masked, places of the known."""
+    chance, last = torch.ones((), dtype=logits.dtype), None
+    for logit, place, c in zip(logits, places, chosen, strict=True):
+        if last is not None and place - last <= repulsion.shape[1]:
+            logit = logit + repulsion[int(any(last < k < place for k in known)), place - last - 1]
+        chance = chance * torch.sigmoid(logit if c else -logit)
+        last = place if c else last
+    return chance / (1 - torch.sigmoid(-logits).prod())
 
 
 def exact_law(denoiser, steps):
@@ -64,13 +76,11 @@ def exact_law(denoiser, steps):
             mean += mass
             log_probs = denoiser.logits(z)
             features = denoiser.features(z, select=masked)
-            p = denoiser.commit_logits(features, summary(log_probs[masked]), surroundings(masked)).sigmoid()
-            places = masked[0].nonzero().squeeze(1).tolist()
-            nothing = math.prod(1 - float(x) for x in p)
+            logits = denoiser.commit_logits(features, summary(log_probs[masked]), surroundings(masked))
+            places, known = (x[0].nonzero().squeeze(1).tolist() for x in (masked, ~masked))
             for chosen in all_patterns(len(places)).tolist():
                 if n + 1 < steps:
-                    chance = math.prod(float(x) if c else 1 - float(x) for x, c in zip(p, chosen, strict=True))
-                    chance = chance / (1 - nothing) if any(chosen) else 0.0
+                    chance = float(chance_of_commits(logits, places, chosen, known, denoiser.repulsion)) * any(chosen)
                 else:
                     chance = float(all(chosen))
                 if chance == 0:
@@ -128,24 +138,27 @@ def test_surroundings_are_share_nearness_and_place():
     assert torch.isfinite(surroundings(torch.ones(2, 1, dtype=torch.bool))).all()
 
 
-def test_commits_are_independent_given_that_there_are_some():
-    logits, masked = torch.tensor([[-1.0, 0.5, 3.0, -2.0]]), torch.tensor([[True, True, False, True]])
-    patterns = all_patterns(4)
+@pytest.mark.parametrize("repels", [False, True])
+def test_commits_have_the_law_that_is_written_down_given_that_there_are_some(repels):
+    logits, masked = torch.tensor([[-1.0, 0.5, 3.0, -2.0, 0.0]]), torch.tensor([[True, True, False, True, True]])
+    repulsion = torch.tensor([[-2.0, 1.0], [0.5, -3.0]])  # two tokens far, and so nothing for three
+    given = repulsion if repels else None
+    patterns = all_patterns(5)
     patterns = patterns[~patterns[:, 2] & patterns.any(1)]
     expanded = (x.expand(len(patterns), -1) for x in (logits, masked))
-    law = commit_log_prob(*expanded, patterns).exp()
+    law = commit_log_prob(*expanded, patterns, given).exp()
     assert float(law.sum()) == pytest.approx(1)
-    p = logits[0].sigmoid()
     for pattern, chance in zip(patterns, law, strict=True):
-        each = torch.where(pattern, p, 1 - p)[masked[0]].prod()
-        torch.testing.assert_close(chance, each / (1 - (1 - p)[masked[0]].prod()))
+        chosen = pattern[masked[0]].tolist()
+        by_hand = chance_of_commits(logits[masked], [0, 1, 3, 4], chosen, [2], repulsion * repels)
+        torch.testing.assert_close(chance, by_hand)
     rows = 20_000
     drawn = draw_commits(
-        logits.expand(rows, -1), masked.expand(rows, -1), uniform(torch.Generator().manual_seed(0), rows, 5)
+        logits.expand(rows, -1), masked.expand(rows, -1), uniform(torch.Generator().manual_seed(0), rows, 6), given
     )
     seen = torch.stack([(drawn == pattern).all(1).sum() for pattern in patterns]).double()
     assert int(seen.sum()) == rows
-    assert float(((seen - rows * law) ** 2 / (rows * law)).sum()) < CHI_SQUARE_7
+    assert float(((seen - rows * law) ** 2 / (rows * law)).sum()) < CHI_SQUARE_14
 
 
 def test_rows_without_masks_and_certain_planners_are_no_trouble():
@@ -269,6 +282,7 @@ def test_twins_and_merged_copies_plan_alike(adapted, tmp_path):
     for copy in copies:
         torch.testing.assert_close(plans(copy), plans(denoiser), rtol=1e-4, atol=1e-5)
         assert not any(p.requires_grad for p in copy.parameters())
+        assert torch.equal(copy.repulsion, denoiser.repulsion)
     assert plans(denoiser).std() > 0.01
     assert merged(denoiser, torch.bfloat16).planner.out.weight.dtype == torch.bfloat16
     denoiser.save(tmp_path)
