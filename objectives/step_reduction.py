@@ -49,8 +49,10 @@ class StepReductionConfig(ObjectiveConfig):
         steps: M, no trajectory has more passes; a new planner starts at the ancestral rate of so many.
         threshold: of the policy of that name.
         verifier: V. "teacher_path", the teacher's log-ratio to the student, pass by pass (`verifiers.path_log_ratio`):
-            the least noise, and no reward for sharpness; or, of the finished row, in nats a token, the "teacher"'s
-            masked log-likelihood, a "judge"'s log-likelihood, or a "discriminator"'s mean log-odds.
+            the least noise, and no reward for sharpness; "own_path", the same with the student's start for a teacher:
+            what it costs to commit at once, and nothing of how the student differs from the teacher; or, of the
+            finished row, in nats a token, the "teacher"'s masked log-likelihood, a "judge"'s log-likelihood, or a
+            "discriminator"'s mean log-odds.
         verifier_masks: random sets of positions a row, for "teacher"; the same for a whole group.
         judge: an autoregressive model over the student's vocabulary. One that also evaluates the run flatters it.
         length_weight: λ: what the start's mean number of passes costs, in units of V.
@@ -67,7 +69,7 @@ class StepReductionConfig(ObjectiveConfig):
     trains: Literal["planner", "all"] = "planner"  # [own]
     steps: int = Field(16, ge=2)  # [own]
     threshold: float = Field(0.9, gt=0, le=1)  # [paper] of Fast-dLLM, 2505.22618
-    verifier: Literal["teacher_path", "teacher", "discriminator", "judge"] = "teacher_path"  # [open]
+    verifier: Literal["teacher_path", "own_path", "teacher", "discriminator", "judge"] = "teacher_path"  # [open]
     verifier_masks: PositiveInt = 4  # [own]
     judge: str = "bundled:judge"
     length_weight: float = Field(0.3, ge=0)  # [open]
@@ -210,9 +212,10 @@ class StepReduction(Objective):
         alone = config.trains == "planner"
         found = self._trajectory(self.student, randomness, keep=alone)
         fake = corrupted = None
-        if config.verifier == "teacher_path":
+        if config.verifier in ("teacher_path", "own_path"):
+            verifier = self.teacher if config.verifier == "teacher_path" else self.target
             worth = path_log_ratio(
-                self.teacher, self.student, found, randomness, self.group, self.process, marginalise=alone
+                verifier, self.student, found, randomness, self.group, self.process, marginalise=alone
             )
         else:
             masks = common_masks(randomness, self.length, config.verifier_masks, self.group)

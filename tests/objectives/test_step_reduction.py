@@ -23,7 +23,7 @@ from objectives.verifiers import at_the_end, causal_log_likelihood, common_masks
 from students.adaptive import AdaptiveTrajectory, adaptive, mean_inverse_distance
 from students.planner import PlannedDenoiser, add_planner, summary, surroundings
 from students.samplers.threshold import confident
-from students.student import trainable_copy
+from students.student import trainable_copy, twin
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.causal import create_denoiser
@@ -61,6 +61,7 @@ KINDS = {
     "all": {"trains": "all"},
     "threshold": {"trains": "all", "policy": "threshold", "threshold": THRESHOLD},
     "teacher's likelihood": {"verifier": "teacher", "verifier_masks": 2},
+    "own path": {"verifier": "own_path"},
     "discriminator": {"verifier": "discriminator", "discriminator_blocks": 1, "advantage": "grouped"},
 }
 
@@ -237,6 +238,18 @@ def test_path_log_ratio_is_by_enumeration_what_it_estimates(marginalise):
     same = path_log_ratio(student, student, found, RowStreams(0, (1,), range(800)), 1, MaskedProcess(), marginalise)
     alone = found.commits.sum(-1) == 1
     assert same[alone].abs().max() < 1e-12, "a student that is its teacher loses nothing where it commits one by one"
+
+
+@pytest.mark.parametrize(("verifier", "nothing"), [("own_path", True), ("teacher_path", False)])
+def test_own_path_charges_what_is_committed_at_once_and_not_how_far_the_teacher_is(verifier, nothing):
+    objective = small_objective(verifier=verifier, steps=LENGTH)
+    objective.target = twin(objective.student)  # the start, of which small_objective has moved away
+    for bias, alone in ((-50.0, True), (2.0, False)):
+        with torch.no_grad():
+            objective.student.planner.out.bias.fill_(bias)
+        rollout = objective.rollout(None, 8, RowStreams(0, (0,), range(8)))
+        assert bool((rollout.commits.sum(-1) == 1).all()) == alone
+        assert bool((rollout.verdict.abs() < 1e-6).all()) == (nothing and alone)
 
 
 def test_kept_features_are_what_the_student_would_compute_again():
