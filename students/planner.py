@@ -72,32 +72,13 @@ def surroundings(masked: Tensor) -> Tensor:
     return torch.cat([torch.stack([share, 1 / left, 1 / right], -1), waves], -1)[masked]
 
 
-def interaction(repulsion: Tensor, distance: Tensor, apart: Tensor) -> Tensor:
-    """g: what the nearest commitment of the same pass on the left adds to a position's logit.
-
-    Args:
-        repulsion: (2, R) for distances 1 … R, a row for pairs with nothing known in between and one for the others.
-        distance: any shape; infinite, or anything else but 1 … R, where there is no such commitment.
-        apart: the same shape, whether a token in between is known.
-    """
-    reach = repulsion.shape[1]
-    beyond = len(repulsion) * reach
-    index = torch.where((distance > 0) & (distance <= reach), apart * reach + distance - 1, beyond).long()
-    return torch.cat([repulsion.flatten(), repulsion.new_zeros(1)])[index]
-
-
-def _last(here: Tensor) -> Tensor:
-    """(B, L) bool → the place of the nearest True at or left of each position, −∞ where there is none."""
-    return torch.where(here, torch.arange(here.shape[1], device=here.device), -torch.inf).cummax(1).values
-
-
 def draw_commits(logits: Tensor, masked: Tensor, uniforms: Tensor, repulsion: Tensor | None = None) -> Tensor:
-    """Draw S exactly: its first member from P(first = i) ∝ p_i Π_{j<i} (1 − p_j), those after it one by one.
+    """Draw S exactly: its first member from P(first = i) ∝ p_i Π_{j<i} (1 − p_j), those after it from left to right.
 
     Args:
         logits, masked: (B, L); logits mean something where masked.
         uniforms: (B, L + 1), float64.
-        repulsion: see `interaction`; None for independent positions.
+        repulsion: (2, R) g for distances 1 … R: where nothing in between is known, and elsewhere; None for g = 0.
 
     Returns:
         (B, L) bool; at least one True in a row that has masks.
@@ -106,26 +87,46 @@ def draw_commits(logits: Tensor, masked: Tensor, uniforms: Tensor, repulsion: Te
     no = functional.logsigmoid(-logits).masked_fill(~masked, 0.0)
     first = categorical(yes + no.cumsum(1) - no, uniforms[:, 0])[:, None]
     place = torch.arange(logits.shape[1], device=logits.device)
-    commit = masked & (place == first)
     if repulsion is None:
-        return commit | (masked & (place > first) & (uniforms[:, 1:] < logits.sigmoid()))
-    known, last = _last(~masked), first.squeeze(1)
-    for i in range(1, logits.shape[1]):
-        logit = logits[:, i] + interaction(repulsion, i - last, known[:, i] > last)
-        hit = masked[:, i] & (i > last) & (uniforms[:, i + 1] < logit.sigmoid())
-        commit[:, i] |= hit
-        last = torch.where(hit, i, last)
-    return commit
+        return masked & ((place == first) | ((place > first) & (uniforms[:, 1:] < logits.sigmoid())))
+    table = _table(repulsion)
+    wants = uniforms[:, 1:, None] < (logits[..., None] + table).sigmoid()
+    commit = (masked & (place >= first))[..., None] & ((place == first)[..., None] | wants)
+    return commit.gather(-1, _found(commit, masked, repulsion.shape[1])[..., None]).squeeze(-1)
+
+
+def _table(repulsion: Tensor) -> Tensor:
+    """(2R + 1,) g for each of the things that a position can find on its left, the last of which is nothing near."""
+    return torch.cat([repulsion.flatten(), repulsion.new_zeros(1)])
+
+
+def _found(commit: Tensor, masked: Tensor, reach: int) -> Tensor:
+    """What each position finds on its left if each decides as ``commit`` says, as an index of `_table`: (B, L).
+
+    What the next position finds is a function of what this one does. Functions are composed, so that all prefixes are
+    found in log₂ L rounds rather than one position after the other.
+
+    Args:
+        commit: (B, L, 2R + 1), what a position would do for each of the things that it can find.
+    """
+    index = torch.arange(2 * reach + 1, device=commit.device)
+    further = torch.where(index % reach == reach - 1, 2 * reach, index + 1).clamp(max=2 * reach)
+    past_known = torch.where(index < reach, (further + reach).clamp(max=2 * reach), further)
+    after = torch.where(masked[..., None], further, past_known).masked_fill(commit, 0)
+    hop = 1
+    while hop < after.shape[1]:
+        after = torch.cat([after[:, :hop], after[:, hop:].gather(-1, after[:, :-hop])], 1)
+        hop *= 2
+    nothing = torch.full_like(after[:, :1, 0], 2 * reach)
+    return torch.cat([nothing, after[:, :-1, -1]], 1)
 
 
 def commit_log_prob(logits: Tensor, masked: Tensor, commit: Tensor, repulsion: Tensor | None = None) -> Tensor:
     """log P(S): (B,); 0 for a row without masks. Arguments as `draw_commits`; ``commit`` (B, L) is S."""
     nothing = functional.logsigmoid(-logits).masked_fill(~masked, 0.0).sum(1).masked_fill(~masked.any(1), -torch.inf)
     if repulsion is not None:
-        last = _last(commit).roll(1, 1)
-        last[:, 0] = -torch.inf
-        place = torch.arange(logits.shape[1], device=logits.device)
-        logits = logits + interaction(repulsion, place - last, _last(~masked) > last)
+        table = _table(repulsion)
+        logits = logits + table[_found(commit[..., None].expand(*commit.shape, len(table)), masked, repulsion.shape[1])]
     each = functional.logsigmoid(torch.where(commit, logits, -logits)).masked_fill(~masked, 0.0)
     return each.sum(1) - torch.log(-torch.expm1(nothing))
 

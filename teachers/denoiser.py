@@ -128,7 +128,7 @@ class Denoiser(nn.Module, ABC):
 
     @property
     def repulsion(self) -> Tensor | None:
-        """(2, R) how commitments of a pass keep apart, see `students.planner.interaction`; None: they do not."""
+        """(2, R) how commitments of a pass keep apart, see `students.planner.draw_commits`; None: they do not."""
         return None
 
     @abstractmethod
