@@ -134,42 +134,34 @@ def draw_tokens(denoiser: Denoiser, features: Tensor, generator: torch.Generator
     Returns:
         (N,) int64 tokens; (N,) their log-probabilities.
     """
-    return draw_from(denoiser.head, denoiser.spec.vocabulary, generator, draw, features)
+    tokens, log_prob = draw_from(denoiser.head, denoiser.spec.vocabulary, generator, draw, features)
+    return tokens, log_prob
 
 
 def draw_from(
-    log_probs_of: Callable[..., Tensor], vocabulary: int, generator: torch.Generator, draw: Draw, *tensors: Tensor
-) -> tuple[Tensor, Tensor]:
+    log_probs_of: Callable[..., Tensor],
+    vocabulary: int,
+    generator: torch.Generator,
+    draw: Draw,
+    *tensors: Tensor,
+    also: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, ...]:
     """One token at each of N positions from any law, V wide for a chunk of them at a time; as `draw_tokens`.
 
     Args:
         log_probs_of: (n, V) log-probabilities, normalised or not, from the parts of ``tensors`` at n positions.
         tensors: (N, …) each.
+        also: something else to read of the (n, V) that are drawn from, for a third result.
     """
 
-    def tokens_of(uniforms: Tensor | None, *parts: Tensor) -> tuple[Tensor, Tensor]:
+    def tokens_of(uniforms: Tensor | None, *parts: Tensor) -> tuple[Tensor, ...]:
         log_probs = log_probs_of(*parts)
         tokens = gumbel_float32(log_probs, generator) if uniforms is None else categorical(log_probs, uniforms)
-        return tokens, log_probs.gather(-1, tokens[:, None]).squeeze(-1)
+        drawn = tokens, log_probs.gather(-1, tokens[:, None]).squeeze(-1)
+        return drawn if also is None else (*drawn, also(log_probs))
 
     uniforms = uniform(generator, len(tensors[0])) if draw == "exact" else None
-    tokens, log_prob = in_chunks(tokens_of, chunk_count(len(tensors[0]), vocabulary), uniforms, *tensors)
-    return tokens, log_prob
-
-
-def draw_and_read(
-    denoiser: Denoiser, features: Tensor, generator: torch.Generator, draw: Draw
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`draw_tokens`, and (N, 2) what `students.planner.summary` says of the distributions they were drawn from."""
-
-    def read(features: Tensor, uniforms: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        log_probs = denoiser.head(features)
-        tokens = gumbel_float32(log_probs, generator) if uniforms is None else categorical(log_probs, uniforms)
-        return tokens, log_probs.gather(-1, tokens[:, None]).squeeze(-1), summary(log_probs)
-
-    uniforms = uniform(generator, len(features)) if draw == "exact" else None
-    chunks = chunk_count(len(features), denoiser.spec.vocabulary)
-    return in_chunks(read, chunks, features, uniforms)  # type: ignore[return-value]
+    return in_chunks(tokens_of, chunk_count(len(tensors[0]), vocabulary), uniforms, *tensors)
 
 
 @torch.no_grad()
@@ -206,7 +198,9 @@ def commit_by(
         part = z[rows]
         masked = part == denoiser.spec.mask_id
         features = counted.features(part, rows, masked, process.time_of(1 - masked.double().mean(1)))
-        tokens, log_prob, summaries = draw_and_read(denoiser, features, generator, draw)
+        tokens, log_prob, summaries = draw_from(
+            denoiser.head, denoiser.spec.vocabulary, generator, draw, features, also=summary
+        )
         commit = choose(features, log_prob, summaries, masked) if n + 1 < steps else masked
         z[rows] = torch.where(commit, part.masked_scatter(masked, tokens), part)
         total[rows] += row_sums(log_prob[commit[masked]].double(), commit)
