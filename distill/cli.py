@@ -158,7 +158,7 @@ def evaluate(
 @app.command()
 def compare(
     words: Annotated[list[str], typer.Argument(metavar="CONFIG… [key.sub=value …]", help="Configs of distillations.")],
-    out: Annotated[Path, typer.Option(help="The comparison's folder; the same command continues one.")],
+    out: Annotated[Path, typer.Option(help="The comparison's folder; the same command continues one, more seeds too.")],
     budget: Annotated[str, typer.Option(help="Of each run: minutes of training, 10m, or updates, 2000u.")],
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each config.")] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once; they share the cores.")] = 1,

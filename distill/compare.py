@@ -156,12 +156,14 @@ def chosen_settings(contenders: dict[str, DistillConfig]) -> dict[str, dict[str,
 
 
 def check_same_command(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
-    """Refuse to continue another comparison.
+    """Refuse to continue another comparison. One with more seeds is the same, to be continued.
 
     Raises:
         UserError: naming every difference.
     """
     old, new = flatten(before), flatten(now)
+    if new["seeds"] > old["seeds"]:
+        old["seeds"] = new["seeds"]
     changes = [
         f"{key} is {new.get(key)!r} but {out} was started with {old.get(key)!r}"
         for key in sorted(old.keys() | new.keys())

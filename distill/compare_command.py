@@ -65,7 +65,8 @@ PATIENCE = 600  # seconds that a run of a killed comparison may take to end its 
 def compare_command(words: list[str], out: Path, budget: str, seeds: int = 3, jobs: int = 1) -> Path:
     """Distil with every config and seed, measure each run's last averaged student, and the teacher, and tabulate.
 
-    The same command continues what a kill has left. A run that fails is a row that says why.
+    The same command continues what a kill has left, and with more seeds what is done. A run that fails is a row that
+    says why.
 
     Args:
         words: configs, and ``key.sub=value`` overrides of all of them.
@@ -106,7 +107,7 @@ def compare_command(words: list[str], out: Path, budget: str, seeds: int = 3, jo
         new_folder(out)
     holder = RunFolder(out)  # keeps its lock for as long as it lives
     holder.lock()
-    if not there:
+    if before != asked:
         write_whole(out / "command.json", json.dumps(asked, indent=1) + "\n")
     comparison = Comparison(out, words, contenders, parse_budget(budget), seeds, jobs, bench)
     with progress_bar() as bar, termination() as terminated:

@@ -128,8 +128,8 @@ def test_killed_and_restarted_it_goes_on_and_a_run_that_fails_is_a_row(made, tmp
     wait_for_updates(out / "runs" / "fast" / "seed-0", command)
     command.send_signal(signal.SIGKILL)
     command.communicate()
-    with pytest.raises(UserError, match=r"budget is '41u' but .* was started with '30u'; .*seeds is 2 .*same command"):
-        compare(out, *words, budget="41u", seeds=2)
+    with pytest.raises(UserError, match=r"budget is '41u' but .* was started with '30u'; .*jobs is 2 .*same command"):
+        compare(out, *words, budget="41u", jobs=2)
 
     here.stop_at.clear()
     here.started.clear()
@@ -161,6 +161,11 @@ def test_killed_and_restarted_it_goes_on_and_a_run_that_fails_is_a_row(made, tmp
     here.started.clear()
     assert compare(out, *words, budget=budget)["rows"] == result["rows"]
     assert here.started == []
+    more = compare(out, *words, budget=budget, seeds=2)["rows"]
+    assert here.started == ["slow/seed-1", "broken/seed-1", "fast/seed-1"]
+    assert [row for row in more if row["seed"] == 0] == result["rows"]
+    with pytest.raises(UserError, match=r"seeds is 1 but .* was started with 2"):
+        compare(out, *words, budget=budget)
 
 
 def test_minutes_become_updates_once(made, tmp_path, here, monkeypatch):
