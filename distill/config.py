@@ -211,7 +211,8 @@ class EvaluateConfig(Section):
     """Quality against step count: what `fewstep evaluate` measures, and what the loop watches while training.
 
     ``batch`` rows are sampled at once, from noise of their own; several processes share the batches, so each needs one.
-    ``precision`` is as in `TrainConfig`.
+    ``precision`` is as in `TrainConfig`. ``length``, of the rows that `fewstep evaluate` measures and of an export's
+    canvas, is that of training by default.
     """
 
     judge: ModelName = "bundled:judge"

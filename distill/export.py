@@ -36,7 +36,7 @@ class Student:
     """A finished denoiser and what it was made for.
 
     Attributes:
-        canvas_length: tokens it was trained to write at once.
+        canvas_length: tokens it is to write at once: as many as it was evaluated with, or else trained.
         schedule: of the masked process it was trained with.
         steps: forward passes it is meant for.
         sampler: what it was evaluated with while it was trained.
@@ -104,7 +104,8 @@ def _open_run(path: Path) -> Student:
     config: dict[str, Any] = yaml.safe_load(run.config.read_text("utf-8"))
     teacher = {k: v for k, v in config.get("teacher", {}).items() if k in ModelConfig.model_fields}
     denoiser = load_averaged(checkpoint / "student-ema", tokenizer, ModelConfig(**teacher) if teacher else None)
-    length = (config.get("data") or {}).get("length") or config.get("length") or denoiser.spec.max_length
+    measured = config.get("evaluate") or {}
+    length = measured.get("length") or (config.get("data") or {}).get("length") or config.get("length")
     origin = f"The averaged weights after {state['update']} updates of"
     if "teacher" in config:
         schedule = config["teacher"].get("process", "log-linear")
@@ -112,8 +113,8 @@ def _open_run(path: Path) -> Student:
     else:
         schedule = config.get("process", "log-linear")
         origin += " masked-diffusion pretraining."
-    sampler = written_sampler((config.get("evaluate") or {}).get("sampler"))
-    return Student(denoiser, tokenizer, length, schedule, STEPS, sampler, origin)
+    sampler = written_sampler(measured.get("sampler"))
+    return Student(denoiser, tokenizer, length or denoiser.spec.max_length, schedule, STEPS, sampler, origin)
 
 
 def export_command(run: Path, out: Path, compress: str | None = None, steps: int = STEPS) -> Path:

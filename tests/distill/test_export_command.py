@@ -76,6 +76,13 @@ def test_a_runs_averaged_student_is_exported(tmp_path, compress):
         assert all(torch.equal(student[k], v) for k, v in exported.denoiser.model.state_dict().items())
 
 
+def test_a_student_is_exported_for_the_length_that_it_was_measured_at(tmp_path):
+    run = make_run(tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text("utf-8")) | {"evaluate": {"length": LENGTH + 2}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert open_student(run).canvas_length == LENGTH + 2
+
+
 def test_a_model_folder_is_exported_and_a_compressed_one_is_not(tmp_path):
     denoiser, tokenizer = make_denoiser()
     denoiser.save(tmp_path / "model")

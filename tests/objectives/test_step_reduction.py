@@ -439,4 +439,4 @@ def test_config_asks_for_a_critic_and_for_the_sampler_that_is_trained():
     refused(r"has no planner to train", objective={"policy": "threshold"})
     threshold = {"policy": "threshold", "trains": "all", "threshold": 0.8}
     refused(r"threshold 0\.9 on the 'largest'", objective=threshold, evaluate={"sampler": "threshold"})
-    refused(r"more steps than the 128", objective={"steps": 200})
+    refused(r"more steps than the 32", objective={"steps": 200})
