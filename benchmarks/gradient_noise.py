@@ -1,0 +1,103 @@
+"""How noisy is an update's gradient, estimator by estimator, and do they point the same way?
+
+    python -m benchmarks.gradient_noise RUN [--draws 32] [--rows 64] [--only NAME …]
+
+At the student and the auxiliary denoiser of an `integral_kl` run's last checkpoint, each estimator's student gradient
+is drawn again and again, every draw a whole update with a rollout of its own. *Noise* is the root of E|g − E g|² over
+|E g|: so much more of it than of signal is in one update, and noise² updates make the two equal. *Cosine* is that of
+the mean gradient to the first estimator's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
+
+from distill.checkpoint import latest_checkpoint, load_network, verify_checkpoint
+from distill.config import DistillConfig, load_config
+from distill.distil import as_distillation, load_student, load_teacher
+from distill.progress import progress_bar
+from distill.run_folder import RunFolder
+from objectives.integral_kl import IntegralKLConfig
+from teachers.randomness import RowStreams
+
+GROUPS = {"group_size": 8}
+ESTIMATORS = {
+    "marginalised": {"gradient": "marginalised"},
+    "logit": {"gradient": "logit"},
+    "per_token": {"gradient": "per_token", **GROUPS},
+    "score_function": {"gradient": "score_function", **GROUPS},
+    "marginalised, coupled": {"gradient": "marginalised", "corruption": "coupled"},
+    "marginalised, nested": {"gradient": "marginalised", "corruption": "nested"},
+    "marginalised, reward_clamp 1": {"gradient": "marginalised", "reward_clamp": 1.0},
+    "marginalised, reward_clamp 50": {"gradient": "marginalised", "reward_clamp": 50.0},
+}
+console = Console()
+
+
+def draw_gradients(config: DistillConfig, checkpoint: Path, draws: int, rows: int) -> tuple[Tensor, float]:
+    """(draws, P) gradients of the student, a mean over ``rows``; and seconds a draw."""
+    teacher, _ = load_teacher(config.teacher)
+    student = load_student(config, teacher)
+    load_network(checkpoint, "student", student)
+    objective = config.objective.build(as_distillation(config, teacher, student))
+    load_network(checkpoint, "critic", objective.network("critic"))
+    trained = [p for p in objective.network("student").parameters() if p.requires_grad]
+    gradients, start = [], time.perf_counter()
+    for draw in range(draws):
+        rollout = objective.rollout(None, rows, RowStreams(0, (draw,), range(rows)))
+        loss = objective.loss("student", rollout).sum / objective.count("student", rollout)
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained)]))
+    return torch.stack(gradients).double(), (time.perf_counter() - start) / draws
+
+
+def signal_and_noise(gradients: Tensor) -> tuple[float, float]:
+    """|E g|, without what the noise of the mean adds to it, and the root of E|g − E g|²: of (N, P) draws."""
+    mean = gradients.mean(0)
+    variance = float((gradients - mean).square().sum()) / (len(gradients) - 1)
+    return max(float(mean.square().sum()) - variance / len(gradients), 0.0) ** 0.5, variance**0.5
+
+
+def main() -> None:
+    """Draw, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--draws", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--only", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS))
+    asked = parser.parse_args()
+    disable_progress_bar()
+    run = RunFolder.open(asked.run)
+    config = load_config(DistillConfig, run.config)
+    checkpoint = latest_checkpoint(run)
+    objective = config.objective
+    if not isinstance(objective, IntegralKLConfig) or objective.ratio != "auxiliary" or checkpoint is None:
+        parser.error(f"{asked.run} is no run of integral_kl with an auxiliary denoiser and a checkpoint; give one")
+    verify_checkpoint(checkpoint)
+    table = Table(title=f"{asked.draws} draws of {asked.rows} rows, {checkpoint}")
+    for column in ("estimator", "|mean|", "noise", "noise²", "cosine", "seconds"):
+        table.add_column(column, justify="left" if column == "estimator" else "right")
+    first = None
+    with progress_bar() as bar:
+        for name in bar.track(asked.only, description="estimators"):
+            settings = {**objective.model_dump(), "group_size": 1, **ESTIMATORS[name]}
+            changed = config.model_copy(update={"objective": IntegralKLConfig(**settings)})
+            gradients, seconds = draw_gradients(changed, checkpoint, asked.draws, asked.rows)
+            signal, noise = signal_and_noise(gradients)
+            mean = gradients.mean(0)
+            first = mean if first is None else first
+            cosine = float(torch.nn.functional.cosine_similarity(mean, first, dim=0))
+            ratio = noise / signal if signal else float("inf")
+            table.add_row(name, f"{signal:.3g}", f"{ratio:.2f}", f"{ratio**2:.1f}", f"{cosine:.2f}", f"{seconds:.2f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
