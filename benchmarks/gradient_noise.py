@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,14 +27,14 @@ from distill.distil import as_distillation, load_student, load_teacher
 from distill.progress import progress_bar
 from distill.run_folder import RunFolder
 from objectives.integral_kl import IntegralKLConfig
+from objectives.objective import Objective
 from teachers.randomness import RowStreams
 
-GROUPS = {"group_size": 8}
 ESTIMATORS = {
     "marginalised": {"gradient": "marginalised"},
     "logit": {"gradient": "logit"},
-    "per_token": {"gradient": "per_token", **GROUPS},
-    "score_function": {"gradient": "score_function", **GROUPS},
+    "per_token": {"gradient": "per_token", "group_size": 8},
+    "score_function": {"gradient": "score_function", "group_size": 8},
     "marginalised, coupled": {"gradient": "marginalised", "corruption": "coupled"},
     "marginalised, nested": {"gradient": "marginalised", "corruption": "nested"},
     "marginalised, reward_clamp 1": {"gradient": "marginalised", "reward_clamp": 1.0},
@@ -42,27 +43,34 @@ ESTIMATORS = {
 console = Console()
 
 
-def draw_gradients(config: DistillConfig, checkpoint: Path, draws: int, rows: int) -> tuple[Tensor, float]:
-    """(draws, P) gradients of the student, a mean over ``rows``; and seconds a draw."""
-    teacher, _ = load_teacher(config.teacher)
-    student = load_student(config, teacher)
-    load_network(checkpoint, "student", student)
-    objective = config.objective.build(as_distillation(config, teacher, student))
-    load_network(checkpoint, "critic", objective.network("critic"))
+@dataclass
+class Moments:
+    """Sum of ``draws`` gradients, (P,), and of their squared lengths; seconds that they took."""
+
+    total: Tensor
+    squares: float
+    draws: int
+    seconds: float
+
+    @property
+    def signal_and_noise(self) -> tuple[float, float]:
+        """|E g|, without what the noise of the mean adds to it, and the root of E|g − E g|²."""
+        mean = float(self.total.square().sum()) / self.draws**2
+        variance = (self.squares - self.draws * mean) / (self.draws - 1)
+        return max(mean - variance / self.draws, 0.0) ** 0.5, variance**0.5
+
+
+def draw_gradients(objective: Objective, draws: int, rows: int) -> Moments:
+    """The student's gradient, a mean over ``rows``, again and again."""
     trained = [p for p in objective.network("student").parameters() if p.requires_grad]
-    gradients, start = [], time.perf_counter()
+    total, squares, start = torch.zeros(sum(p.numel() for p in trained), dtype=torch.float64), 0.0, time.perf_counter()
     for draw in range(draws):
         rollout = objective.rollout(None, rows, RowStreams(0, (draw,), range(rows)))
         loss = objective.loss("student", rollout).sum / objective.count("student", rollout)
-        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained)]))
-    return torch.stack(gradients).double(), (time.perf_counter() - start) / draws
-
-
-def signal_and_noise(gradients: Tensor) -> tuple[float, float]:
-    """|E g|, without what the noise of the mean adds to it, and the root of E|g − E g|²: of (N, P) draws."""
-    mean = gradients.mean(0)
-    variance = float((gradients - mean).square().sum()) / (len(gradients) - 1)
-    return max(float(mean.square().sum()) - variance / len(gradients), 0.0) ** 0.5, variance**0.5
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained)]).double()
+        total += gradient
+        squares += float(gradient.square().sum())
+    return Moments(total, squares, draws, time.perf_counter() - start)
 
 
 def main() -> None:
@@ -81,6 +89,9 @@ def main() -> None:
     if not isinstance(objective, IntegralKLConfig) or objective.ratio != "auxiliary" or checkpoint is None:
         parser.error(f"{asked.run} is no run of integral_kl with an auxiliary denoiser and a checkpoint; give one")
     verify_checkpoint(checkpoint)
+    teacher, _ = load_teacher(config.teacher)
+    student = load_student(config, teacher)
+    load_network(checkpoint, "student", student)
     table = Table(title=f"{asked.draws} draws of {asked.rows} rows, {checkpoint}")
     for column in ("estimator", "|mean|", "noise", "noise²", "cosine", "seconds"):
         table.add_column(column, justify="left" if column == "estimator" else "right")
@@ -88,13 +99,13 @@ def main() -> None:
     with progress_bar() as bar:
         for name in bar.track(asked.only, description="estimators"):
             settings = {**objective.model_dump(), "group_size": 1, **ESTIMATORS[name]}
-            changed = config.model_copy(update={"objective": IntegralKLConfig(**settings)})
-            gradients, seconds = draw_gradients(changed, checkpoint, asked.draws, asked.rows)
-            signal, noise = signal_and_noise(gradients)
-            mean = gradients.mean(0)
-            first = mean if first is None else first
-            cosine = float(torch.nn.functional.cosine_similarity(mean, first, dim=0))
-            ratio = noise / signal if signal else float("inf")
+            built = IntegralKLConfig(**settings).build(as_distillation(config, teacher, student))
+            load_network(checkpoint, "critic", built.network("critic"))
+            found = draw_gradients(built, asked.draws, asked.rows)
+            first = found.total if first is None else first
+            cosine = float(torch.nn.functional.cosine_similarity(found.total, first, dim=0))
+            signal, noise = found.signal_and_noise
+            ratio, seconds = noise / signal if signal else float("inf"), found.seconds / asked.draws
             table.add_row(name, f"{signal:.3g}", f"{ratio:.2f}", f"{ratio**2:.1f}", f"{cosine:.2f}", f"{seconds:.2f}")
     console.print(table)
 
