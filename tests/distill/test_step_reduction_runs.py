@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -13,6 +14,7 @@ from distill.config import DistillConfig, load_config
 from distill.export import export_command, open_student
 from distill.watch import CollapseWatch
 from students.planner import PLANNER_FILE, PlannedDenoiser, load_planned
+from teachers.errors import UserError
 from tests.distill.runs import ROOT, RunFolder, distil_here
 
 QUICK = [
@@ -51,6 +53,12 @@ def test_run_resumes_and_exports_with_its_planner(tmp_path):
     exported = planner_of(export_command(whole.path, tmp_path / "export", steps=3))
     assert all(torch.equal(one[name], exported[name]) for name in one)
     assert isinstance(open_student(tmp_path / "export").denoiser, PlannedDenoiser)
+
+
+def test_rows_too_long_to_measure_and_export_are_refused_before_training(tmp_path):
+    with pytest.raises(UserError, match=r"evaluate\.length 100000 is longer than the \d+ positions"):
+        run(tmp_path / "run", "evaluate.length=100000")
+    assert not (tmp_path / "run").exists()
 
 
 def test_watch_marks_the_fewest_passes_at_the_starts_perplexity():
