@@ -12,6 +12,7 @@ from distill.command import create_run, leave, open_run
 from distill.config import DistillConfig, ModelConfig
 from distill.data import load_corpus, load_tokenizer
 from distill.engines import micro_batch
+from distill.evaluate import check_length
 from distill.loop import train
 from distill.placement import place_teacher
 from distill.progress import console
@@ -180,12 +181,8 @@ def distil(config: DistillConfig, run_path: str | Path, resume: bool = False, al
             f"data.length {length} is longer than the teacher's {teacher.spec.max_length} positions; set a smaller one"
         )
     student = load_student(config, teacher)
-    positions = min(teacher.spec.max_length, student.spec.max_length)
-    if config.evaluate.length is not None and config.evaluate.length > positions:
-        raise UserError(
-            f"evaluate.length {config.evaluate.length} is longer than the {positions} positions of teacher and "
-            "student; set a smaller one"
-        )
+    if config.evaluate.length is not None:
+        check_length([teacher, student], config.evaluate.length)
     watch = CollapseWatch(config, teacher, tokenizer, world) if config.evaluate.every else None
     corpus = load_corpus(config.data, tokenizer).split(config.data.heldout_fraction)[0] if config.data else None
 

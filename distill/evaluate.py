@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -247,9 +248,7 @@ def check(
             f"teacher and student have {teacher.spec.vocabulary} and {student.spec.vocabulary} tokens, masks "  # type: ignore[union-attr]
             f"{teacher.spec.mask_id} and {student.spec.mask_id}; give a student that was made from this teacher"  # type: ignore[union-attr]
         )
-    context = min(model.spec.max_length for model in models)
-    if length > context:
-        raise UserError(f"evaluate.length is {length} but the model takes at most {context} tokens; set a smaller one")
+    check_length(models, length)
     if max(config.steps) > length:
         raise UserError(
             f"evaluate.steps has {max(config.steps)}, more steps than the {length} tokens of a sample; "
@@ -269,6 +268,13 @@ def check(
         raise UserError(
             f"held-out rows have {reference.shape[1]} tokens, samples {length}; give rows of {length} tokens"
         )
+
+
+def check_length(models: Sequence[Denoiser], length: int) -> None:
+    """Refuse rows that are longer than one of the models takes."""
+    context = min(model.spec.max_length for model in models)
+    if length > context:
+        raise UserError(f"evaluate.length is {length} but the model takes at most {context} tokens; set a smaller one")
 
 
 def _figures(

@@ -56,7 +56,7 @@ def test_run_resumes_and_exports_with_its_planner(tmp_path):
 
 
 def test_rows_too_long_to_measure_and_export_are_refused_before_training(tmp_path):
-    with pytest.raises(UserError, match=r"evaluate\.length 100000 is longer than the \d+ positions"):
+    with pytest.raises(UserError, match=r"evaluate\.length is 100000 but the model takes at most \d+ tokens"):
         run(tmp_path / "run", "evaluate.length=100000")
     assert not (tmp_path / "run").exists()
 
