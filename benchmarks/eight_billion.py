@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from distill.commands.distil import distil
 from distill.config import DistillConfig, validate
-from distill.data import load_tokenizer
-from distill.distil import distil
-from distill.run_folder import RunFolder
+from distill.data.corpus import load_tokenizer
+from distill.runtime.run_folder import RunFolder
 from teachers.denoiser import DenoiserSpec
 from teachers.families.causal import create_denoiser
 

@@ -32,9 +32,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distill import cli
-from distill.checkpoint import AVERAGE, latest_checkpoint
-from distill.data import load_tokenizer
-from distill.run_folder import RunFolder
+from distill.data.corpus import load_tokenizer
+from distill.runtime.run_folder import RunFolder
+from distill.training.checkpoint import AVERAGE, latest_checkpoint
 from objectives.integral_kl import IntegralKL
 from teachers.denoiser import DenoiserSpec
 from teachers.families.causal import create_denoiser, load_denoiser

@@ -21,11 +21,11 @@ from rich.table import Table
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from distill.checkpoint import latest_checkpoint, load_network, verify_checkpoint
 from distill.config import DistillConfig, load_config
-from distill.distil import as_distillation, load_student, load_teacher
-from distill.progress import progress_bar
-from distill.run_folder import RunFolder
+from distill.models import as_distillation, load_student, load_teacher
+from distill.runtime.progress import progress_bar
+from distill.runtime.run_folder import RunFolder
+from distill.training.checkpoint import latest_checkpoint, load_network, verify_checkpoint
 from objectives.integral_kl import IntegralKLConfig
 from objectives.objective import Objective
 from teachers.randomness import RowStreams

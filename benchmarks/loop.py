@@ -33,18 +33,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from distill.checkpoint import Checkpointer
+from distill.commands.distil import distil
 from distill.config import DistillConfig, dump_config, load_config
-from distill.distil import distil, load_student, load_teacher
-from distill.engines import Engine
-from distill.loop import train
-from distill.meter import Meter
-from distill.placement import place_teacher
-from distill.precision import settled
-from distill.run_folder import RunFolder
-from distill.teacher_rows import training_rows
-from distill.tracking import Tracker
-from distill.world import start_world
+from distill.config.precision import settled
+from distill.data.teacher_rows import training_rows
+from distill.models import load_student, load_teacher
+from distill.runtime.run_folder import RunFolder
+from distill.runtime.world import start_world
+from distill.training.checkpoint import Checkpointer
+from distill.training.engine import Engine
+from distill.training.loop import train
+from distill.training.meter import Meter
+from distill.training.placement import place_teacher
+from distill.training.tracking import Tracker
 from objectives.objective import Distillation, LossOutput, Objective, Rollout
 from students.student import Ema, cast, trainable_copy
 from teachers.process import MaskedProcess

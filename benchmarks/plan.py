@@ -44,7 +44,7 @@ CASES = {
 
 def make_teacher(folder: Path, shape: dict, rest: dict) -> None:
     """A teacher of random weights, with the bundled tokenizer."""
-    from distill.data import load_tokenizer
+    from distill.data.corpus import load_tokenizer
     from teachers.denoiser import DenoiserSpec
     from teachers.families.causal import create_denoiser
 
@@ -60,7 +60,7 @@ def make_teacher(folder: Path, shape: dict, rest: dict) -> None:
 def predict(overrides: list[str], config: str = "configs/smoke.yaml") -> dict:
     """The plan's peak for one process without a device."""
     from distill.config import DistillConfig, load_config
-    from distill.plan import Shapes, moments, peak, setup_of
+    from distill.planning.plan import Shapes, moments, peak, setup_of
 
     loaded = load_config(DistillConfig, config, overrides)
     shapes, setup = Shapes(loaded), setup_of(loaded, 1)
@@ -74,16 +74,16 @@ def predict(overrides: list[str], config: str = "configs/smoke.yaml") -> dict:
 
 def measure(run: str, overrides: list[str], config: str = "configs/smoke.yaml") -> dict:
     """Distil here and now, under torch's profiler; to be called once in a process."""
-    import distill.distil
-    from distill import world
+    import distill.commands.distil
     from distill.config import DistillConfig, load_config
+    from distill.runtime import world
 
     world.keep_memory = lambda: None  # what is freed must go back to the system, to be seen in resident memory
     loaded = load_config(DistillConfig, config, overrides)
     world.start_world()
     from torch.profiler import ProfilerActivity, profile, record_function
 
-    from distill.checkpoint import Checkpointer
+    from distill.training.checkpoint import Checkpointer
 
     begin = Checkpointer.begin
 
@@ -96,7 +96,7 @@ def measure(run: str, overrides: list[str], config: str = "configs/smoke.yaml") 
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        distill.distil.distil(loaded, run)
+        distill.commands.distil.distil(loaded, run)
         resident = _status("VmHWM") - before
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     mark = min(e.start_ns() for e in profiler.profiler.kineto_results.events() if e.name() == "checkpoint begins")

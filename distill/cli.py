@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.markup import escape
 
-from distill.progress import console
+from distill.runtime.progress import console
 from teachers.errors import UserError
 
 # other libraries' bars; ours are rich
@@ -45,9 +45,11 @@ def main() -> None:
     except UserError as error:
         fail(str(error), 2)
     except RuntimeError as error:
-        if "distill.world" not in sys.modules:  # importing it takes seconds, and nothing else raises what it knows
+        if (
+            "distill.runtime.world" not in sys.modules
+        ):  # slow to import, and nothing else raises what it knows
             raise
-        from distill.world import RUN_FAILED, RunError, is_lost_connection, lost_message
+        from distill.runtime.world import RUN_FAILED, RunError, is_lost_connection, lost_message
 
         if isinstance(error, RunError):
             fail(str(error), RUN_FAILED)
@@ -58,7 +60,7 @@ def main() -> None:
 
 def fail(message: str, code: int) -> NoReturn:
     """One line on stderr, said once however many processes fail, and an exit code."""
-    from distill.world import first_to_say
+    from distill.runtime.world import first_to_say
 
     if first_to_say(message):
         console.print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
@@ -74,8 +76,8 @@ def pretrain(
     allow_changes: AllowChanges = False,
 ) -> None:
     """Train a masked-diffusion teacher or an autoregressive judge from text."""
+    from distill.commands.pretrain import pretrain as command
     from distill.config import PretrainConfig, load_config
-    from distill.pretrain import pretrain as command
 
     command(
         load_config(PretrainConfig, config, overrides or []), run or Path("runs") / config.stem, resume, allow_changes
@@ -91,8 +93,8 @@ def distill(
     allow_changes: AllowChanges = False,
 ) -> None:
     """Distil a teacher into a few-step student."""
+    from distill.commands.distil import distil as command
     from distill.config import DistillConfig, load_config
-    from distill.distil import distil as command
 
     command(
         load_config(DistillConfig, config, overrides or []), run or Path("runs") / config.stem, resume, allow_changes
@@ -108,8 +110,8 @@ def plan(
     out: Annotated[Path | None, typer.Option("--json", help="A new file for every term, in bytes.")] = None,
 ) -> None:
     """Tell what memory a distillation needs, ZeRO stage by stage, without loading a weight."""
+    from distill.commands.plan import plan_command
     from distill.config import DistillConfig, load_config
-    from distill.plan_command import plan_command
 
     plan_command(load_config(DistillConfig, config, overrides or []), gpus, memory, out)
 
@@ -131,7 +133,7 @@ def markov(
     smoothing: Annotated[float | None, typer.Option(help="For --text: pseudo-counts of a context [1].")] = None,
 ) -> None:
     """Write an exact Markov source: a teacher and judge without training error, and rows to start a student on."""
-    from distill.markov_command import markov_command
+    from distill.commands.markov import markov_command
 
     markov_command(out, tokens, order, sharpness, length, seed, rows, heldout, text, tokenizer, smoothing)
 
@@ -147,7 +149,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="A new folder for the results; the run's own by default.")] = None,
 ) -> None:
     """Measure perplexity against step count: a table, evaluation.json and evaluation.png."""
-    from distill.evaluate_command import evaluate_command
+    from distill.commands.evaluate import evaluate_command
 
     values = list(overrides or [])
     if run is not None and "=" in run.name:  # no run given: the first override took its place
@@ -164,7 +166,7 @@ def compare(
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once; they share the cores.")] = 1,
 ) -> None:
     """Distil one teacher in several ways under one budget and measure all the same: a table and two pictures."""
-    from distill.compare_command import compare_command
+    from distill.commands.compare import compare_command
 
     compare_command(words, out, budget, seeds, jobs)
 
@@ -177,7 +179,7 @@ def export(
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps written into generation_config.json.")] = 8,
 ) -> None:
     """Write a folder that stock transformers loads, with a model card."""
-    from distill.export import export_command
+    from distill.commands.export import export_command
 
     export_command(run, out, compress, steps)
 
@@ -195,6 +197,6 @@ def generate(
     ] = None,
 ) -> None:
     """Write text."""
-    from distill.generate import generate_command
+    from distill.commands.generate import generate_command
 
     generate_command(folder, steps, prompt, num, length, seed, sampler)

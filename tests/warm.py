@@ -14,14 +14,14 @@ import peft
 import transformers.models.llama.modeling_llama
 import transformers.models.qwen3.modeling_qwen3
 
-import distill.distil
-import distill.evaluate_command
-import distill.export
-import distill.generate
-import distill.plan_command
-import distill.pretrain
-from distill.report import plot_training
-from distill.world import import_deepspeed
+import distill.commands.distil
+import distill.commands.evaluate
+import distill.commands.export
+import distill.commands.generate
+import distill.commands.plan
+import distill.commands.pretrain
+from distill.evaluation.report import plot_training
+from distill.runtime.world import import_deepspeed
 from teachers.families.causal import load_denoiser
 
 import_deepspeed()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distill import precision
+from distill.config import precision
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import OptimizerConfig, TrainConfig
-from distill.loop import train
-from distill.run_folder import RunFolder
-from distill.world import start_world
+from distill.runtime.run_folder import RunFolder
+from distill.runtime.world import start_world
+from distill.training.loop import train
 from objectives.objective import LossOutput, Objective, Rollout
 from teachers.denoiser import Denoiser, DenoiserSpec
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from distill.checkpoint import latest_checkpoint
+from distill.commands.distil import distil as distil_here
 from distill.config import DistillConfig, load_config
-from distill.distil import distil as distil_here
-from distill.run_folder import RunFolder
+from distill.runtime.run_folder import RunFolder
+from distill.training.checkpoint import latest_checkpoint
 from tests.forks import Command
 
 ROOT = Path(__file__).parents[2]

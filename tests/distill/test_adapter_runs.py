@@ -10,11 +10,10 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from distill.checkpoint import best_checkpoint
 from distill.config import DistillConfig, ModelConfig, load_config
-from distill.distil import load_teacher
-from distill.export import open_student
-from distill.run_folder import RunFolder
+from distill.models import load_teacher, open_student
+from distill.runtime.run_folder import RunFolder
+from distill.training.checkpoint import best_checkpoint
 from students.adapters import merge_adapter
 from teachers.errors import UserError
 from tests.forks import fewstep

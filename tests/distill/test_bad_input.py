@@ -14,8 +14,8 @@ import yaml
 
 from distill import cli
 from distill.config import DataConfig, TokenizerConfig
-from distill.data import train_tokenizer
-from distill.run_folder import LOCK
+from distill.data.corpus import train_tokenizer
+from distill.runtime.run_folder import LOCK
 from teachers.denoiser import DenoiserSpec
 from teachers.families.causal import create_denoiser
 from tests.forks import ROOT, fewstep

@@ -16,8 +16,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from distill import cli, compare_command
-from distill.compare import (
+from distill import cli
+from distill.commands import compare as compare_command
+from distill.comparison.compare import (
     Budget,
     check_fair,
     comparison_rows,
@@ -32,10 +33,10 @@ from distill.compare import (
     t_quantile,
     why_failed,
 )
-from distill.compare_report import markdown, plot_frontier, plot_speed, table_sections
+from distill.comparison.report import markdown, plot_frontier, plot_speed, table_sections
 from distill.config import DataConfig, TokenizerConfig
-from distill.data import train_tokenizer
-from distill.run_folder import RunFolder
+from distill.data.corpus import train_tokenizer
+from distill.runtime.run_folder import RunFolder
 from teachers.errors import UserError
 from tests.distill.runs import final_weights, wait_for_updates
 from tests.distill.test_evaluate import LENGTH, ROW, tiny

@@ -16,8 +16,8 @@ from distill.config import (
     load_config,
     validate,
 )
-from distill.engines import micro_batch
-from distill.world import World
+from distill.runtime.world import World
+from distill.training.engine import micro_batch
 from teachers.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

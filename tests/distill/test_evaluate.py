@@ -12,12 +12,12 @@ import torch
 import yaml
 from rich.console import Console
 
+from distill.commands.evaluate import evaluate_command
 from distill.config import DataConfig, EvaluateConfig, TokenizerConfig
-from distill.data import train_tokenizer
-from distill.evaluate import at_precision, draw, evaluate, quick_figures
-from distill.evaluate_command import evaluate_command
-from distill.judge import Judge
-from distill.report import markdown_table, print_table, table_rows
+from distill.data.corpus import train_tokenizer
+from distill.evaluation.evaluate import at_precision, draw, evaluate, quick_figures
+from distill.evaluation.judge import Judge
+from distill.evaluation.report import markdown_table, print_table, table_rows
 from students.planner import add_planner
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError

@@ -8,12 +8,13 @@ import pytest
 import torch
 import yaml
 
-from distill.checkpoint import Checkpointer
+from distill.commands.export import export_command
 from distill.config import DataConfig, TokenizerConfig
-from distill.data import train_tokenizer
-from distill.export import export_command, open_student
-from distill.run_folder import RunFolder
-from distill.world import World
+from distill.data.corpus import train_tokenizer
+from distill.models import open_student
+from distill.runtime.run_folder import RunFolder
+from distill.runtime.world import World
+from distill.training.checkpoint import Checkpointer
 from students.samplers import AncestralConfig, written_sampler
 from students.samplers.dilated import DilatedConfig
 from students.samplers.threshold import ThresholdConfig

@@ -15,9 +15,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from distill.checkpoint import check_space, checkpoint_folders, latest_checkpoint, verify_checkpoint
-from distill.run_folder import RunFolder
-from distill.world import RUN_FAILED, RunError, World, miss_lost_processes
+from distill.runtime.run_folder import RunFolder
+from distill.runtime.world import RUN_FAILED, RunError, World, miss_lost_processes
+from distill.training.checkpoint import check_space, checkpoint_folders, latest_checkpoint, verify_checkpoint
 from teachers.errors import UserError
 from tests.distill.line import Poisoned, train_line
 from tests.distill.runs import (

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from distill.commands.generate import generate_command
 from distill.config import DataConfig, TokenizerConfig
-from distill.data import train_tokenizer
-from distill.generate import generate_command
+from distill.data.corpus import train_tokenizer
 from students.export import export_student
 from students.samplers import SamplerConfig
 from students.samplers.threshold import ThresholdConfig

@@ -7,20 +7,21 @@ import math
 import pytest
 import torch
 
-from distill.compare import measure
+from distill.commands.distil import distil
+from distill.commands.evaluate import evaluate_command
+from distill.commands.generate import generate_command
+from distill.commands.markov import markov_command, word
+from distill.commands.plan import plan_command
+from distill.commands.pretrain import pretrain
+from distill.comparison.compare import measure
 from distill.config import DataConfig, DistillConfig, EvaluateConfig, PretrainConfig, TokenizerConfig, validate
-from distill.data import load_corpus, load_tokenizer, train_tokenizer
-from distill.distil import distil, load_teacher
-from distill.evaluate import evaluate
-from distill.evaluate_command import evaluate_command
-from distill.generate import generate_command
-from distill.judge import ExactJudge, Judge, load_judge
-from distill.markov_command import markov_command, word
-from distill.plan_command import plan_command
-from distill.pretrain import pretrain
-from distill.report import markdown_table
-from distill.teacher_rows import write_rows
-from distill.world import start_world
+from distill.data.corpus import load_corpus, load_tokenizer, train_tokenizer
+from distill.data.teacher_rows import write_rows
+from distill.evaluation.evaluate import evaluate
+from distill.evaluation.judge import ExactJudge, Judge, load_judge
+from distill.evaluation.report import markdown_table
+from distill.models import load_teacher
+from distill.runtime.world import start_world
 from students.samplers import AncestralConfig
 from students.samplers.law import ancestral_law, ancestral_log_prob
 from teachers.denoiser import DenoiserSpec

@@ -7,7 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from distill.metrics import bigram_counts, bigram_entropy, distinct_2, perplexity, perplexity_interval, unigram_entropy
+from distill.evaluation.metrics import (
+    bigram_counts,
+    bigram_entropy,
+    distinct_2,
+    perplexity,
+    perplexity_interval,
+    unigram_entropy,
+)
 
 
 def test_perplexity_is_over_all_tokens_not_over_samples():

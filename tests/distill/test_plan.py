@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from benchmarks import plan as benchmark
 from distill.cli import app
 from distill.config import DistillConfig, load_config
-from distill.distil import load_teacher
-from distill.plan import Shapes, largest_micro_batch, moments, peak, read_shape, setup_of
+from distill.models import load_teacher
+from distill.planning.plan import Shapes, largest_micro_batch, moments, peak, read_shape, setup_of
 from students.adapters import AdaptedDenoiser
 from teachers.errors import UserError
 from teachers.source import BUNDLED

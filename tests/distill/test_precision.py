@@ -6,12 +6,11 @@ import pytest
 import torch
 import yaml
 
-from distill import precision
-from distill.command import open_run
-from distill.config import DistillConfig, PretrainConfig, load_config
-from distill.precision import faster_precision, settled
-from distill.run_folder import RunFolder
-from distill.world import start_world
+from distill.config import DistillConfig, PretrainConfig, load_config, precision
+from distill.config.precision import faster_precision, settled
+from distill.runtime.run_folder import RunFolder
+from distill.runtime.world import start_world
+from distill.training.opening import open_run
 from tests.distill.runs import ROOT, here
 from tests.forks import Command
 

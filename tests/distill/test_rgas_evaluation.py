@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill.checkpoint import latest_checkpoint
+from distill.commands.evaluate import evaluate_command
 from distill.config import DistillConfig, load_config
-from distill.distil import load_discriminator, load_teacher
-from distill.evaluate_command import evaluate_command
+from distill.models import load_discriminator, load_teacher
+from distill.training.checkpoint import latest_checkpoint
 from students.critic import Discriminator
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError

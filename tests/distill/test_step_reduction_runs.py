@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill.checkpoint import latest_checkpoint
+from distill.commands.export import export_command
 from distill.config import DistillConfig, load_config
-from distill.export import export_command, open_student
-from distill.watch import CollapseWatch
+from distill.models import open_student
+from distill.training.checkpoint import latest_checkpoint
+from distill.training.watch import CollapseWatch
 from students.planner import PLANNER_FILE, PlannedDenoiser, load_planned
 from teachers.errors import UserError
 from tests.distill.runs import ROOT, RunFolder, distil_here

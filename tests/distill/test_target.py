@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from distill.checkpoint import check_space, checkpoint_bytes, checkpoint_folders, latest_checkpoint
 from distill.config import OptimizerConfig, TrainConfig
-from distill.loop import train
-from distill.run_folder import RunFolder
-from distill.world import start_world
+from distill.runtime.run_folder import RunFolder
+from distill.runtime.world import start_world
+from distill.training.checkpoint import check_space, checkpoint_bytes, checkpoint_folders, latest_checkpoint
+from distill.training.loop import train
 from objectives.objective import LossOutput
 from students.student import twin
 from teachers.errors import UserError

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from distill import teacher_rows
 from distill.config import DistillConfig, load_config
-from distill.data import Corpus
-from distill.run_folder import RunFolder
-from distill.teacher_rows import FILE, training_rows, write_rows, writing_seconds
-from distill.world import World
+from distill.data import teacher_rows
+from distill.data.corpus import Corpus
+from distill.data.teacher_rows import FILE, training_rows, write_rows, writing_seconds
+from distill.runtime.run_folder import RunFolder
+from distill.runtime.world import World
 from objectives.objective import Distillation
 from students.samplers.top_k import sample as top_k
 from students.student import trainable_copy

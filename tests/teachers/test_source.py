@@ -10,8 +10,8 @@ import torch
 from transformers import AutoTokenizer
 
 from distill.config import DistillConfig, EvaluateConfig, PretrainConfig, validate
-from distill.data import load_tokenizer, read_documents
-from distill.export import open_student
+from distill.data.corpus import load_tokenizer, read_documents
+from distill.models import open_student
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.causal import create_denoiser, load_denoiser, load_pretrained

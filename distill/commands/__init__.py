@@ -1,0 +1,1 @@
+"""One short file a command; no other room imports them."""

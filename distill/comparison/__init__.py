@@ -1,0 +1,1 @@
+"""Distilling one teacher in several ways, and measuring all alike."""

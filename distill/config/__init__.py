@@ -1,0 +1,33 @@
+"""Typed configuration: what may be set, how it is read, and how a mistake is explained."""
+
+from distill.config.schema import (
+    AnyConfig,
+    DataConfig,
+    DistillConfig,
+    EvaluateConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    TokenizerConfig,
+    TrainConfig,
+    apply_override,
+    dump_config,
+    load_config,
+    validate,
+)
+
+__all__ = [
+    "AnyConfig",
+    "DataConfig",
+    "DistillConfig",
+    "EvaluateConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PretrainConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+    "apply_override",
+    "dump_config",
+    "load_config",
+    "validate",
+]

@@ -1,0 +1,589 @@
+"""Typed configuration: a YAML file, dotted overrides, unknown keys refused with the nearest known one.
+
+Every rule that can be checked without loading a weight is checked here, before anything is loaded or written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import AfterValidator, BaseModel, Field, JsonValue, ValidationError, field_validator, model_validator
+
+from distill.runtime.world import import_deepspeed
+from objectives import DISTILLERS
+from objectives.elbo import EditConfig
+from objectives.step_reduction import StepReductionConfig
+from students.adapters import AdapterConfig
+from students.samplers import SAMPLERS, AncestralConfig
+from students.samplers.threshold import ThresholdConfig
+from teachers.errors import UserError, nearest
+from teachers.process import Schedule
+from teachers.section import Section
+from teachers.source import check_trust, parse_source, reason
+
+
+def _named_model(name: str) -> str:
+    parse_source(name)
+    return name
+
+
+def _named_data(name: str) -> str:
+    parse_source(name, kind="dataset")
+    return name
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(values, allow_nan=False)
+    except ValueError as error:
+        raise ValueError("it holds a number that is not finite; give a finite one") from error
+    return values
+
+
+# what other libraries are given; it must survive being written into the run folder
+PassedOn = Annotated[dict[str, JsonValue], AfterValidator(_finite)]
+Count = Annotated[int, Field(gt=0, lt=2**31)]
+# "auto" becomes one of the others before anything is loaded, see `distill.config.precision.settled`
+Precision = Literal["float32", "bfloat16", "auto"]
+# checked before anything is downloaded: what one section names would be, before another's mistake is found
+ModelName = Annotated[str, AfterValidator(_named_model)]
+DataName = Annotated[str, AfterValidator(_named_data)]
+
+
+class ModelConfig(Section):
+    """Where a model comes from, and what its checkpoint does not say of itself (see `DenoiserSpec`).
+
+    A hub name is pinned to a commit, by ``revision`` or as ``org/name@<40 hex digits>``. ``trust_remote_code`` is the
+    model's name again, for models that come with code of their own.
+    """
+
+    path: str
+    process: Schedule = "log-linear"
+    tokenizer: ModelName | None = None
+    revision: str | None = None
+    trust_remote_code: str | None = None
+    mask_id: int | None = Field(None, ge=0)
+    shift: bool | None = None
+    attention: Literal["full", "block"] | None = None
+    block_size: Count | None = None
+
+    @field_validator("trust_remote_code", mode="before")
+    @classmethod
+    def _not_a_plain_yes(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(
+                f"{value} says nothing of whose code; write the model's own name, org/name, or leave it out"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _pinned(self) -> ModelConfig:
+        check_trust(parse_source(self.path, self.revision), self.trust_remote_code)
+        return self
+
+
+class TeacherConfig(ModelConfig):
+    """The teacher, and where it is kept: a whole copy on each process ("replicated"), its weights spread over the
+    processes ("sharded", ZeRO 3), or its layers spread over the devices that one process sees ("dispatched").
+
+    ``max_memory`` limits what "dispatched" puts on each device, as accelerate takes it: {0: 20GB, cpu: 60GB}.
+    """
+
+    placement: Literal["replicated", "sharded", "dispatched"] = "replicated"
+    max_memory: dict[int | str, str] | None = None
+
+    @model_validator(mode="after")
+    def _memory(self) -> TeacherConfig:
+        if self.max_memory and self.placement != "dispatched":
+            raise ValueError(f"max_memory has no meaning for placement {self.placement!r}; set placement to dispatched")
+        return self
+
+
+class StudentConfig(Section):
+    """What the student starts from, "teacher" or a model with the teacher's shapes; and what of it trains.
+
+    With ``adapter`` the student is a LoRA adapter on the teacher itself; without, all its weights train.
+    """
+
+    init: ModelName = "teacher"
+    adapter: AdapterConfig | None = None
+
+    @model_validator(mode="after")
+    def _adapter(self) -> StudentConfig:
+        if self.adapter is not None and self.init != "teacher":
+            raise ValueError(
+                f"init is {self.init!r}, but an adapter sits on the teacher itself; leave out student.init to train "
+                "the adapter, or student.adapter to train all weights"
+            )
+        return self
+
+
+class NewModelConfig(Section):
+    """A model to pretrain: a stock transformers architecture from scratch, or ``init`` from a checkpoint."""
+
+    type: str = "qwen3"
+    shape: PassedOn = Field({})
+    init: ModelName | None = None
+    attention: Literal["full", "block"] = "full"
+    block_size: Count | None = None
+    shift: bool = False
+
+    @model_validator(mode="after")
+    def _block(self) -> NewModelConfig:
+        if (self.attention == "block") != (self.block_size is not None):
+            raise ValueError("attention 'block' and block_size go together; set both or neither")
+        return self
+
+
+class TokenizerConfig(Section):
+    """An existing tokenizer (``path``), or a byte-level BPE trained on the corpus."""
+
+    path: ModelName | None = None
+    vocabulary: int = Field(4096, ge=259)
+    plain_punctuation: bool = False
+
+
+class DataConfig(Section):
+    """A corpus: text, JSONL, Parquet, a folder of them, a saved dataset, a pinned hub name, or ``bundled:novels``."""
+
+    path: str
+    heldout: DataName | None = None
+    length: int = Field(ge=2)
+    pack: bool = True
+    text_column: str = "text"
+    split: str = "train"
+    revision: str | None = None
+    heldout_fraction: float = Field(0.02, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _pinned(self) -> DataConfig:
+        parse_source(self.path, self.revision, "dataset")
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW with linear warm-up, a constant part and a decay to ``final`` × lr over the last ``decay`` of the run."""
+
+    lr: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: int = Field(0, ge=0)
+    decay: float = Field(0.0, ge=0, le=1)
+    final: float = Field(0.0, ge=0, le=1)
+    clip: float = Field(1.0, ge=0)
+
+
+class TrainConfig(Section):
+    """The loop. ``batch`` rows make an update, over all processes; ``micro_batch`` of them pass a network at once.
+
+    ``gradient_checkpointing`` recomputes activations in the backward pass instead of keeping them. A step whose loss or
+    gradient is not finite is skipped; ``max_skipped`` such updates in a row end the run [own]. ``precision`` "auto" is
+    bfloat16 where this machine multiplies matrices clearly faster in it, else float32.
+    """
+
+    updates: Count
+    batch: Count
+    micro_batch: Count | None = None
+    precision: Precision = "float32"
+    gradient_checkpointing: bool = False
+    max_skipped: Count = 5
+    seed: int = Field(0, ge=0, lt=2**63)
+    ema: float = Field(0.999, ge=0, lt=1)
+    student: OptimizerConfig
+    critic: OptimizerConfig | None = None
+    log_every: Count = 10
+    checkpoint_every: Count = 500
+    checkpoint_minutes: float | None = Field(None, gt=0)
+    keep: Count = 2
+    wandb: str | None = None
+
+
+AnySamplerConfig = Annotated[Union[tuple(SAMPLERS.values())], Field(discriminator="name")]  # noqa: UP007
+
+
+class EvaluateConfig(Section):
+    """Quality against step count: what `fewstep evaluate` measures, and what the loop watches while training.
+
+    ``batch`` rows are sampled at once, from noise of their own; several processes share the batches, so each needs one.
+    ``precision`` is as in `TrainConfig`. ``length``, of the rows that `fewstep evaluate` measures and of an export's
+    canvas, is that of training by default.
+    """
+
+    judge: ModelName = "bundled:judge"
+    length: int | None = Field(None, ge=2)
+    seed: int = Field(0, ge=0, lt=2**63)
+    data: DataName | None = None
+    retokenize: bool = False
+    sampler: AnySamplerConfig = AncestralConfig()
+    draw: Literal["exact", "float32-gumbel"] = "exact"
+    precision: Precision = "float32"
+    steps: list[Count] = Field([1, 2, 4, 8, 16, 32, 64], min_length=1)
+    teacher_steps: Count = 1024
+    samples: int = Field(1024, ge=2, lt=2**31)
+    batch: Count = 128
+    bootstrap: Count = 1000
+    every: Count | None = None
+    watch_steps: Count = 8
+    watch_samples: int = Field(128, ge=2, lt=2**31)
+    entropy_floor: float = Field(0.97, gt=0, lt=1)
+    collapse: float = Field(0.9, gt=0, lt=1)
+
+    @field_validator("sampler", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+AnyObjectiveConfig = Annotated[Union[DISTILLERS], Field(discriminator="name")]  # type: ignore[valid-type]  # noqa: UP007
+
+
+class DistillConfig(Section):
+    """A whole distillation.
+
+    Without ``data``, rows are ``length`` tokens long, and an objective that needs real samples gets ``teacher_samples``
+    rows that the teacher wrote in ``teacher_sample_steps`` steps before training starts. One that needs the teacher's
+    unmasking order gets as many rows with it, the teacher's own or, with ``data``, those of the data.
+    """
+
+    teacher: TeacherConfig
+    student: StudentConfig = StudentConfig()
+    objective: AnyObjectiveConfig
+    data: DataConfig | None = None
+    length: int | None = Field(None, ge=2)
+    teacher_samples: Count = 2048
+    teacher_sample_steps: Count = 256
+    train: TrainConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    deepspeed: PassedOn = Field({})
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> DistillConfig:
+        trains_critic = "critic" in self.objective.phases
+        if trains_critic and self.train.critic is None:
+            raise ValueError(f"train.critic is missing; {self.objective.name} trains a critic, give its lr")
+        if self.train.critic is not None and not trains_critic:
+            raise ValueError(f"train.critic is set, but {self.objective.name} trains no critic; leave it out")
+        if isinstance(self.objective, StepReductionConfig):
+            _check_same_policy(self.objective, self.evaluate)
+        _check_batch(self.train, self.objective.group)
+        adapted = self.student.adapter is not None or self.objective.adapters
+        if adapted and self.teacher.placement != "replicated":
+            raise ValueError(
+                f"teacher.placement is {self.teacher.placement!r}, but adapters sit on a whole teacher; set it to "
+                "replicated, or leave the adapters out"
+            )
+        if self.data is None and self.length is None:
+            raise ValueError("set data, or length to train on the teacher's own samples")
+        if self.data is not None and self.length not in (None, self.data.length):
+            raise ValueError(f"length {self.length} and data.length {self.data.length} differ; set only data.length")
+        steps = self.objective.most_steps
+        if steps > self.sequence_length:
+            raise ValueError(
+                f"objective.steps has {steps}, more steps than the {self.sequence_length} tokens of a row; leave it out"
+            )
+        check_deepspeed(self.deepspeed, self.train.precision)
+        return self
+
+    @property
+    def sequence_length(self) -> int:
+        """L."""
+        return self.data.length if self.data is not None else self.length  # type: ignore[return-value]
+
+
+class PretrainConfig(Section):
+    """Training a masked-diffusion teacher ("elbo") or an autoregressive judge ("autoregressive") from scratch.
+
+    With ``edit`` the last part of a teacher's updates also learns to undo edits.
+    """
+
+    objective: Literal["elbo", "autoregressive"] = "elbo"
+    process: Schedule = "log-linear"
+    edit: EditConfig | None = None
+    model: NewModelConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig
+    train: TrainConfig
+    deepspeed: PassedOn = Field({})
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> PretrainConfig:
+        _check_batch(self.train, self.group)
+        self._check_edit()
+        check_deepspeed(self.deepspeed, self.train.precision)
+        return self
+
+    def _check_edit(self) -> None:
+        if self.edit is None:
+            return
+        if self.objective != "elbo":
+            raise ValueError(f"edit is set, but objective {self.objective!r} corrupts nothing; leave it out")
+        if self.edit.most(self.data.length) == 0:
+            raise ValueError(
+                f"edit.rate {self.edit.rate} of data.length {self.data.length} is less than one edit; set it to "
+                f"{2 / self.data.length:.2g} or more, or leave edit out"
+            )
+        if self.edit.first(self.train.updates) == self.train.updates:
+            raise ValueError(
+                f"edit.share {self.edit.share} of {self.train.updates} train.updates is none; set a larger share, or "
+                "leave edit out"
+            )
+
+    @property
+    def group(self) -> int:
+        """Rows that must stay in one micro-batch: the ELBO's times are antithetic in pairs."""
+        return 2 if self.objective == "elbo" else 1
+
+
+def _check_batch(train: TrainConfig, group: int) -> None:
+    micro = train.micro_batch or train.batch
+    if train.batch % micro:
+        raise ValueError(f"train.batch {train.batch} is not a multiple of train.micro_batch {micro}; change either")
+    if micro % group:
+        raise ValueError(f"train.micro_batch {micro} is not a multiple of {group}, the rows this objective groups")
+
+
+def _check_same_policy(objective: StepReductionConfig, evaluate: EvaluateConfig) -> None:
+    """What is trained is what is measured: the passes of another sampler stay as they were."""
+    sampler = evaluate.sampler
+    if sampler.name != objective.policy:
+        raise ValueError(
+            f"evaluate.sampler is {sampler.name!r}, but objective.policy {objective.policy!r}; set "
+            f"evaluate.sampler={objective.policy}"
+        )
+    if isinstance(sampler, ThresholdConfig) and (sampler.threshold, sampler.confidence) != (
+        objective.threshold, "largest",
+    ):  # fmt: skip
+        raise ValueError(
+            f"evaluate.sampler has threshold {sampler.threshold} on the {sampler.confidence!r} probability, but "
+            f"trajectories are made with {objective.threshold} on the largest; set both to the same"
+        )
+
+
+RESERVED = {
+    "train_batch_size": "train.batch",
+    "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.batch and train.micro_batch",
+    "gradient_clipping": "train.student.clip and train.critic.clip",
+    "optimizer": "train.student and train.critic",
+    "scheduler": "train.student and train.critic",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+}
+
+
+def check_deepspeed(section: dict[str, Any], precision: str) -> None:
+    """Check what is passed through to DeepSpeed: its own key names, none that fewstep sets, no known-broken pair."""
+    if not section:
+        return
+    import_deepspeed()
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    known = _deepspeed_keys()
+    for key in section:
+        if key in RESERVED:
+            raise ValueError(f"deepspeed.{key} is set by fewstep; set {RESERVED[key]} instead")
+        if key not in known:
+            raise ValueError(f"deepspeed.{key} is not a DeepSpeed key{nearest(key, sorted(known))}")
+    zero = section.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ValueError(f"deepspeed.zero_optimization is {_shown(zero)}; give a section such as {{stage: 1}}")
+    fields = {name for n, f in DeepSpeedZeroConfig.model_fields.items() for name in (n, f.alias) if name}
+    for key in zero:
+        if key not in fields:
+            close = nearest(str(key), sorted(fields))
+            raise ValueError(f"deepspeed.zero_optimization.{key} is not a DeepSpeed key{close}")
+    stage = zero.get("stage", 1)
+    if type(stage) is not int or stage not in (0, 1, 2, 3):
+        raise ValueError(f"deepspeed.zero_optimization.stage is {stage!r}; allowed are 0, 1, 2 and 3")
+    if stage == 0 and precision == "bfloat16":
+        raise ValueError(
+            "deepspeed.zero_optimization.stage 0 is wrong in bfloat16 (DeepSpeed decays the weights twice at first); "
+            "use stage 1, or train.precision=float32"
+        )
+    _check_as_deepspeed_does(section)
+
+
+def _check_as_deepspeed_does(section: dict[str, Any]) -> None:
+    """Let DeepSpeed read the section as it will when the engines are built, by which time there is a run folder."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    # a copy: DeepSpeed fills sections in
+    config = copy.deepcopy(section) | {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+    try:
+        DeepSpeedConfig(config)
+    except Exception as error:  # a dozen types, for what is one thing: it cannot be used
+        why = reason(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            why = f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}"
+        raise ValueError(
+            f"DeepSpeed cannot use the deepspeed section ({why}); correct or leave out that key"
+        ) from error
+
+
+# top-level keys that DeepSpeed reads by other means than the constants of its runtime
+LITERAL_KEYS = {
+    "zero_optimization", "comms_logger", "flops_profiler", "autotuning", "aio", "activation_checkpointing", "compile",
+    "compression_training", "csv_monitor", "comet", "elasticity", "hybrid_engine", "nebula", "pipeline",
+    "progressive_layer_drop", "sparse_gradients", "tensor_parallel", "tensorboard", "timers", "wandb",
+    "weight_quantization",
+}  # fmt: skip
+
+
+def _deepspeed_keys() -> set[str]:
+    """DeepSpeed's top-level keys, gathered from its own constants."""
+    from deepspeed.runtime import config as runtime
+    from deepspeed.runtime import constants
+
+    names = {v for k, v in vars(constants).items() if k.isupper() and isinstance(v, str) and v.isidentifier()}
+    return (
+        names
+        | LITERAL_KEYS
+        | {v for k, v in vars(runtime).items() if k.isupper() and isinstance(v, str) and v.isidentifier()}
+    )
+
+
+AnyConfig = TypeVar("AnyConfig", DistillConfig, PretrainConfig)
+
+
+def load_config(kind: type[AnyConfig], path: str | Path, overrides: list[str] = ()) -> AnyConfig:  # type: ignore[assignment]
+    """Read a YAML config and apply ``key.sub=value`` overrides (values are YAML).
+
+    Raises:
+        UserError: unreadable file, unknown key (the nearest named), value out of range, or a failed cross-check.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"config {str(path)!r} does not exist; examples are in configs/") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: no UTF-8, no such date
+        why = " ".join(str(error).split())[:160]
+        raise UserError(f"cannot read config {str(path)!r} ({why}); it must be a UTF-8 YAML file") from error
+    if not isinstance(values, dict):
+        raise UserError(f"config {str(path)!r} holds {type(values).__name__}; it must be a YAML mapping of sections")
+    for override in overrides:
+        apply_override(values, override)
+    return validate(kind, values)
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one ``key.sub=value`` in nested ``values``."""
+    key, equals, text = override.partition("=")
+    if not equals or not key or key.startswith("-"):
+        raise UserError(f"override {override!r} is not of the form key.sub=value")
+    try:
+        value = yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"override {override!r}: the value is not YAML; quote it") from error
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.get(section)
+        if inner is not None and not isinstance(inner, dict):
+            raise UserError(f"override {override!r}: {section} is {_shown(inner)}, not a section")
+        inner = dict(inner or {})  # a copy: two sections may be one YAML alias, and the override means one of them
+        values[section] = inner
+        values = inner
+    values[last] = value
+
+
+def validate(kind: type[AnyConfig], values: dict[str, Any]) -> AnyConfig:
+    """Build a config; the first mistake becomes a one-line `UserError`."""
+    _check_size(values)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(kind, error.errors()[0])) from error
+
+
+LARGEST, DEEPEST = 10_000, 20  # values in a config, and levels of them
+
+
+def _check_size(values: Any) -> None:
+    """Refuse what YAML's aliases can make: values that hold themselves, or a few lines that stand for millions."""
+    pending, count = [(values, 0)], 0
+    while pending:
+        value, level = pending.pop()
+        inner = list(value.values() if isinstance(value, dict) else value) if isinstance(value, dict | list) else []
+        count += len(inner)
+        if count > LARGEST or level > DEEPEST:
+            raise UserError(
+                f"the config has more than {LARGEST} values or {DEEPEST} levels; write out what an alias (*) stands for"
+            )
+        pending += [(v, level + 1) for v in inner]
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: short, whatever it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no integer of thousands of digits
+        return "a huge number"
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+TAGGED = {
+    "objective": sorted(objective.model_fields["name"].default for objective in DISTILLERS),
+    "sampler": sorted(SAMPLERS),
+}
+"""Sections whose ``name`` says which of several they are."""
+
+
+def _explain(kind: type[BaseModel], error: dict[str, Any]) -> str:
+    place = list(error["loc"])
+    # pydantic puts a union's tag into the path
+    path = [p for i, p in enumerate(place) if not (i > 0 and p in TAGGED.get(str(place[i - 1]), ()))]
+    where = ".".join(str(p) for p in path)
+    if error["type"] == "extra_forbidden":
+        model = _model_at(kind, error["loc"][:-1])
+        names = list(model.model_fields) if model else []
+        section = f"section {'.'.join(map(str, path[:-1]))}" if path[:-1] else "the config"
+        return f"unknown key {where}{nearest(str(path[-1]), names)}; {section} allows {', '.join(names)}"
+    if error["type"] == "missing":
+        return f"{where} is missing; add it to the config"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    if error["type"] == "union_tag_not_found":
+        return f"{where}.name is missing; allowed are {', '.join(TAGGED[str(path[-1])])}"
+    if error["type"] == "union_tag_invalid":
+        name, tags = error["ctx"]["tag"], TAGGED[str(path[-1])]
+        return f"{where}.name {name!r} is unknown{nearest(name, tags)}; allowed are {', '.join(tags)}"
+    return f"{where} is {_shown(error['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _model_at(kind: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The section class at a path of an error."""
+    current: Any = kind
+    for part in path:
+        options = [current] if isinstance(current, type) else _options(current)
+        for option in options:
+            if part in getattr(option, "model_fields", {}):
+                current = option.model_fields[part].annotation
+                break
+            if part in (getattr(option, "model_fields", {}).get("name", Field()).default, None):
+                current = option
+                break
+        else:
+            return None
+    options = [o for o in _options(current) if isinstance(o, type) and issubclass(o, BaseModel)]
+    return options[0] if options else None
+
+
+def _options(annotation: Any) -> list[Any]:
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return [o for a in get_args(annotation) for o in _options(a)]
+    return [annotation]
+
+
+def dump_config(config: BaseModel) -> str:
+    """The resolved config as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

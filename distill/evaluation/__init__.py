@@ -1,0 +1,1 @@
+"""Measuring text: sampling, judging, figures, reports."""

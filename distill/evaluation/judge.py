@@ -1,0 +1,224 @@
+"""The judge: an autoregressive language model that scores text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
+
+from distill.data.corpus import load_tokenizer
+from teachers.errors import UserError
+from teachers.families.causal import load_pretrained
+from teachers.markov import is_markov, load_markov
+
+LOGITS_AT_ONCE = 2**26  # float32 values of one batch's logits: 256 MiB
+ROWS_AT_ONCE = 64
+
+Advance = Callable[[int], Any]
+
+
+class Judge:
+    """A stock causal language model, in float32, read left to right.
+
+    Args:
+        name: a folder, a hub name or ``bundled:NAME``, with its tokenizer.
+        tokenizer: the one that the tokens to be scored come from.
+        retokenize: decode with ``tokenizer`` and encode with the judge's own, instead of scoring the ids themselves.
+        device: where it runs; a GPU if there is one.
+
+    Attributes:
+        parameters: how many it has.
+
+    Raises:
+        UserError: it can not be loaded, is not autoregressive, or has another vocabulary and ``retokenize`` is false.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: PreTrainedTokenizerBase,
+        retokenize: bool = False,
+        device: torch.device | str | None = None,
+    ):
+        self.name, self.source, self.retokenized = name, tokenizer, retokenize
+        self.tokenizer = load_tokenizer(name)
+        if not retokenize:
+            check_same_vocabulary(self.tokenizer, tokenizer, name)
+        self.model = load_pretrained(name).requires_grad_(False).eval()
+        config = self.model.config.to_dict()
+        if config.get("is_causal") is False:  # absent from most stock configs, whose models are all causal
+            raise UserError(
+                f"judge {name!r} is not autoregressive (its config says is_causal: false, as diffusion models do); "
+                "set evaluate.judge to a causal language model"
+            )
+        self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        # a judge trained here never had its mask entry in the softmax, so that logit was never trained
+        self.forbidden = (config.get("fewstep") or {}).get("mask_id")
+
+    @property
+    def max_length(self) -> int:
+        """The longest text it can read, in its tokens."""
+        return self.model.config.max_position_embeddings
+
+    def source_entropy(self, length: int) -> float | None:
+        """None: nobody knows the entropy of the text that a network was trained on."""
+        return None
+
+    @torch.inference_mode()
+    def nll(self, tokens: Tensor, real: Tensor | None = None, advance: Advance | None = None) -> Tensor:
+        """Negative log-likelihood of every token after the first.
+
+        Args:
+            tokens: (N, L) int64.
+            real: (N, L) bool, False for padding on the right, which scores 0.
+            advance: told how many rows have been scored, as they are.
+
+        Returns:
+            (N, L−1) float32 nats, on the CPU.
+
+        Raises:
+            UserError: longer than the judge's context.
+        """
+        count, length = tokens.shape
+        if length > self.max_length:
+            raise UserError(
+                f"samples have {length} tokens but judge {self.name!r} reads at most {self.max_length}; "
+                "set a smaller evaluate.length, or a judge with a longer context"
+            )
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        batch = max(1, min(ROWS_AT_ONCE, LOGITS_AT_ONCE // (length * vocabulary)))
+        out = torch.zeros(count, length - 1)
+        for start in range(0, count, batch):
+            part = tokens[start : start + batch].to(self.model.device)
+            attention = None if real is None else real[start : start + batch].to(part)
+            logits = self.model(part, attention_mask=attention, use_cache=False).logits[:, :-1].float()
+            if self.forbidden is not None:
+                logits[..., self.forbidden] = -torch.inf
+            nats = functional.cross_entropy(logits.transpose(1, 2), part[:, 1:], reduction="none")
+            if attention is not None:
+                nats = nats.masked_fill(attention[:, 1:] == 0, 0.0)
+            out[start : start + len(part)] = nats.cpu()
+            if advance is not None:
+                advance(len(part))
+        return out
+
+    def score(self, tokens: Tensor, advance: Advance | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Summed negative log-likelihood of each sample, and how many of the judge's tokens that sum is over.
+
+        Args:
+            tokens: (N, L) int64, of the source tokenizer; retokenized if the judge was made to.
+            advance: see `nll`.
+
+        Returns:
+            (N,) float64 nats, (N,) int64 scored tokens.
+        """
+        real = None
+        if self.retokenized:
+            tokens, real = self.retokenize(tokens)
+        nats = self.nll(tokens, real, advance).double().sum(1).numpy()
+        if real is None:
+            return nats, np.full(len(tokens), tokens.shape[1] - 1)
+        return nats, real[:, 1:].sum(1).numpy()
+
+    def retokenize(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode with the source tokenizer and encode with the judge's own, cut to the judge's context.
+
+        The end-of-text token becomes the judge's own; no other token is added or dropped.
+
+        Returns:
+            (N, L') int64 padded on the right, (N, L') bool True where real.
+        """
+        source = self.source
+        texts = source.batch_decode(tokens.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if source.eos_token and self.tokenizer.eos_token:
+            texts = [text.replace(source.eos_token, self.tokenizer.eos_token) for text in texts]
+        encoded = self.tokenizer(
+            texts, add_special_tokens=False, truncation=True, max_length=self.max_length, verbose=False
+        )["input_ids"]
+        longest = max(2, max(len(ids) for ids in encoded))
+        padded = torch.zeros(len(encoded), longest, dtype=torch.int64)
+        real = torch.zeros(len(encoded), longest, dtype=torch.bool)
+        for row, ids in enumerate(encoded):
+            padded[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+            real[row, : len(ids)] = True
+        return padded, real
+
+
+class ExactJudge:
+    """A Markov source as a judge: it knows the probability of every token, the first one too, and its own entropy.
+
+    Args:
+        name: a folder that `fewstep markov` wrote.
+        tokenizer, device: as of `Judge`.
+
+    Raises:
+        UserError: it can not be loaded, or has another vocabulary.
+    """
+
+    retokenized = False
+    max_length = sys.maxsize
+
+    def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase, device: torch.device | str | None = None):
+        self.name = name
+        check_same_vocabulary(load_tokenizer(name), tokenizer, name)
+        self.source = load_markov(name).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.parameters = self.source.transitions.numel()
+
+    def source_entropy(self, length: int) -> float:
+        """Nats a token of the source's own rows of ``length`` tokens, exactly."""
+        return self.source.entropy(length) / length
+
+    def score(self, tokens: Tensor, advance: Advance | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """See `Judge.score`; here all L tokens are scored."""
+        nats = -self.source.log_likelihood(tokens.to(self.source.device)).cpu().numpy()
+        if advance is not None:
+            advance(len(tokens))
+        return nats, np.full(len(tokens), tokens.shape[1])
+
+
+AnyJudge = Judge | ExactJudge
+
+
+def load_judge(
+    name: str, tokenizer: PreTrainedTokenizerBase, retokenize: bool = False, device: torch.device | str | None = None
+) -> AnyJudge:
+    """The judge of that name, a network or an exact source; arguments as of `Judge`.
+
+    Raises:
+        UserError: see `Judge` and `ExactJudge`; an exact source can not retokenize.
+    """
+    if not is_markov(name):
+        return Judge(name, tokenizer, retokenize, device)
+    if retokenize:
+        raise UserError(
+            f"evaluate.retokenize is true, but judge {name!r} is a Markov source, which knows only its own tokens; set "
+            "it to false"
+        )
+    return ExactJudge(name, tokenizer, device)
+
+
+def check_same_vocabulary(judge: PreTrainedTokenizerBase, model: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse to score token ids that mean something else to the judge.
+
+    Args:
+        judge, model: the two tokenizers.
+        name: the judge's, for the message.
+
+    Raises:
+        UserError: the vocabularies differ.
+    """
+    theirs, ours = judge.get_vocab(), model.get_vocab()
+    if theirs != ours:
+        differing = len(dict(theirs.items() ^ ours.items()))
+        raise UserError(
+            f"judge {name!r} has {len(theirs)} tokens and the model {len(ours)}, {differing} of which differ, but "
+            "token ids are scored only over one vocabulary; set evaluate.retokenize=true to decode and retokenize, or "
+            "use a judge trained with the same tokenizer"
+        )

@@ -1,0 +1,1 @@
+"""What memory a distillation needs, before a weight is loaded."""

@@ -1,0 +1,1 @@
+"""The loop, its engines, and what keeps them safe."""

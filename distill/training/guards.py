@@ -1,0 +1,81 @@
+"""What ends a run early, or keeps bad numbers out of it: updates that are not finite, the system's wish to end it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event
+from typing import NoReturn
+
+from distill.config import TrainConfig
+from distill.runtime.progress import console
+from distill.runtime.run_folder import RunFolder, append_line
+from distill.runtime.world import RunError, World
+
+
+@contextmanager
+def termination() -> Iterator[Event]:
+    """An event that the first SIGTERM sets, so that a preempted run saves before it goes; a second one kills.
+
+    Within five seconds it is the same one: schedulers signal all processes of a job, and launchers pass theirs on.
+    """
+    event, first = Event(), 0.0
+
+    def on_sigterm(number: int, frame: object) -> None:
+        nonlocal first
+        if not event.is_set():
+            event.set()
+            first = time.monotonic()
+        elif time.monotonic() - first > 5:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Guard:
+    """Records updates whose loss or gradient was not finite, and ends the run when there are too many in a row."""
+
+    def __init__(self, run: RunFolder, world: World, config: TrainConfig):
+        self.run, self.world, self.config, self.in_a_row, self.last = run, world, config, 0, ""
+
+    def record(self, update: int, phase: str, loss: float, norm: float) -> None:
+        """Write down what it takes to make the batch again: rows and rollouts follow from seed, update and row."""
+        first = update * self.config.batch
+        self.last = f"update {update + 1}: {phase} loss {loss:.4g}, gradient norm {norm:.4g}"
+        if self.world.is_main:
+            console.print(f"[yellow]warning:[/yellow] step skipped at {self.last}", highlight=False)
+            append_line(
+                self.run.skipped,
+                {
+                    "update": update + 1,
+                    "phase": phase,
+                    "loss": str(loss),
+                    "grad_norm": str(norm),
+                    "seed": self.config.seed,
+                    "corpus_rows": [first, first + self.config.batch],
+                },
+            )
+
+    def goes_on(self, moved: bool) -> bool:
+        """Count updates in a row that did not move everything; False when there are ``train.max_skipped``."""
+        self.in_a_row = 0 if moved else self.in_a_row + 1
+        return self.in_a_row < self.config.max_skipped
+
+    def stop(self) -> NoReturn:
+        """End the run.
+
+        Raises:
+            RunError: with what is left and what to do.
+        """
+        raise RunError(
+            f"{self.in_a_row} updates in a row were not finite ({self.last}); their batches are named in "
+            f"{self.run.skipped}, the checkpoints are intact; lower train.student.lr or train.critic.lr, or use "
+            "float32, and start again with --resume --allow-changes"
+        )

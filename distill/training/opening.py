@@ -1,0 +1,75 @@
+"""How a training command, `distill` or `pretrain`, opens its run folder and leaves."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerBase
+
+from distill.config import AnyConfig, DistillConfig, PretrainConfig, dump_config
+from distill.config.precision import settled
+from distill.runtime.progress import console
+from distill.runtime.run_folder import RunFolder, check_new_folder
+from distill.runtime.world import World
+from distill.training.checkpoint import latest_checkpoint, verify_checkpoint
+from distill.training.loop import Outcome
+
+PREEMPTED = 75
+"""Exit code of a run that a SIGTERM ended after it saved a checkpoint (EX_TEMPFAIL: try again)."""
+
+
+def open_run(run: RunFolder, config: AnyConfig, world: World, resume: bool, allow_changes: bool) -> AnyConfig:
+    """Check the run folder before anything is loaded: that a new one can be made, or that this one can be resumed.
+
+    Returns:
+        The config with its precision `settled`, as a resumed run has it, on every process.
+
+    Raises:
+        UserError: it can not; see `check_new_folder`, `RunFolder.reopen` and `verify_checkpoint`.
+    """
+
+    def check() -> AnyConfig:
+        if not resume:
+            check_new_folder(run.path)
+            return settled(config)
+        same = settled(config, run.started_with())
+        run.reopen(dump_config(same), allow_changes)
+        if (checkpoint := latest_checkpoint(run)) is not None:
+            verify_checkpoint(checkpoint)
+        return same
+
+    return world.on_main(check)
+
+
+def create_run(
+    run: RunFolder,
+    config: DistillConfig | PretrainConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    world: World,
+    resume: bool,
+) -> None:
+    """Make the folder of a new run, now that all input is known to be right; or complete that of a killed one."""
+
+    def create() -> None:
+        if not resume:
+            run.create(dump_config(config))
+        run.checkpoints.mkdir(exist_ok=True)
+        if not run.tokenizer.exists():
+            partial = run.path / ".partial-tokenizer"
+            tokenizer.save_pretrained(partial)
+            partial.replace(run.tokenizer)
+
+    world.on_main(create)
+
+
+def leave(run: RunFolder, world: World, outcome: Outcome) -> None:
+    """Say how the training ended.
+
+    Raises:
+        SystemExit: with code `PREEMPTED`, if it is to be resumed.
+    """
+    world.finish()
+    if world.is_main and outcome.stopped:
+        console.print(f"[yellow]stopped early:[/yellow] {outcome.stopped}", highlight=False)
+    if outcome.preempted:
+        if world.is_main:
+            console.print(f"terminated after a checkpoint; continue {run.path} with --resume", highlight=False)
+        raise SystemExit(PREEMPTED)

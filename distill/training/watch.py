@@ -1,0 +1,105 @@
+"""Collapse is watched: the averaged student's quality and entropies, while training, against the teacher's own.
+
+The loss does not show collapse and unigram entropy shows it late, so bigram entropy decides.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from distill.config import DistillConfig
+from distill.evaluation.evaluate import at_precision, quick_figures
+from distill.evaluation.judge import load_judge
+from distill.runtime.progress import console
+from distill.runtime.world import World
+from teachers.denoiser import Denoiser
+from teachers.process import MaskedProcess
+
+TOLERANCE = 0.02  # of judge perplexity, where steps are reduced [own]
+
+
+class CollapseWatch:
+    """Called by the loop; see `distill.training.loop.Watch`.
+
+    The best checkpoint is the one of lowest judge perplexity among those whose bigram entropy is at least
+    ``evaluate.entropy_floor`` of the teacher's at the same step count. Below ``evaluate.collapse`` of it the run stops.
+
+    Attributes:
+        start: for runs that reduce steps, what the student started as. The best checkpoint is then the one that takes
+            the fewest passes, with a judge perplexity of at most 1 + `TOLERANCE` times the start's.
+    """
+
+    start: Denoiser | None = None
+
+    def __init__(self, config: DistillConfig, teacher: Denoiser, tokenizer: PreTrainedTokenizerBase, world: World):
+        self.config, self.teacher, self.world = config.evaluate, teacher, world
+        self.together = config.teacher.placement == "sharded"  # its passes need all processes
+        self.length, self.process = config.sequence_length, MaskedProcess(config.teacher.process)
+        self.seed = config.train.seed
+        self.judge = load_judge(config.evaluate.judge, tokenizer, config.evaluate.retokenize, world.device)
+
+    def __call__(
+        self, update: int, average: Denoiser | None, state: dict[str, Any]
+    ) -> tuple[dict[str, float], bool, str | None]:
+        """Measure on the main process; keep in ``state`` what a resumed run needs."""
+        if "teacher" not in state and (self.world.is_main or self.together):
+            state["teacher"] = self._figures(self.teacher)
+        if self.start is not None and "start" not in state and self.world.is_main:
+            state["start"] = self._figures(self.start)
+        result = self._measure(update, average, state) if average is not None else None
+        metrics, best, stopped, now = self.world.broadcast(result)
+        state.update(now)
+        return metrics, best, stopped
+
+    def _figures(self, denoiser: Denoiser) -> dict[str, float]:
+        config = self.config
+        return quick_figures(
+            at_precision(denoiser, config.precision),
+            self.judge,
+            config.watch_steps,
+            config.watch_samples,
+            self.length,
+            self.seed,
+            self.process,
+            config,
+        )
+
+    def _measure(
+        self, update: int, average: Denoiser, state: dict[str, Any]
+    ) -> tuple[dict[str, float], bool, str | None, dict[str, Any]]:
+        state = dict(state)
+        teacher, student = state["teacher"], self._figures(average)
+        kept = student["bigram_entropy"] / teacher["bigram_entropy"]
+        best, stopped = False, None
+        rank, good = student["judge_perplexity"], kept >= self.config.entropy_floor
+        if self.start is not None:
+            rank = student["nfe"]
+            good = good and student["judge_perplexity"] <= (1 + TOLERANCE) * state["start"]["judge_perplexity"]
+        if good and rank < state.get("best", math.inf):
+            best, state["best"] = True, rank
+        if kept < self.config.collapse:
+            stopped = (
+                f"collapse at update {update}: bigram entropy {student['bigram_entropy']:.3f} is {kept:.1%} of the "
+                f"teacher's {teacher['bigram_entropy']:.3f} (evaluate.collapse is {self.config.collapse:.0%}); the "
+                "best checkpoint stays marked; lower train.student.lr or train fewer updates"
+            )
+        console.print(
+            f"update {update}: judge perplexity {student['judge_perplexity']:.2f} at {self.config.watch_steps} steps "
+            f"(teacher {teacher['judge_perplexity']:.2f}), bigram entropy {student['bigram_entropy']:.3f} "
+            f"({teacher['bigram_entropy']:.3f}){self._passes(student, state)}{', best so far' if best else ''}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        metrics = {f"watch/{k}": v for k, v in student.items()} | {f"watch/teacher_{k}": v for k, v in teacher.items()}
+        if self.start is not None:
+            metrics |= {f"watch/start_{k}": v for k, v in state["start"].items()}
+        return metrics, best, stopped, state
+
+    def _passes(self, student: dict[str, float], state: dict[str, Any]) -> str:
+        if self.start is None:
+            return ""
+        start = state["start"]
+        return f", {student['nfe']:.1f} passes (start {start['nfe']:.1f}, perplexity {start['judge_perplexity']:.2f})"
