@@ -45,9 +45,7 @@ def main() -> None:
     except UserError as error:
         fail(str(error), 2)
     except RuntimeError as error:
-        if (
-            "distill.runtime.world" not in sys.modules
-        ):  # slow to import, and nothing else raises what it knows
+        if "distill.runtime.world" not in sys.modules:  # slow to import, and nothing else raises what it knows
             raise
         from distill.runtime.world import RUN_FAILED, RunError, is_lost_connection, lost_message
 
