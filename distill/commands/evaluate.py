@@ -133,7 +133,7 @@ def _from_names(student: str | None, teacher: str | None, overrides: list[str], 
     values: dict[str, Any] = {}
     for override in overrides:
         apply_override(values, override)
-    config = validate(EvaluateConfig, values)  # type: ignore[type-var]
+    config = validate(EvaluateConfig, values)
     if config.precision == "auto":
         config = config.model_copy(update={"precision": world.on_main(faster_precision)})
     names = {kind: name for kind, name in (("teacher", teacher), ("student", student)) if name}

@@ -1,5 +1,6 @@
 """Typed configuration: what may be set, how it is read, and how a mistake is explained."""
 
+from distill.config.overrides import apply_override, dump_config, load_config, validate
 from distill.config.schema import (
     AnyConfig,
     DataConfig,
@@ -10,10 +11,6 @@ from distill.config.schema import (
     PretrainConfig,
     TokenizerConfig,
     TrainConfig,
-    apply_override,
-    dump_config,
-    load_config,
-    validate,
 )
 
 __all__ = [

@@ -1,31 +1,22 @@
-"""Typed configuration: a YAML file, dotted overrides, unknown keys refused with the nearest known one.
-
-Every rule that can be checked without loading a weight is checked here, before anything is loaded or written.
-"""
+"""The sections of a config. Every rule that can be checked without loading a weight is checked here."""
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import json
-from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union
 
-import yaml
-from pydantic import AfterValidator, BaseModel, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
 
-from distill.runtime.world import import_deepspeed
+from distill.config.deepspeed import check_deepspeed
 from objectives import DISTILLERS
 from objectives.elbo import EditConfig
 from objectives.step_reduction import StepReductionConfig
 from students.adapters import AdapterConfig
 from students.samplers import SAMPLERS, AncestralConfig
 from students.samplers.threshold import ThresholdConfig
-from teachers.errors import UserError, nearest
 from teachers.process import Schedule
 from teachers.section import Section
-from teachers.source import check_trust, parse_source, reason
+from teachers.source import check_trust, parse_source
 
 
 def _named_model(name: str) -> str:
@@ -293,7 +284,9 @@ class DistillConfig(Section):
     @property
     def sequence_length(self) -> int:
         """L."""
-        return self.data.length if self.data is not None else self.length  # type: ignore[return-value]
+        length = self.data.length if self.data is not None else self.length
+        assert length is not None  # checked above
+        return length
 
 
 class PretrainConfig(Section):
@@ -365,225 +358,4 @@ def _check_same_policy(objective: StepReductionConfig, evaluate: EvaluateConfig)
         )
 
 
-RESERVED = {
-    "train_batch_size": "train.batch",
-    "train_micro_batch_size_per_gpu": "train.micro_batch",
-    "gradient_accumulation_steps": "train.batch and train.micro_batch",
-    "gradient_clipping": "train.student.clip and train.critic.clip",
-    "optimizer": "train.student and train.critic",
-    "scheduler": "train.student and train.critic",
-    "bf16": "train.precision",
-    "fp16": "train.precision",
-}
-
-
-def check_deepspeed(section: dict[str, Any], precision: str) -> None:
-    """Check what is passed through to DeepSpeed: its own key names, none that fewstep sets, no known-broken pair."""
-    if not section:
-        return
-    import_deepspeed()
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
-    known = _deepspeed_keys()
-    for key in section:
-        if key in RESERVED:
-            raise ValueError(f"deepspeed.{key} is set by fewstep; set {RESERVED[key]} instead")
-        if key not in known:
-            raise ValueError(f"deepspeed.{key} is not a DeepSpeed key{nearest(key, sorted(known))}")
-    zero = section.get("zero_optimization", {})
-    if not isinstance(zero, dict):
-        raise ValueError(f"deepspeed.zero_optimization is {_shown(zero)}; give a section such as {{stage: 1}}")
-    fields = {name for n, f in DeepSpeedZeroConfig.model_fields.items() for name in (n, f.alias) if name}
-    for key in zero:
-        if key not in fields:
-            close = nearest(str(key), sorted(fields))
-            raise ValueError(f"deepspeed.zero_optimization.{key} is not a DeepSpeed key{close}")
-    stage = zero.get("stage", 1)
-    if type(stage) is not int or stage not in (0, 1, 2, 3):
-        raise ValueError(f"deepspeed.zero_optimization.stage is {stage!r}; allowed are 0, 1, 2 and 3")
-    if stage == 0 and precision == "bfloat16":
-        raise ValueError(
-            "deepspeed.zero_optimization.stage 0 is wrong in bfloat16 (DeepSpeed decays the weights twice at first); "
-            "use stage 1, or train.precision=float32"
-        )
-    _check_as_deepspeed_does(section)
-
-
-def _check_as_deepspeed_does(section: dict[str, Any]) -> None:
-    """Let DeepSpeed read the section as it will when the engines are built, by which time there is a run folder."""
-    from deepspeed.runtime.config import DeepSpeedConfig
-
-    # a copy: DeepSpeed fills sections in
-    config = copy.deepcopy(section) | {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
-    try:
-        DeepSpeedConfig(config)
-    except Exception as error:  # a dozen types, for what is one thing: it cannot be used
-        why = reason(error)
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            why = f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}"
-        raise ValueError(
-            f"DeepSpeed cannot use the deepspeed section ({why}); correct or leave out that key"
-        ) from error
-
-
-# top-level keys that DeepSpeed reads by other means than the constants of its runtime
-LITERAL_KEYS = {
-    "zero_optimization", "comms_logger", "flops_profiler", "autotuning", "aio", "activation_checkpointing", "compile",
-    "compression_training", "csv_monitor", "comet", "elasticity", "hybrid_engine", "nebula", "pipeline",
-    "progressive_layer_drop", "sparse_gradients", "tensor_parallel", "tensorboard", "timers", "wandb",
-    "weight_quantization",
-}  # fmt: skip
-
-
-def _deepspeed_keys() -> set[str]:
-    """DeepSpeed's top-level keys, gathered from its own constants."""
-    from deepspeed.runtime import config as runtime
-    from deepspeed.runtime import constants
-
-    names = {v for k, v in vars(constants).items() if k.isupper() and isinstance(v, str) and v.isidentifier()}
-    return (
-        names
-        | LITERAL_KEYS
-        | {v for k, v in vars(runtime).items() if k.isupper() and isinstance(v, str) and v.isidentifier()}
-    )
-
-
 AnyConfig = TypeVar("AnyConfig", DistillConfig, PretrainConfig)
-
-
-def load_config(kind: type[AnyConfig], path: str | Path, overrides: list[str] = ()) -> AnyConfig:  # type: ignore[assignment]
-    """Read a YAML config and apply ``key.sub=value`` overrides (values are YAML).
-
-    Raises:
-        UserError: unreadable file, unknown key (the nearest named), value out of range, or a failed cross-check.
-    """
-    try:
-        values = yaml.safe_load(Path(path).read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"config {str(path)!r} does not exist; examples are in configs/") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: no UTF-8, no such date
-        why = " ".join(str(error).split())[:160]
-        raise UserError(f"cannot read config {str(path)!r} ({why}); it must be a UTF-8 YAML file") from error
-    if not isinstance(values, dict):
-        raise UserError(f"config {str(path)!r} holds {type(values).__name__}; it must be a YAML mapping of sections")
-    for override in overrides:
-        apply_override(values, override)
-    return validate(kind, values)
-
-
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Set one ``key.sub=value`` in nested ``values``."""
-    key, equals, text = override.partition("=")
-    if not equals or not key or key.startswith("-"):
-        raise UserError(f"override {override!r} is not of the form key.sub=value")
-    try:
-        value = yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"override {override!r}: the value is not YAML; quote it") from error
-    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    *sections, last = key.split(".")
-    for section in sections:
-        inner = values.get(section)
-        if inner is not None and not isinstance(inner, dict):
-            raise UserError(f"override {override!r}: {section} is {_shown(inner)}, not a section")
-        inner = dict(inner or {})  # a copy: two sections may be one YAML alias, and the override means one of them
-        values[section] = inner
-        values = inner
-    values[last] = value
-
-
-def validate(kind: type[AnyConfig], values: dict[str, Any]) -> AnyConfig:
-    """Build a config; the first mistake becomes a one-line `UserError`."""
-    _check_size(values)
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise UserError(_explain(kind, error.errors()[0])) from error
-
-
-LARGEST, DEEPEST = 10_000, 20  # values in a config, and levels of them
-
-
-def _check_size(values: Any) -> None:
-    """Refuse what YAML's aliases can make: values that hold themselves, or a few lines that stand for millions."""
-    pending, count = [(values, 0)], 0
-    while pending:
-        value, level = pending.pop()
-        inner = list(value.values() if isinstance(value, dict) else value) if isinstance(value, dict | list) else []
-        count += len(inner)
-        if count > LARGEST or level > DEEPEST:
-            raise UserError(
-                f"the config has more than {LARGEST} values or {DEEPEST} levels; write out what an alias (*) stands for"
-            )
-        pending += [(v, level + 1) for v in inner]
-
-
-def _shown(value: Any) -> str:
-    """A value in a message: short, whatever it is."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python prints no integer of thousands of digits
-        return "a huge number"
-    return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-TAGGED = {
-    "objective": sorted(objective.model_fields["name"].default for objective in DISTILLERS),
-    "sampler": sorted(SAMPLERS),
-}
-"""Sections whose ``name`` says which of several they are."""
-
-
-def _explain(kind: type[BaseModel], error: dict[str, Any]) -> str:
-    place = list(error["loc"])
-    # pydantic puts a union's tag into the path
-    path = [p for i, p in enumerate(place) if not (i > 0 and p in TAGGED.get(str(place[i - 1]), ()))]
-    where = ".".join(str(p) for p in path)
-    if error["type"] == "extra_forbidden":
-        model = _model_at(kind, error["loc"][:-1])
-        names = list(model.model_fields) if model else []
-        section = f"section {'.'.join(map(str, path[:-1]))}" if path[:-1] else "the config"
-        return f"unknown key {where}{nearest(str(path[-1]), names)}; {section} allows {', '.join(names)}"
-    if error["type"] == "missing":
-        return f"{where} is missing; add it to the config"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return f"{where}: {message}" if where else message
-    if error["type"] == "union_tag_not_found":
-        return f"{where}.name is missing; allowed are {', '.join(TAGGED[str(path[-1])])}"
-    if error["type"] == "union_tag_invalid":
-        name, tags = error["ctx"]["tag"], TAGGED[str(path[-1])]
-        return f"{where}.name {name!r} is unknown{nearest(name, tags)}; allowed are {', '.join(tags)}"
-    return f"{where} is {_shown(error['input'])}: {message[0].lower()}{message[1:]}"
-
-
-def _model_at(kind: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:
-    """The section class at a path of an error."""
-    current: Any = kind
-    for part in path:
-        options = [current] if isinstance(current, type) else _options(current)
-        for option in options:
-            if part in getattr(option, "model_fields", {}):
-                current = option.model_fields[part].annotation
-                break
-            if part in (getattr(option, "model_fields", {}).get("name", Field()).default, None):
-                current = option
-                break
-        else:
-            return None
-    options = [o for o in _options(current) if isinstance(o, type) and issubclass(o, BaseModel)]
-    return options[0] if options else None
-
-
-def _options(annotation: Any) -> list[Any]:
-    if get_origin(annotation) in (Union, UnionType, Annotated):
-        return [o for a in get_args(annotation) for o in _options(a)]
-    return [annotation]
-
-
-def dump_config(config: BaseModel) -> str:
-    """The resolved config as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
