@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +17,7 @@ from students.samplers.dilated import DilatedConfig
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.causal import CausalDenoiser
-from teachers.files import fsync
+from teachers.files import publish
 from teachers.process import Schedule
 
 Compression = Literal["int8"]
@@ -53,11 +51,10 @@ def export_student(
     Raises:
         UserError: what was written does not load with stock classes, or gives other logits. Nothing is left behind.
     """
-    partial = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
     canvas_length = canvas_length or denoiser.spec.max_length
     sampler = sampler or AncestralConfig()
-    try:
+
+    def write(partial: Path) -> None:
         _write_model(denoiser, partial, compress)
         if isinstance(denoiser, PlannedDenoiser):
             denoiser.save_planner(partial)
@@ -77,17 +74,8 @@ def export_student(
             denoiser.spec, folder.name, steps, canvas_length, schedule, sampler, compress, divergence, model_card
         )
         (partial / "README.md").write_text(card, encoding="utf-8")
-        mode = (partial / "config.json").stat().st_mode
-        for path in [*partial.iterdir(), partial]:
-            if path.is_file():
-                path.chmod(mode)  # safetensors are created unreadable for others, who may be the ones to serve them
-            fsync(path)
-        os.replace(partial, folder)
-        fsync(folder.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return folder
+
+    return publish(folder, write)
 
 
 def _write_model(denoiser: CausalDenoiser | PlannedDenoiser, folder: Path, compress: Compression | None) -> None:

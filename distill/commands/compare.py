@@ -49,13 +49,14 @@ from distill.evaluation.evaluate import check, evaluate, sampler_of
 from distill.evaluation.judge import load_judge
 from distill.models import load_averaged, load_discriminator, load_teacher
 from distill.runtime.progress import console, progress_bar
-from distill.runtime.run_folder import LOCK, RunFolder, check_new_folder, new_folder, read_lines, write_whole
+from distill.runtime.run_folder import LOCK, RunFolder, check_new_folder, new_folder, read_lines
 from distill.runtime.world import LAUNCHER, keep_memory
 from distill.training.checkpoint import AVERAGE, latest_checkpoint, verify_checkpoint
 from distill.training.guards import termination
 from distill.training.opening import PREEMPTED
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
+from teachers.files import publish
 from teachers.process import MaskedProcess
 
 LOOK = 0.2  # seconds between looks at what runs
@@ -108,12 +109,12 @@ def compare_command(words: list[str], out: Path, budget: str, seeds: int = 3, jo
     holder = RunFolder(out)  # keeps its lock for as long as it lives
     holder.lock()
     if before != asked:
-        write_whole(out / "command.json", json.dumps(asked, indent=1) + "\n")
+        publish(out / "command.json", json.dumps(asked, indent=1) + "\n")
     comparison = Comparison(out, words, contenders, parse_budget(budget), seeds, jobs, bench)
     with progress_bar() as bar, termination() as terminated:
         comparison.run(bar, terminated)
     result = comparison.write()
-    write_whole(out / "comparison.md", markdown(result))
+    publish(out / "comparison.md", markdown(result))
     plot_frontier(result, out / "frontier.png")
     plot_speed(result, out / "speed.png")
     print_comparison(result)
@@ -263,7 +264,7 @@ class Comparison:
         for folder in ("configs", "calibration"):
             (out / folder).mkdir(exist_ok=True)
         for label, config in contenders.items():
-            write_whole(self.config_file(label), dump_config(config))
+            publish(self.config_file(label), dump_config(config))
             (out / "runs" / label).mkdir(parents=True, exist_ok=True)
 
     def config_file(self, label: str) -> Path:
@@ -283,7 +284,7 @@ class Comparison:
         if not (self.out / "teacher.json").is_file():
             console.print("measuring the teacher and real text")
             bar.stop()  # the evaluation has a bar of its own
-            write_whole(self.out / "teacher.json", json.dumps(self.bench.measure_teacher(), indent=1) + "\n")
+            publish(self.out / "teacher.json", json.dumps(self.bench.measure_teacher(), indent=1) + "\n")
             bar.start()
         calibration = self.calibrate(bar, terminated) if self.budget.minutes is not None else {}
         for seed in range(self.seeds):  # every label once, before any a second time: a first table early
@@ -340,7 +341,7 @@ class Comparison:
                 if run not in failures:
                     seconds = seconds_per_update(run.metrics())
                     measured[run.label] |= {"updates": CALIBRATION, "seconds_per_update": seconds}
-                    write_whole(run.result, json.dumps(measured[run.label]) + "\n")
+                    publish(run.result, json.dumps(measured[run.label]) + "\n")
                     console.print(f"{run.label}: {seconds:.3f} seconds an update", highlight=False)
                 shutil.rmtree(run.folder, ignore_errors=True)
         bar.remove_task(task)
@@ -410,7 +411,7 @@ class Comparison:
             "failed": failed,
             "rows": rows,
         }
-        write_whole(run.result, json.dumps(result, indent=1) + "\n")
+        publish(run.result, json.dumps(result, indent=1) + "\n")
 
     def write(self) -> dict[str, Any]:
         """Derive ``comparison.json`` from what is done so far."""
@@ -428,7 +429,7 @@ class Comparison:
             "teacher": teacher["rows"],
             "rows": comparison_rows([run.read_result() for run in self.runs if run.result.is_file()]),
         }
-        write_whole(self.out / "comparison.json", json.dumps(result, indent=1) + "\n")
+        publish(self.out / "comparison.json", json.dumps(result, indent=1) + "\n")
         return result
 
 

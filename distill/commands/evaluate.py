@@ -17,12 +17,13 @@ from distill.evaluation.judge import load_judge
 from distill.evaluation.report import plot_evaluation, print_table
 from distill.models import load_averaged, load_discriminator, load_teacher
 from distill.runtime.progress import console
-from distill.runtime.run_folder import RunFolder, check_new_folder, new_folder, write_whole
+from distill.runtime.run_folder import RunFolder, check_new_folder, new_folder
 from distill.runtime.world import World, start_world
 from distill.training.checkpoint import best_checkpoint, verify_checkpoint
 from students.planner import load_planned
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
+from teachers.files import publish
 from teachers.markov import is_markov, load_markov
 from teachers.process import MaskedProcess
 
@@ -85,9 +86,9 @@ def evaluate_command(
     path = folder / "evaluation.json"
 
     def write() -> None:
-        write_whole(path, json.dumps(result, indent=1) + "\n")
+        publish(path, json.dumps(result, indent=1) + "\n")
         plot_evaluation(result, folder / "evaluation.png")
-        write_whole(folder / "samples.txt", _samples_text(models, config, length, tokenizer, process, critic))
+        publish(folder / "samples.txt", _samples_text(models, config, length, tokenizer, process, critic))
         print_table(result)
         console.print(f"written: {path}, evaluation.png and samples.txt", highlight=False, soft_wrap=True)
 

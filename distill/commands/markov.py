@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from distill.config import DataConfig
 from distill.data.corpus import PLAIN_TEXT, SPECIAL, load_corpus, load_tokenizer
 from distill.runtime.progress import console
-from distill.runtime.run_folder import check_new_folder, new_folder, write_whole
+from distill.runtime.run_folder import check_new_folder, new_folder
 from teachers.errors import UserError
+from teachers.files import publish
 from teachers.markov import MarkovDenoiser, check_source, estimate_source, random_source
 
 TOKENS, SHARPNESS = 16, 2.0  # [own]: about 1.7 of the log 16 = 2.8 nats of uniform tokens
@@ -81,7 +82,7 @@ def markov_command(
     source.save(folder)
     words.save_pretrained(folder)
     for name, part in (("train", drawn[:rows]), ("heldout", drawn[rows:])):
-        write_whole(folder / f"{name}.jsonl", "".join(json.dumps({"text": d}) + "\n" for d in part))
+        publish(folder / f"{name}.jsonl", "".join(json.dumps({"text": d}) + "\n" for d in part))
     console.print(
         f"{source.tokens} tokens, order {order}: entropy {source.entropy() / length:.4f} nats a token in rows of "
         f"{length} (perplexity {math.exp(source.entropy() / length):.3f}), {source.entropy_rate():.4f} in endless "

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from distill.config import PretrainConfig
 from distill.data.corpus import Corpus, load_corpus, load_tokenizer, train_tokenizer
 from distill.runtime.progress import console, track
-from distill.runtime.run_folder import RunFolder, write_whole
+from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import start_world
 from distill.training.engine import micro_batch
 from distill.training.loop import train
@@ -24,6 +24,7 @@ from teachers.convert import from_autoregressive
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.causal import CausalDenoiser, create_denoiser
+from teachers.files import publish
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 
@@ -78,7 +79,7 @@ def pretrain(config: PretrainConfig, run_path: str | Path, resume: bool = False,
         outcome.average.save(folder)
         tokenizer.save_pretrained(folder)
         figures = held_out_figures(config, outcome.average, heldout, process, rows=1024)
-        write_whole(run.path / "heldout.json", json.dumps(figures, indent=1))
+        publish(run.path / "heldout.json", json.dumps(figures, indent=1))
         console.print(
             f"held out: {figures['heldout_nats']:.4f} nats a token, {figures['bits_per_byte']:.4f} bits per byte "
             f"({'ELBO, an upper bound' if config.objective == 'elbo' else 'exact'}); model in {folder}"

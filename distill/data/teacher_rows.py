@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from students.samplers.ancestral import sample as ancestral
 from students.trajectories import best_order
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
-from teachers.files import fsync
+from teachers.files import publish
 from teachers.markov import MarkovDenoiser
 from teachers.process import MaskedProcess
 
@@ -134,12 +133,9 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 
 
 def _save(path: Path, tensors: dict[str, Tensor], origin: str, seconds: float) -> None:
-    partial = path.with_name(f".partial-{path.name}")
+    metadata = {"origin": origin, "sha256": _digest(tensors), "seconds": f"{seconds:.3f}"}
     try:
-        save_file(tensors, partial, {"origin": origin, "sha256": _digest(tensors), "seconds": f"{seconds:.3f}"})
-        fsync(partial)
-        os.replace(partial, path)
-        fsync(path.parent)
+        publish(path, lambda partial: save_file(tensors, partial, metadata))
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path} ({error}); free some space, then start again with --resume") from error
 

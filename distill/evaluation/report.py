@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from distill.comparison.compare import measure
 from students.samplers import SAMPLERS
+from teachers.files import publish
 
 COLUMNS = [
     "model", "steps", "NFE", "critic NFE", "judge PPL", "95% interval", "unigram H", "bigram H", "distinct-2",
@@ -228,9 +228,7 @@ def new_figure(width: float, height: float) -> Any:
 
 def save_figure(figure: Any, path: Path) -> None:
     """Write a PNG whole or not at all."""
-    partial = path.with_name(f".partial-{path.name}")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
+    publish(path, lambda partial: figure.savefig(partial, format="png"))
 
 
 def _curves(result: dict[str, Any]) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any] | None]:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from teachers.errors import UserError
+from teachers.files import publish
 
 # what may differ between a run and its continuation without changing what is computed, but for rounding
 FREE_TO_CHANGE = {
@@ -57,16 +58,6 @@ def new_folder(path: str | Path) -> Path:
     except OSError as error:
         raise UserError(f"cannot write to {path}: {error.strerror}; name a folder you may write to") from error
     return path
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all: temporary name, fsync, rename."""
-    partial = path.with_name(f".partial-{path.name}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -114,7 +105,7 @@ class RunFolder:
         self.lock()
         if any(p.name != LOCK for p in self.path.iterdir()):
             raise UserError(f"{self.path} has just been taken by another run; name a new folder")
-        write_whole(self.config, config)
+        publish(self.config, config)
 
     def started_with(self) -> dict[str, Any]:
         """The run's resolved config, as plain values.
@@ -146,7 +137,7 @@ class RunFolder:
                 f"{'; '.join(changes)}; resume with the run's own values, start a new run, or allow it with "
                 "--allow-changes"
             )
-        write_whole(self.config, config)
+        publish(self.config, config)
 
     def lock(self) -> None:
         """Keep other runs out of this folder until this process ends, however it ends.
@@ -187,7 +178,7 @@ class RunFolder:
                 kept = [
                     json.dumps(line) + "\n" for line in read_lines(path) if line.get("update", update + 1) <= update
                 ]
-                write_whole(path, "".join(kept))
+                publish(path, "".join(kept))
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:

@@ -28,13 +28,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from distill.runtime.progress import console
-from distill.runtime.run_folder import RunFolder, write_whole
+from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
 from distill.training.engine import STATE, Engine
 from students.student import Ema
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
-from teachers.files import fsync
+from teachers.files import fsync, publish
 
 PREFIX = "update-"
 AVERAGE = "student-ema"
@@ -184,13 +184,13 @@ class Checkpointer:
             if self.world.is_main:
                 assert average is not None
                 average.save(partial / AVERAGE)
-                write_whole(partial / "state.json", state)
+                publish(partial / "state.json", state)
                 files += [p for p in (partial / AVERAGE).rglob("*") if p.is_file()]
                 files.append(partial / "state.json")
             sums = {str(p.relative_to(partial)): (p.stat().st_size, _sha256(p)) for p in files}
             for path in files:
                 fsync(path)
-            write_whole(partial / f".sums-{self.world.rank}.json", json.dumps(sums))
+            publish(partial / f".sums-{self.world.rank}.json", json.dumps(sums))
         except Exception as error:  # the disk is full, the folder has gone, …: training goes on, `settle` says so
             self._error = error
 
@@ -224,7 +224,7 @@ class Checkpointer:
             for path in sorted(partial.glob(".sums-*.json")):
                 sums |= json.loads(path.read_text("utf-8"))
                 path.unlink()
-            write_whole(partial / "manifest.json", json.dumps(dict(sorted(sums.items())), indent=1))
+            publish(partial / "manifest.json", json.dumps(dict(sorted(sums.items())), indent=1))
             for folder in (*(p for p in partial.rglob("*") if p.is_dir()), partial):
                 fsync(folder)
             if final.exists():  # of a run that was continued from before it
@@ -232,7 +232,7 @@ class Checkpointer:
             os.replace(partial, final)
             fsync(self.run.checkpoints)
             if self._best:
-                write_whole(self.run.checkpoints / "best", f"{final.name}\n")
+                publish(self.run.checkpoints / "best", f"{final.name}\n")
             self._prune()
         except OSError as error:
             return 0, _reason(error)

@@ -11,6 +11,7 @@ from distill.runtime.run_folder import RunFolder, check_new_folder
 from distill.runtime.world import World
 from distill.training.checkpoint import latest_checkpoint, verify_checkpoint
 from distill.training.loop import Outcome
+from teachers.files import publish
 
 PREEMPTED = 75
 """Exit code of a run that a SIGTERM ended after it saved a checkpoint (EX_TEMPFAIL: try again)."""
@@ -53,9 +54,7 @@ def create_run(
             run.create(dump_config(config))
         run.checkpoints.mkdir(exist_ok=True)
         if not run.tokenizer.exists():
-            partial = run.path / ".partial-tokenizer"
-            tokenizer.save_pretrained(partial)
-            partial.replace(run.tokenizer)
+            publish(run.tokenizer, tokenizer.save_pretrained)
 
     world.on_main(create)
 
