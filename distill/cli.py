@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.markup import escape
 
-from distill.runtime.progress import console
+from distill.runtime.exits import MISTAKE, RUN_FAILED, RunError, is_lost_connection, lost_message
+from distill.runtime.messages import say_error
 from teachers.errors import UserError
 
 # other libraries' bars; ours are rich
@@ -23,6 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # it takes what stands in brackets for markup
 )
 Config = Annotated[Path, typer.Argument(help="A YAML config; examples in configs/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value, overriding the config.")]
@@ -40,28 +43,24 @@ def main() -> None:
     sys.argv[1:] = [a for a in sys.argv[1:] if not a.startswith(("--local_rank", "--local-rank"))]
     if sys.argv[1:2] == ["--"]:  # what torchrun passes on of "-m distill -- distill …"
         del sys.argv[1]
+    atexit.register(gc.freeze)  # at its end Python would look for cycles among all that torch has made: a second
     try:
         app()
     except UserError as error:
-        fail(str(error), 2)
+        fail(str(error), MISTAKE)
+    except RunError as error:
+        fail(str(error), RUN_FAILED)
     except RuntimeError as error:
-        if "distill.runtime.world" not in sys.modules:  # slow to import, and nothing else raises what it knows
+        if not is_lost_connection(error):
             raise
-        from distill.runtime.world import RUN_FAILED, RunError, is_lost_connection, lost_message
-
-        if isinstance(error, RunError):
-            fail(str(error), RUN_FAILED)
-        if is_lost_connection(error):
-            fail(lost_message(), RUN_FAILED)
-        raise
+        fail(lost_message(), RUN_FAILED)
 
 
 def fail(message: str, code: int) -> NoReturn:
     """One line on stderr, said once however many processes fail, and an exit code."""
-    from distill.runtime.world import first_to_say
-
-    if first_to_say(message):
-        console.print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
+    world = sys.modules.get("distill.runtime.world")  # slow to import, and needed only where others may have failed
+    if world is None or world.first_to_say(message):
+        say_error(message)
     raise SystemExit(code)
 
 

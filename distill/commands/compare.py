@@ -21,7 +21,6 @@ from threading import Event
 from typing import Any
 
 import torch
-from rich.markup import escape
 from rich.progress import Progress
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -48,12 +47,13 @@ from distill.data.teacher_rows import writing_seconds
 from distill.evaluation.evaluate import check, evaluate, sampler_of
 from distill.evaluation.judge import load_judge
 from distill.models import load_averaged, load_discriminator, load_teacher
-from distill.runtime.progress import console, progress_bar
+from distill.runtime.exits import PREEMPTED
+from distill.runtime.messages import say, warn
+from distill.runtime.progress import progress_bar
 from distill.runtime.run_folder import LOCK, RunFolder, check_new_folder, new_folder, read_lines
 from distill.runtime.world import LAUNCHER, keep_memory
 from distill.training.checkpoint import AVERAGE, latest_checkpoint, verify_checkpoint
 from distill.training.guards import termination
-from distill.training.opening import PREEMPTED
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.files import publish
@@ -120,13 +120,9 @@ def compare_command(words: list[str], out: Path, budget: str, seeds: int = 3, jo
     print_comparison(result)
     for run in comparison.runs:
         if (failed := run.read_result()["failed"]) is not None:
-            console.print(
-                f"[yellow]failed:[/yellow] {escape(f'{run.name}: {failed}; remove {run.result} to try again')}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            warn(f"{run.name}: {failed}; remove {run.result} to try again", "failed")
     path = out / "comparison.json"
-    console.print(f"written: {path}, comparison.md, frontier.png and speed.png", highlight=False, soft_wrap=True)
+    say(f"written: {path}, comparison.md, frontier.png and speed.png")
     return path
 
 
@@ -282,7 +278,7 @@ class Comparison:
             terminated: an event; when it is set, runs are asked to save, and this process leaves.
         """
         if not (self.out / "teacher.json").is_file():
-            console.print("measuring the teacher and real text")
+            say("measuring the teacher and real text")
             bar.stop()  # the evaluation has a bar of its own
             publish(self.out / "teacher.json", json.dumps(self.bench.measure_teacher(), indent=1) + "\n")
             bar.start()
@@ -342,7 +338,7 @@ class Comparison:
                     seconds = seconds_per_update(run.metrics())
                     measured[run.label] |= {"updates": CALIBRATION, "seconds_per_update": seconds}
                     publish(run.result, json.dumps(measured[run.label]) + "\n")
-                    console.print(f"{run.label}: {seconds:.3f} seconds an update", highlight=False)
+                    say(f"{run.label}: {seconds:.3f} seconds an update")
                 shutil.rmtree(run.folder, ignore_errors=True)
         bar.remove_task(task)
         return measured
@@ -370,7 +366,7 @@ class Comparison:
                     child.terminate()
             codes = {run: child.wait() for run, child in children.items()}
         if terminated.is_set() or PREEMPTED in codes.values():
-            console.print("terminated; start again with the same command to continue", highlight=False)
+            say("terminated; start again with the same command to continue")
             raise SystemExit(PREEMPTED)
         bar.update(task, completed=before + sum(run.updates for run in wave))
         failures = {}
@@ -387,7 +383,7 @@ class Comparison:
         rows, trained, rows_seconds = [], None, None
         if failed is None:
             assert run.checkpoint is not None
-            console.print(f"{run.name}: {run.updates} updates in {seconds:,.0f} seconds; measuring", highlight=False)
+            say(f"{run.name}: {run.updates} updates in {seconds:,.0f} seconds; measuring")
             try:
                 verify_checkpoint(run.checkpoint)
                 trained = parameters_trained(run.checkpoint)
@@ -396,9 +392,7 @@ class Comparison:
             except (UserError, RuntimeError, ValueError) as error:  # all NaN, no memory, no critic for the sampler
                 failed = f"evaluation: {' '.join(str(error).split())[:300]}"
         if failed is not None:
-            console.print(
-                f"[yellow]failed:[/yellow] {escape(f'{run.name}: {failed}')}", highlight=False, soft_wrap=True
-            )
+            warn(f"{run.name}: {failed}", "failed")
         result = {
             "label": run.label,
             "objective": self.contenders[run.label].objective.name,

@@ -12,7 +12,7 @@ from distill.data.teacher_rows import training_rows
 from distill.evaluation.evaluate import check_length
 from distill.evaluation.report import plot_training
 from distill.models import as_distillation, load_student, load_teacher
-from distill.runtime.progress import console
+from distill.runtime.messages import say
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import start_world
 from distill.training.engine import micro_batch
@@ -74,5 +74,5 @@ def distil(config: DistillConfig, run_path: str | Path, resume: bool = False, al
         plot_training(run.read_metrics(), run.path / "training.png")
     leave(run, world, outcome)
     if world.is_main:
-        console.print(f"student in {run.path}; next: fewstep evaluate {run.path}", highlight=False, soft_wrap=True)
+        say(f"student in {run.path}; next: fewstep evaluate {run.path}")
     return run.path

@@ -16,7 +16,7 @@ from distill.evaluation.evaluate import at_precision, check, draw, evaluate, man
 from distill.evaluation.judge import load_judge
 from distill.evaluation.report import plot_evaluation, print_table
 from distill.models import load_averaged, load_discriminator, load_teacher
-from distill.runtime.progress import console
+from distill.runtime.messages import say
 from distill.runtime.run_folder import RunFolder, check_new_folder, new_folder
 from distill.runtime.world import World, start_world
 from distill.training.checkpoint import best_checkpoint, verify_checkpoint
@@ -90,7 +90,7 @@ def evaluate_command(
         plot_evaluation(result, folder / "evaluation.png")
         publish(folder / "samples.txt", _samples_text(models, config, length, tokenizer, process, critic))
         print_table(result)
-        console.print(f"written: {path}, evaluation.png and samples.txt", highlight=False, soft_wrap=True)
+        say(f"written: {path}, evaluation.png and samples.txt")
 
     world.on_main(write)
     world.finish()

@@ -8,7 +8,7 @@ from typing import cast, get_args
 
 from distill.evaluation.report import markdown_table
 from distill.models import STEPS, open_student
-from distill.runtime.progress import console
+from distill.runtime.messages import say
 from distill.runtime.run_folder import new_folder
 from students.export import Compression, export_student
 from teachers.errors import UserError, nearest
@@ -57,11 +57,10 @@ def export_command(run: Path, out: Path, compress: str | None = None, steps: int
             ) from error
         raise
     megabytes = sum(p.stat().st_size for p in folder.iterdir()) / 1e6
-    console.print(
+    say(
         f"exported to {folder}: {megabytes:.1f} MB, {compress or 'float32'}, reloaded and compared; "
         f"next: fewstep generate {folder}",
-        highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
+    )
     return folder
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from distill.config import DataConfig
 from distill.data.corpus import PLAIN_TEXT, SPECIAL, load_corpus, load_tokenizer
-from distill.runtime.progress import console
+from distill.runtime.messages import say
 from distill.runtime.run_folder import check_new_folder, new_folder
 from teachers.errors import UserError
 from teachers.files import publish
@@ -83,13 +83,12 @@ def markov_command(
     words.save_pretrained(folder)
     for name, part in (("train", drawn[:rows]), ("heldout", drawn[rows:])):
         publish(folder / f"{name}.jsonl", "".join(json.dumps({"text": d}) + "\n" for d in part))
-    console.print(
+    say(
         f"{source.tokens} tokens, order {order}: entropy {source.entropy() / length:.4f} nats a token in rows of "
         f"{length} (perplexity {math.exp(source.entropy() / length):.3f}), {source.entropy_rate():.4f} in endless "
         f"ones; {folder} is for teacher.path, evaluate.judge and tokenizer.path, its train.jsonl and heldout.jsonl for "
         "data.path with data.pack=false",
-        highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
+    )
     return folder
 
 
@@ -150,7 +149,7 @@ def documents(source: MarkovDenoiser, tokenizer: PreTrainedTokenizerBase, count:
                 "same tokens; give a tokenizer without merges, of bytes or words"
             )
     if len(kept) < tried:
-        console.print(f"{tried - len(kept)} of {tried} rows were no text and were left out", highlight=False)
+        say(f"{tried - len(kept)} of {tried} rows were no text and were left out")
     return kept[:count]
 
 

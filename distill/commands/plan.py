@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from distill.config import DistillConfig
@@ -24,6 +23,7 @@ from distill.planning.plan import (
     peak,
     setup_of,
 )
+from distill.runtime.messages import say
 from distill.runtime.progress import console
 from students.adapters import AdapterConfig
 from teachers.errors import UserError
@@ -88,7 +88,7 @@ def plan_command(config: DistillConfig, gpus: int, memory: float, out: Path | No
     )
     console.print(table(options))
     text = proposal(chosen, memory)
-    console.print(escape(text), highlight=False, soft_wrap=True)
+    say(text)
     if out is not None:
         report = {
             "networks": asdict(networks), "gpus": gpus, "memory": memory * GB, "headroom": HEADROOM,

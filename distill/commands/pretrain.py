@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.config import PretrainConfig
 from distill.data.corpus import Corpus, load_corpus, load_tokenizer, train_tokenizer
-from distill.runtime.progress import console, track
+from distill.runtime.messages import say
+from distill.runtime.progress import track
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import start_world
 from distill.training.engine import micro_batch
@@ -55,7 +56,7 @@ def pretrain(config: PretrainConfig, run_path: str | Path, resume: bool = False,
     torch.manual_seed(config.train.seed)
     denoiser = new_denoiser(config, tokenizer).to(world.device)
     create_run(run, config, tokenizer, world, resume)
-    console.print(f"{sum(p.numel() for p in denoiser.parameters()):,} parameters, {len(corpus.tokens):,} tokens")
+    say(f"{sum(p.numel() for p in denoiser.parameters()):,} parameters, {len(corpus.tokens):,} tokens")
     process = MaskedProcess(config.process)
     elbo = config.objective == "elbo"
     objective = MaskedElbo(denoiser, process, config.edit) if elbo else Autoregressive(denoiser)
@@ -80,7 +81,7 @@ def pretrain(config: PretrainConfig, run_path: str | Path, resume: bool = False,
         tokenizer.save_pretrained(folder)
         figures = held_out_figures(config, outcome.average, heldout, process, rows=1024)
         publish(run.path / "heldout.json", json.dumps(figures, indent=1))
-        console.print(
+        say(
             f"held out: {figures['heldout_nats']:.4f} nats a token, {figures['bits_per_byte']:.4f} bits per byte "
             f"({'ELBO, an upper bound' if config.objective == 'elbo' else 'exact'}); model in {folder}"
         )

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from distill.config import DistillConfig
 from distill.data.corpus import Corpus, TrajectoryCorpus
-from distill.runtime.progress import console, track
+from distill.runtime.messages import say
+from distill.runtime.progress import track
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
 from objectives.objective import Needs, Objective
@@ -85,7 +86,7 @@ def write_rows(
         return {"tokens": teacher.sample(samples, generator, length).int().cpu()}  # exact, and without a step
     given = corpus.batch(config.train.seed, range(samples)).to(world.device) if corpus is not None else None
     what = "ordering rows of the data with" if given is not None else "sampling rows from"
-    console.print(f"{what} the teacher: {samples} at {steps} steps")
+    say(f"{what} the teacher: {samples} at {steps} steps")
     parts: list[dict[str, Tensor]] = []
     for start in track(range(0, samples, AT_ONCE), "teacher's rows", total=-(-samples // AT_ONCE)):
         rows = slice(start, min(start + AT_ONCE, samples))

@@ -18,15 +18,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from distill.runtime.exits import RUN_FAILED, lost_message
 from teachers.errors import UserError
 
 Result = TypeVar("Result")
-RUN_FAILED = 3
-"""Exit code of a run that could not go on: a lost process, a full disk at the end, numbers that are not finite."""
-
-
-class RunError(RuntimeError):
-    """A run cannot go on, and not for a mistake in its input. One line, with what is left and the remedy."""
 
 
 def name_accelerator() -> None:
@@ -230,18 +225,6 @@ def miss_lost_processes(world: World, stop: threading.Event, period: float = 5.0
         if lost and not stop.is_set():
             print(f"error: {lost_message(lost[0])}", file=sys.stderr, flush=True)
             os._exit(RUN_FAILED)
-
-
-def lost_message(rank: int | None = None) -> str:
-    """What to tell when another process has gone."""
-    who = f"process {rank}" if rank is not None else "another process"
-    return f"{who} of this run has gone; start again, a training with --resume: its last checkpoint is intact"
-
-
-def is_lost_connection(error: BaseException) -> bool:
-    """Whether a collective operation failed because another process has gone."""
-    signs = ("closed by peer", "reset by peer", "broken pipe", "connection refused", "remote process exited", "nccl")
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
 
 
 def first_to_say(message: str) -> bool:

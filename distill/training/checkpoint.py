@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from distill.runtime.progress import console
+from distill.runtime.messages import warn
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
 from distill.training.engine import STATE, Engine
@@ -214,7 +214,7 @@ class Checkpointer:
         problem = f"the checkpoint of update {self._update} could not be written{where} ({failed[1]})"
         if self.world.is_main:
             shutil.rmtree(self._partial, ignore_errors=True)
-            console.print(f"[yellow]warning:[/yellow] {problem}; those before it are intact", highlight=False)
+            warn(f"{problem}; those before it are intact")
         return problem
 
     def _publish(self) -> tuple[int, str] | None:

@@ -10,9 +10,10 @@ from threading import Event
 from typing import NoReturn
 
 from distill.config import TrainConfig
-from distill.runtime.progress import console
+from distill.runtime.exits import RunError
+from distill.runtime.messages import warn
 from distill.runtime.run_folder import RunFolder, append_line
-from distill.runtime.world import RunError, World
+from distill.runtime.world import World
 
 
 @contextmanager
@@ -50,7 +51,7 @@ class Guard:
         first = update * self.config.batch
         self.last = f"update {update + 1}: {phase} loss {loss:.4g}, gradient norm {norm:.4g}"
         if self.world.is_main:
-            console.print(f"[yellow]warning:[/yellow] step skipped at {self.last}", highlight=False)
+            warn(f"step skipped at {self.last}")
             append_line(
                 self.run.skipped,
                 {

@@ -13,9 +13,10 @@ import torch
 
 from distill.config import OptimizerConfig, TrainConfig
 from distill.data.corpus import Corpus, TrajectoryCorpus
+from distill.runtime.exits import RunError
 from distill.runtime.progress import progress_bar
 from distill.runtime.run_folder import RunFolder
-from distill.runtime.world import RunError, World
+from distill.runtime.world import World
 from distill.training.checkpoint import Checkpointer, check_space, latest_checkpoint, load_checkpoint
 from distill.training.engine import Engine, micro_batch
 from distill.training.guards import Guard, termination

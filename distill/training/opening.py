@@ -6,15 +6,13 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.config import AnyConfig, DistillConfig, PretrainConfig, dump_config
 from distill.config.precision import settled
-from distill.runtime.progress import console
+from distill.runtime.exits import PREEMPTED
+from distill.runtime.messages import say, warn
 from distill.runtime.run_folder import RunFolder, check_new_folder
 from distill.runtime.world import World
 from distill.training.checkpoint import latest_checkpoint, verify_checkpoint
 from distill.training.loop import Outcome
 from teachers.files import publish
-
-PREEMPTED = 75
-"""Exit code of a run that a SIGTERM ended after it saved a checkpoint (EX_TEMPFAIL: try again)."""
 
 
 def open_run(run: RunFolder, config: AnyConfig, world: World, resume: bool, allow_changes: bool) -> AnyConfig:
@@ -67,8 +65,8 @@ def leave(run: RunFolder, world: World, outcome: Outcome) -> None:
     """
     world.finish()
     if world.is_main and outcome.stopped:
-        console.print(f"[yellow]stopped early:[/yellow] {outcome.stopped}", highlight=False)
+        warn(outcome.stopped, "stopped early")
     if outcome.preempted:
         if world.is_main:
-            console.print(f"terminated after a checkpoint; continue {run.path} with --resume", highlight=False)
+            say(f"terminated after a checkpoint; continue {run.path} with --resume")
         raise SystemExit(PREEMPTED)

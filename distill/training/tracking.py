@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distill.config import TrainConfig
-from distill.runtime.progress import console
+from distill.runtime.messages import warn
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
 
@@ -35,8 +35,6 @@ class Tracker:
         try:
             self.run.append_metrics(line)
         except OSError as error:  # a full disk must not end the training
-            console.print(
-                f"[yellow]warning:[/yellow] {self.run.metrics}: {error.strerror}; a line is lost", highlight=False
-            )
+            warn(f"{self.run.metrics}: {error.strerror}; a line is lost")
         if self.wandb is not None:
             self.wandb.log(line, step=line["update"])

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from distill.config import DistillConfig
 from distill.evaluation.evaluate import at_precision, quick_figures
 from distill.evaluation.judge import load_judge
-from distill.runtime.progress import console
+from distill.runtime.messages import say
 from distill.runtime.world import World
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
@@ -86,12 +86,10 @@ class CollapseWatch:
                 f"teacher's {teacher['bigram_entropy']:.3f} (evaluate.collapse is {self.config.collapse:.0%}); the "
                 "best checkpoint stays marked; lower train.student.lr or train fewer updates"
             )
-        console.print(
+        say(
             f"update {update}: judge perplexity {student['judge_perplexity']:.2f} at {self.config.watch_steps} steps "
             f"(teacher {teacher['judge_perplexity']:.2f}), bigram entropy {student['bigram_entropy']:.3f} "
             f"({teacher['bigram_entropy']:.3f}){self._passes(student, state)}{', best so far' if best else ''}",
-            highlight=False,
-            soft_wrap=True,
         )
         metrics = {f"watch/{k}": v for k, v in student.items()} | {f"watch/teacher_{k}": v for k, v in teacher.items()}
         if self.start is not None:

@@ -15,8 +15,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from distill.runtime.exits import PREEMPTED, RUN_FAILED, RunError
 from distill.runtime.run_folder import RunFolder
-from distill.runtime.world import RUN_FAILED, RunError, World, miss_lost_processes
+from distill.runtime.world import World, miss_lost_processes
 from distill.training.checkpoint import check_space, checkpoint_folders, latest_checkpoint, verify_checkpoint
 from teachers.errors import UserError
 from tests.distill.line import Poisoned, train_line
@@ -31,8 +32,6 @@ from tests.distill.runs import (
     wait_for_updates,
 )
 from tests.forks import FORKS
-
-PREEMPTED = 75
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
