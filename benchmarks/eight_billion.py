@@ -22,7 +22,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from distill.commands.distil import distil
 from distill.config import DistillConfig, validate
-from distill.data.corpus import load_tokenizer
+from distill.data.tokenizers import load_tokenizer
 from distill.runtime.run_folder import RunFolder
 from teachers.denoiser import DenoiserSpec
 from teachers.families.causal import create_denoiser

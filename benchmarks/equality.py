@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distill import cli
-from distill.data.corpus import load_tokenizer
+from distill.data.tokenizers import load_tokenizer
 from distill.runtime.run_folder import RunFolder
 from distill.training.checkpoint import AVERAGE, latest_checkpoint
 from objectives.integral_kl import IntegralKL

@@ -44,7 +44,7 @@ CASES = {
 
 def make_teacher(folder: Path, shape: dict, rest: dict) -> None:
     """A teacher of random weights, with the bundled tokenizer."""
-    from distill.data.corpus import load_tokenizer
+    from distill.data.tokenizers import load_tokenizer
     from teachers.denoiser import DenoiserSpec
     from teachers.families.causal import create_denoiser
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from distill.config import DistillConfig, ModelConfig
-from distill.data.corpus import load_tokenizer
+from distill.data.tokenizers import load_tokenizer
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import name_accelerator
 from distill.training.checkpoint import best_checkpoint, load_network, verify_checkpoint

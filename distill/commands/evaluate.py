@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.config import DataConfig, DistillConfig, EvaluateConfig, apply_override, load_config, validate
 from distill.config.precision import faster_precision, settled
-from distill.data.corpus import load_corpus, load_tokenizer
+from distill.data.corpus import load_corpus
+from distill.data.tokenizers import load_tokenizer
 from distill.evaluation.evaluate import at_precision, check, draw, evaluate, many_steps
 from distill.evaluation.judge import load_judge
 from distill.evaluation.report import plot_evaluation, print_table

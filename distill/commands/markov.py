@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from distill.config import DataConfig
-from distill.data.corpus import PLAIN_TEXT, SPECIAL, load_corpus, load_tokenizer
+from distill.data.corpus import load_corpus
+from distill.data.tokenizers import PLAIN_TEXT, SPECIAL, load_tokenizer
 from distill.runtime.messages import say
 from distill.runtime.run_folder import check_new_folder, new_folder
 from teachers.errors import UserError

@@ -11,7 +11,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from distill.config import PretrainConfig
-from distill.data.corpus import Corpus, load_corpus, load_tokenizer, train_tokenizer
+from distill.data.corpus import Corpus, load_corpus
+from distill.data.tokenizers import load_tokenizer, train_tokenizer
 from distill.runtime.messages import say
 from distill.runtime.progress import track
 from distill.runtime.run_folder import RunFolder

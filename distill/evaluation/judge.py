@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from distill.data.corpus import load_tokenizer
+from distill.data.tokenizers import load_tokenizer
 from teachers.errors import UserError
 from teachers.families.causal import load_pretrained
 from teachers.markov import is_markov, load_markov

@@ -14,7 +14,7 @@ import yaml
 
 from distill import cli
 from distill.config import DataConfig, TokenizerConfig
-from distill.data.corpus import train_tokenizer
+from distill.data.tokenizers import train_tokenizer
 from distill.runtime.run_folder import LOCK
 from teachers.denoiser import DenoiserSpec
 from teachers.families.causal import create_denoiser

@@ -35,7 +35,7 @@ from distill.comparison.compare import (
 )
 from distill.comparison.report import markdown, plot_frontier, plot_speed, table_sections
 from distill.config import DataConfig, TokenizerConfig
-from distill.data.corpus import train_tokenizer
+from distill.data.tokenizers import train_tokenizer
 from distill.runtime.run_folder import RunFolder
 from teachers.errors import UserError
 from tests.distill.runs import final_weights, wait_for_updates

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from distill.config import DataConfig, TokenizerConfig
-from distill.data.corpus import Corpus, TrajectoryCorpus, load_corpus, load_tokenizer, read_documents, train_tokenizer
+from distill.data.corpus import Corpus, TrajectoryCorpus, load_corpus
+from distill.data.documents import read_documents
+from distill.data.tokenizers import load_tokenizer, train_tokenizer
 from teachers.errors import UserError
 from teachers.source import BUNDLED
 

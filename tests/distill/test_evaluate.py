@@ -14,7 +14,7 @@ from rich.console import Console
 
 from distill.commands.evaluate import evaluate_command
 from distill.config import DataConfig, EvaluateConfig, TokenizerConfig
-from distill.data.corpus import train_tokenizer
+from distill.data.tokenizers import train_tokenizer
 from distill.evaluation.evaluate import at_precision, draw, evaluate, quick_figures
 from distill.evaluation.judge import Judge
 from distill.evaluation.report import markdown_table, print_table, table_rows

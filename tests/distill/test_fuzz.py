@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from distill import cli
 from distill.config import DataConfig, DistillConfig, PretrainConfig, TokenizerConfig, dump_config, load_config
-from distill.data.corpus import train_tokenizer
+from distill.data.tokenizers import train_tokenizer
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.causal import create_denoiser, load_denoiser

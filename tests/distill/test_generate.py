@@ -5,7 +5,7 @@ import torch
 
 from distill.commands.generate import generate_command
 from distill.config import DataConfig, TokenizerConfig
-from distill.data.corpus import train_tokenizer
+from distill.data.tokenizers import train_tokenizer
 from students.export import export_student
 from students.samplers import SamplerConfig
 from students.samplers.threshold import ThresholdConfig

@@ -15,8 +15,9 @@ from distill.commands.plan import plan_command
 from distill.commands.pretrain import pretrain
 from distill.comparison.compare import measure
 from distill.config import DataConfig, DistillConfig, EvaluateConfig, PretrainConfig, TokenizerConfig, validate
-from distill.data.corpus import load_corpus, load_tokenizer, train_tokenizer
+from distill.data.corpus import load_corpus
 from distill.data.teacher_rows import write_rows
+from distill.data.tokenizers import load_tokenizer, train_tokenizer
 from distill.evaluation.evaluate import evaluate
 from distill.evaluation.judge import ExactJudge, Judge, load_judge
 from distill.evaluation.report import markdown_table

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from distill.config import DataConfig, TokenizerConfig
-from distill.data.corpus import train_tokenizer
+from distill.data.tokenizers import train_tokenizer
 from students.export import check_export, export_student, snippet
 from students.samplers import AncestralConfig
 from students.samplers.dilated import DilatedConfig, dilated_transitions

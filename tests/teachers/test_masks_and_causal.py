@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from distill.config import DataConfig, TokenizerConfig
-from distill.data.corpus import train_tokenizer
+from distill.data.tokenizers import train_tokenizer
 from teachers.convert import from_autoregressive
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError

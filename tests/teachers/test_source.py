@@ -10,7 +10,8 @@ import torch
 from transformers import AutoTokenizer
 
 from distill.config import DistillConfig, EvaluateConfig, PretrainConfig, validate
-from distill.data.corpus import load_tokenizer, read_documents
+from distill.data.documents import read_documents
+from distill.data.tokenizers import load_tokenizer
 from distill.models import open_student
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError

@@ -1,0 +1,59 @@
+"""Tokenizers: loaded from a folder or a pinned name, or trained on a corpus."""
+
+from __future__ import annotations
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from distill.config import DataConfig, TokenizerConfig
+from distill.data.documents import read_documents
+from teachers.errors import UserError
+from teachers.source import model_folder, reason
+
+SPECIAL = {"eos_token": "<|endoftext|>", "mask_token": "<|mask|>", "pad_token": "<|pad|>"}
+# a document that happens to contain "<|mask|>" contains these letters, not the token
+PLAIN_TEXT = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+# typographic punctuation costs three bytes a sign and says no more than its plain form
+PLAIN = {"“": '"', "”": '"', "‘": "'", "’": "'", "´": "'", "`": "'", "—": "--", "–": "-", "‐": "-", "…": "..."}
+
+
+def normalised(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """The text that a tokenizer makes tokens of, e.g. with plain punctuation."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend.normalizer.normalize_str(text) if backend is not None and backend.normalizer is not None else text
+
+
+def train_tokenizer(config: TokenizerConfig, data: DataConfig) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on a corpus. The smallest vocabulary, 259, is the 256 bytes and three special tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    if config.plain_punctuation:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(k, v) for k, v in PLAIN.items()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocabulary,
+        special_tokens=list(SPECIAL.values()),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    needs_text = config.vocabulary > len(SPECIAL) + 256
+    tokenizer.train_from_iterator(read_documents(data) if needs_text else [], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=data.length, **SPECIAL)
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder, a pinned hub name or ``bundled:NAME``; never remote code."""
+    folder = model_folder(name, revision)
+    try:
+        # said outright, because transformers would ask on the terminal
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise UserError(
+            f"cannot load a tokenizer from {name!r} ({reason(error)}); name a folder that holds one"
+        ) from error
+    if not tokenizer.get_vocab().keys() - tokenizer.all_special_tokens:  # what transformers makes of a config alone
+        raise UserError(
+            f"{name!r} holds no tokenizer; give one that does: of a run, the run's folder or an export rather than a "
+            "checkpoint's student-ema"
+        )
+    return tokenizer
