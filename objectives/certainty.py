@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from objectives.divergences import entropy
 from objectives.elbo import cross_entropy
 from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig, Rollout
+from teachers.canvas import Canvas
 from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser
 from teachers.randomness import RowStreams, uniform
@@ -102,7 +103,7 @@ def certainty_terms(
     Returns:
         (B, L) −log p(label); (B, L) H; (B, L) whether the label is the most probable token. The last is a constant.
     """
-    features = student.features(z, select=scored)
+    features = student.features(Canvas.of(z, student.spec.mask_id), scored)
 
     def at_positions(features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         log_probs = student.head(features)

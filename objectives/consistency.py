@@ -34,6 +34,7 @@ from objectives.divergences import DISTANCES
 from objectives.elbo import cross_entropy
 from objectives.objective import Distillation, LossOutput, Rollout
 from objectives.rounds import RoundsConfig, RoundsObjective
+from teachers.canvas import Canvas
 from teachers.chunks import chunk_count, in_chunks
 from teachers.randomness import RowStreams, uniform
 
@@ -106,7 +107,7 @@ class Consistency(RoundsObjective):
         hidden = rollout.z_s == mask_id
         distance, source = DISTANCES[config.divergence], self.source
         with torch.no_grad():
-            theirs = source.features(rollout.z_s, rollout.s.float(), select=masked)
+            theirs = source.features(Canvas(rollout.z_s, hidden, time=rollout.s), masked)
 
         def at_positions(ours: Tensor, theirs: Tensor, still: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
             log_p = self.student.head(ours)
@@ -114,7 +115,7 @@ class Consistency(RoundsObjective):
                 log_q = torch.where(still[:, None], source.head(theirs), log_p)
             return distance(log_p, log_q), cross_entropy(log_p, tokens)
 
-        features = self.student.features(rollout.z_t, rollout.t.float(), select=masked)
+        features = self.student.features(Canvas(rollout.z_t, masked, time=rollout.t), masked)
         chunks = chunk_count(rollout.z_t.numel(), self.student.spec.vocabulary)
         still = hidden[masked]
         distances, nats = in_chunks(at_positions, chunks, features, theirs, still, rollout.x0[masked])

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from objectives.objective import LossOutput, Objective, Rollout
+from teachers.canvas import Canvas
 from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.process import MaskedProcess
@@ -69,7 +70,7 @@ def masked_cross_entropy(denoiser: Denoiser, z: Tensor, t: Tensor | None, x0: Te
     Returns:
         (B, L), nats.
     """
-    features = denoiser.features(z, t, select=masked)
+    features = denoiser.features(Canvas(z, masked, time=t), masked)
     chunks = chunk_count(z.numel(), denoiser.spec.vocabulary)
     (nats,) = in_chunks(lambda f, x: (cross_entropy(denoiser.head(f), x),), chunks, features, x0[masked])
     return scatter(nats, masked)
@@ -149,7 +150,8 @@ class MaskedElbo(Objective):
             raise ValueError("the ELBO needs real data")
         spec, edits = self.denoiser.spec, None
         t = stratified_times(uniform(randomness, rows))
-        z = self.process.corrupt(real, t, spec.mask_id, randomness)
+        everything = Canvas(real, torch.ones_like(real, dtype=torch.bool))
+        z = self.process.corrupt(real, everything, t, spec.mask_id, randomness).tokens
         if self.editing:
             assert self.edit is not None
             length = real.shape[1]

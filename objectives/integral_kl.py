@@ -28,7 +28,9 @@ from objectives.gradients import (
 from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig, Rollout
 from objectives.ratios import AuxiliaryRatio, DiscriminatorRatio, Ratio, SoftLabels
 from students.adapters import AdapterConfig
-from students.rollout import Order, Trajectory, from_data, k_step, one_move, two_moves
+from students.rollout import Trajectory, from_data, k_step, one_move, two_moves
+from students.samplers import SAMPLERS
+from teachers.canvas import Canvas
 from teachers.chunks import chunk_count, in_chunks, row_sums
 from teachers.randomness import RowStreams, beta, uniform
 
@@ -73,7 +75,7 @@ class IntegralKLConfig(ObjectiveConfig):
     name: Literal["integral_kl"] = "integral_kl"  # type: ignore[assignment]
     rollout: Literal["one_move", "two_moves", "k_step", "data"] = "k_step"
     steps: list[PositiveInt] = Field([8, 16], min_length=1)
-    order: Order = "random"
+    order: Literal["random", "dilated"] = "random"
     random_share: float = Field(0.0, ge=0, lt=1)
     ratio: Literal["auxiliary", "discriminator"] = "auxiliary"
     gradient: Literal["marginalised", "logit", "per_token", "score_function"] = "marginalised"
@@ -256,14 +258,16 @@ class IntegralKL(Objective):
         return t, possible & (uniform(randomness, *possible.shape) >= kept[:, None])
 
     def _trajectory(self, real: Tensor | None, tau: Tensor, rows: int, randomness: RowStreams) -> Trajectory:
+        canvas = Canvas.blank(rows, self.length, self.student.spec.mask_id, randomness.device)
         if self.config.rollout == "one_move":
-            return one_move(self.student, rows, self.length, randomness, self.config.random_share)
+            return one_move(self.student, canvas, randomness, self.config.random_share)
         if self.config.rollout == "data":
             assert real is not None
-            return from_data(self.student, self.process, real, tau, randomness)
+            return from_data(self.student, self.process, real, canvas, tau, randomness)
         if self.config.rollout == "two_moves":
-            return two_moves(self.student, self.process, tau, self.length, randomness)
-        return k_step(self.student, self.process, self.config.steps, self.length, randomness, self.config.order)
+            return two_moves(self.student, self.process, canvas, tau, randomness)
+        sampler = SAMPLERS["dilated" if self.config.order == "dilated" else "ancestral"]()
+        return k_step(self.student, self.process, canvas, sampler, self.config.steps, randomness)
 
     def count(self, phase: str, rollout: IntegralKLRollout) -> Tensor:  # type: ignore[override]
         """Masked tokens for the critic, rows for the student."""
@@ -327,10 +331,10 @@ class IntegralKL(Objective):
             drawn tokens; (N,) regularisers; (N,) entropies, detached.
         """
         config = self.config
-        student, teacher, theirs, auxiliary = self.student.features_at(z, masked), None, None, None
+        student, teacher, theirs, auxiliary = self.student.features_at(Canvas(z, masked), masked), None, None, None
         if config.teacher_kl:
             with torch.no_grad():
-                teacher = self.teacher.features_at(z, masked)
+                teacher = self.teacher.features_at(Canvas(z, masked), masked)
         if config.gradient in OVER_VOCABULARY:
             theirs, auxiliary = self.ratio.features(rollout.fake, masked, config.exact_share)  # type: ignore[attr-defined]
 

@@ -17,6 +17,7 @@ from objectives.elbo import cross_entropy
 from objectives.gradients import jeffreys_coefficients
 from students.adapters import AdapterConfig
 from students.critic import Discriminator, auxiliary_denoiser
+from teachers.canvas import Canvas
 from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser
 
@@ -125,8 +126,8 @@ class AuxiliaryRatio(Ratio):
         if soft is not None:
             drawn = soft.drawn[masked]
             with torch.no_grad():
-                own = soft.student.features(soft.state, select=masked)
-        features = self.network.features(fake, select=masked)
+                own = soft.student.features(Canvas.of(soft.state, mask_id), masked)
+        features = self.network.features(Canvas(fake, masked), masked)
         chunks = chunk_count(fake.numel(), self.network.spec.vocabulary)
         loss, plain = in_chunks(nats, chunks, features, sample[masked], own, drawn)
         return loss.sum(), {"nats": plain.sum()}
@@ -138,9 +139,8 @@ class AuxiliaryRatio(Ratio):
         Args:
             share: see `table`; the auxiliary denoiser is not asked where it has no part.
         """
-        return self.teacher.features(fake, select=select), (
-            self.network.features(fake, select=select) if share < 1 else None
-        )
+        canvas = Canvas.of(fake, self.teacher.spec.mask_id)
+        return self.teacher.features(canvas, select), self.network.features(canvas, select) if share < 1 else None
 
     @torch.no_grad()
     def table(self, theirs: Tensor, auxiliary: Tensor | None, own: Tensor | None = None, share: float = 0.0) -> Tensor:
@@ -206,7 +206,7 @@ class DiscriminatorRatio(Ratio):
         """(BCE(real, 0.9) + BCE(fake, 0.1)) / 2 on masked positions."""
         assert real is not None
         masked = fake == mask_id
-        on_fake, on_real = (part[masked] for part in self.network(torch.cat([fake, real])).chunk(2))
+        on_fake, on_real = (part[masked] for part in self.network(Canvas.of(torch.cat([fake, real]), mask_id)).chunk(2))
         loss = (soft_bce(on_real, self.real_target) + soft_bce(on_fake, self.fake_target)).sum() / 2
         right = ((on_real > 0).sum() + (on_fake < 0).sum()) / 2
         return loss, {"accuracy": right.to(loss)}
@@ -214,4 +214,4 @@ class DiscriminatorRatio(Ratio):
     @torch.no_grad()
     def reward(self, fake: Tensor, sample: Tensor) -> Tensor:
         """Clamped log-odds of being real. The discriminator sees the context of a masked token, not the token."""
-        return clamped_log_odds(self.network(fake), self.epsilon, self.clamp)
+        return clamped_log_odds(self.network(Canvas.of(fake, self.network.backbone.spec.mask_id)), self.epsilon, self.clamp)

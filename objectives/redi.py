@@ -30,11 +30,10 @@ from torch import Tensor
 from objectives.elbo import masked_cross_entropy
 from objectives.objective import Distillation, LossOutput, Rollout
 from objectives.rounds import RoundsConfig, RoundsObjective
-from students.rollout import move
+from students.fill import fill
+from students.samplers import Ancestral
 from students.samplers.random_start import random_start
-from teachers.chunks import chunk_count
-from teachers.denoiser import Denoiser
-from teachers.process import MaskedProcess
+from teachers.canvas import Canvas
 from teachers.randomness import RowStreams, uniform
 
 
@@ -80,22 +79,6 @@ class RediRollout(Rollout):
     t: Tensor
 
 
-@torch.no_grad()
-def k_step_sample(
-    denoiser: Denoiser, process: MaskedProcess, start: Tensor, steps: int, randomness: RowStreams
-) -> Tensor:
-    """Ancestral sampling that draws each position of (B, L) ``start`` once, whether it holds a mask or a token."""
-    z, undecided = start, torch.ones_like(start, dtype=torch.bool)
-    chunks = chunk_count(start.numel(), denoiser.spec.vocabulary)
-    for step in range(steps):
-        t = torch.full((len(start),), 1 - step / steps, dtype=torch.float64, device=start.device)
-        chance = process.reveal_probability(t, t - 1 / steps) if step < steps - 1 else torch.ones_like(t)
-        reveal = undecided & (uniform(randomness, *start.shape) < chance[:, None])
-        z = move(denoiser, z, reveal, t, randomness, chunks)
-        undecided = undecided & ~reveal
-    return z
-
-
 class Redi(RoundsObjective):
     """The wiring: see the module."""
 
@@ -108,13 +91,14 @@ class Redi(RoundsObjective):
     def rollout(self, real: Tensor | None, rows: int, randomness: RowStreams) -> RediRollout:
         """Draw a coupling and a state of it."""
         share, spec = self.config.random_share, self.student.spec
-        masks = torch.full((rows, self.length), spec.mask_id, device=randomness.device)
-        start = random_start(masks, masks == spec.mask_id, share, spec, randomness)
+        canvas = random_start(Canvas.blank(rows, self.length, spec.mask_id, randomness.device), share, spec, randomness)
+        start = canvas.tokens
         if share and self.round == 0:
             assert real is not None
             sample = real
         else:
-            sample = k_step_sample(self.source, self.process, start, self.config.steps, randomness)
+            filled = fill(self.source, canvas, Ancestral(), self.config.steps, randomness, process=self.process)
+            sample = filled.tokens
         t = 1 - uniform(randomness, rows)  # in (0, 1]
         undecided = uniform(randomness, *start.shape) >= self.process.alpha(t)[:, None]
         return RediRollout(start, sample, torch.where(undecided, start, sample), undecided, t)

@@ -32,6 +32,7 @@ from objectives.divergences import entropy
 from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig, Rollout
 from students.rollout import one_move
 from students.student import cast, frozen, trainable_copy
+from teachers.canvas import Canvas
 from teachers.chunks import chunk_count, in_chunks
 from teachers.errors import UserError
 from teachers.randomness import RowStreams, beta, categorical, uniform
@@ -168,7 +169,7 @@ class RepresentationMmd(Objective):
         elif config.bandwidth is None:
             start = distillation.start
             streams = RowStreams(0, (0,), range(TYPICAL_ROWS), start.device)
-            typical = one_move(start, TYPICAL_ROWS, distillation.length, streams).sample
+            typical = one_move(start, Canvas.blank(TYPICAL_ROWS, distillation.length, start.spec.mask_id, start.device), streams).sample
             self.bandwidth = median_distance(self._features(typical))
 
     def network(self, phase: str) -> nn.Module:
@@ -180,7 +181,8 @@ class RepresentationMmd(Objective):
         """Mask real rows, complete them G·B' times, and reward each set."""
         assert real is not None
         t = beta(randomness, rows, 1, 1).clamp(*self.config.clamp_time)
-        state = self.process.corrupt(real, t, self.student.spec.mask_id, randomness)
+        everything = Canvas(real, torch.ones_like(real, dtype=torch.bool))
+        state = self.process.corrupt(real, everything, t, self.student.spec.mask_id, randomness).tokens
         drawn = self._complete(state, uniform(randomness, rows, *state.shape[1:], self.config.sets * self.config.draws))
         reward = self.rewards(real, state, drawn)
         return MmdRollout(state, drawn, leave_one_out(reward), reward)
@@ -195,7 +197,7 @@ class RepresentationMmd(Objective):
             return (torch.stack([categorical(log_probs, u) for u in uniforms.unbind(1)], 1),)
 
         chunks = chunk_count(state.numel(), self.student.spec.vocabulary)
-        (drawn[masked],) = in_chunks(draw, chunks, self.student.features(state, select=masked), uniforms[masked])
+        (drawn[masked],) = in_chunks(draw, chunks, self.student.features(Canvas(state, masked), masked), uniforms[masked])
         return drawn.transpose(1, 2)
 
     @torch.no_grad()
@@ -213,7 +215,7 @@ class RepresentationMmd(Objective):
     def _features(self, x: Tensor) -> Tensor:
         """(B, L, D) float, in the precision and on the device of the student's passes."""
         like = next(self.student.parameters())
-        hidden = cast(self.extractor, like.dtype).to(x.device).hidden_states(x)
+        hidden = cast(self.extractor, like.dtype).to(x.device).hidden_states(Canvas.of(x, self.student.spec.mask_id))
         return hidden if hidden.dtype == torch.float64 else hidden.float()
 
     def _observed(self, features: Tensor, used: Tensor) -> Tensor:
@@ -237,7 +239,7 @@ class RepresentationMmd(Objective):
             return log_probs.gather(-1, tokens), entropy(log_probs.detach())
 
         chunks = chunk_count(rollout.state.numel(), self.student.spec.vocabulary)
-        features = self.student.features(rollout.state, select=masked)
+        features = self.student.features(Canvas(rollout.state, masked), masked)
         tokens = rollout.drawn.transpose(1, 2)[masked]  # (N, G·B')
         log_probs, entropies = in_chunks(terms, chunks, features, tokens)
         sets = log_probs.view(len(log_probs), config.sets, config.draws).sum(-1)

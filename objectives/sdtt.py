@@ -27,6 +27,7 @@ from torch import Tensor
 from objectives.divergences import DISTANCES, entropy
 from objectives.objective import Distillation, LossOutput, Rollout
 from objectives.rounds import RoundsConfig, RoundsObjective
+from teachers.canvas import Canvas
 from teachers.chunks import chunk_count, in_chunks
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
@@ -103,7 +104,7 @@ def target_features(
         masked = z == target.spec.mask_id
         reveal = masked & (uniform(randomness, *z.shape) < process.reveal_probability(t, s)[:, None])
         uniforms = uniform(randomness, *z.shape)
-        features = target.features(z, t.float(), select=masked)
+        features = target.features(Canvas(z, masked, time=t), masked)
         if theirs is None:
             theirs = features.new_zeros(*z.shape, features.shape[-1])
         theirs[masked] = features  # a position that stays masked is overwritten by the next step
@@ -135,7 +136,8 @@ class Sdtt(RoundsObjective):
         assert real is not None
         low = self.config.lowest_time
         t = low + (1 - low) * uniform(randomness, rows)
-        z = self.process.corrupt(real, t, self.student.spec.mask_id, randomness)
+        everything = Canvas(real, torch.ones_like(real, dtype=torch.bool))
+        z = self.process.corrupt(real, everything, t, self.student.spec.mask_id, randomness).tokens
         times = step_times(t, self.dt, self.config.target_steps)
         theirs, _ = target_features(self.source, self.process, z, times, randomness)
         return SdttRollout(z, t, theirs)
@@ -155,7 +157,7 @@ class Sdtt(RoundsObjective):
             log_p = self.student.head(ours)
             return distance(log_p, log_q), entropy(log_p.detach())
 
-        features = self.student.features(rollout.z, rollout.t.float(), select=masked)
+        features = self.student.features(Canvas(rollout.z, masked, time=rollout.t), masked)
         chunks = chunk_count(rollout.z.numel(), self.student.spec.vocabulary)
         distances, entropies = in_chunks(at_positions, chunks, features, rollout.theirs[masked])
         return LossOutput(distances.sum(), {"entropy": (entropies.sum(), masked.sum())})

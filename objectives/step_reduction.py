@@ -27,12 +27,14 @@ from objectives.verifiers import (
     load_judge,
     masked_log_likelihood,
     path_log_ratio,
-    times,
+    timed,
 )
 from students.adaptive import AdaptiveTrajectory, adaptive, mean_inverse_distance
 from students.planner import PlannedDenoiser, add_planner, commit_log_prob, summary
+from students.samplers import Planner, Threshold
 from students.samplers.planner import planned_logits
 from students.student import twin
+from teachers.canvas import Canvas
 from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser
 from teachers.randomness import RowStreams
@@ -180,10 +182,11 @@ class StepReduction(Objective):
 
     def _trajectory(self, network: Denoiser, randomness: RowStreams, keep: bool = False) -> AdaptiveTrajectory:
         config = self.config
-        threshold = config.threshold if config.policy == "threshold" else None
+        sampler = Threshold(threshold=config.threshold) if config.policy == "threshold" else Planner()
         # what the tokens are drawn with is not the planner's doing: shared, it is noise that the baseline takes away
         together = self.group if config.trains == "planner" else 1
-        return adaptive(network, self.process, config.steps, self.length, randomness, threshold, together, keep)
+        canvas = Canvas.blank(len(randomness), self.length, network.spec.mask_id, randomness.device)
+        return adaptive(network, self.process, canvas, sampler, config.steps, randomness, together, keep)
 
     def start(self, device: torch.device) -> tuple[float, float]:
         """Mean passes of the start, and mean of the surrogate; measured once, the same on every process."""
@@ -276,14 +279,14 @@ class StepReduction(Objective):
         if len(part) == 0:
             return part, torch.zeros(0), torch.zeros(0)
         z, masked, commit = rollout.states[part, n], masked[part], rollout.commits[part, n]
-        t, start = times(self.student, z, self.process), None
+        canvas, start = timed(z, self.student, self.process), None
         if rollout.features is not None:  # nothing that trains is behind them
             features = rollout.features[part, n][masked]
         else:
-            features = self.student.features(z, t, select=masked)
+            features = self.student.features(canvas, masked)
         if config.trains == "all" and config.anchor_kl:
             with torch.no_grad():
-                start = self.target.features(z, t, select=masked)
+                start = self.target.features(canvas, masked)
 
         def at_positions(features: Tensor, start: Tensor | None, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             log_probs = self.student.head(features)

@@ -33,6 +33,7 @@ from objectives.elbo import cross_entropy
 from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig, Rollout
 from objectives.trajectory import last_unmasked, unmasking_rank
 from students.student import twin
+from teachers.canvas import Canvas
 from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.randomness import RowStreams, categorical, uniform
 
@@ -157,7 +158,7 @@ class T3D(Objective):
             return (log_probs.argmax(-1) if greedy else categorical(log_probs, uniforms),)
 
         chunks = chunk_count(z.numel(), self.student.spec.vocabulary)
-        (tokens,) = in_chunks(tokens_of, chunks, self.target.features(z, select=masked), uniforms)
+        (tokens,) = in_chunks(tokens_of, chunks, self.target.features(Canvas(z, masked), masked), uniforms)
         path = path_weights(unmasking_rank(order, masked, ties), masked, self.config.path_tokens)
         return T3DRollout(labels, labels.masked_scatter(masked, tokens), z, masked, path)
 
@@ -170,7 +171,7 @@ class T3D(Objective):
         z, masked = rollout.z, rollout.masked
         assert self.target is not None
         with torch.no_grad():
-            reference = self.target.features(z, select=masked)
+            reference = self.target.features(Canvas(z, masked), masked)
 
         def at_positions(ours: Tensor, theirs: Tensor, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             log_probs = self.student.head(ours)
@@ -181,7 +182,7 @@ class T3D(Objective):
 
         chunks = chunk_count(z.numel(), self.student.spec.vocabulary)
         found = in_chunks(
-            at_positions, chunks, self.student.features(z, select=masked), reference, rollout.labels[masked],
+            at_positions, chunks, self.student.features(Canvas(z, masked), masked), reference, rollout.labels[masked],
             rollout.guess[masked],
         )  # fmt: skip
         nats, real, fake = (scatter(values, masked) for values in found)

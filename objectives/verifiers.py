@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from objectives.divergences import kl, log_ratio
 from objectives.elbo import masked_cross_entropy
 from students.adaptive import AdaptiveTrajectory
+from teachers.canvas import Canvas
 from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
@@ -109,22 +112,21 @@ def path_log_ratio(
             break
         z, where = found.states[part, n], read[part, n]
         seen = torch.where(found.commits[part, n] & ~where, found.sample[part], z)
-        theirs = teacher.features(seen, times(teacher, seen, process), select=where)
+        theirs = teacher.features(timed(seen, teacher, process), where)
         if found.features is not None:
             ours = found.features[part, n][where]
         else:
-            ours = student.features(z, times(student, z, process), select=where)
+            ours = student.features(timed(z, student, process), where)
         (ratio,) = in_chunks(ratios, chunks, theirs, ours, found.sample[part][where])
         mean = scatter(ratio, where).double().sum(1) / where.sum(1).clamp(min=1)
         total[part, n] = mean * size[part, n] / length
     return total
 
 
-def times(denoiser: Denoiser, z: Tensor, process: MaskedProcess) -> Tensor | None:
-    """(B,) the time at which so much is masked as in ``z``, for a denoiser that asks for it."""
-    if not denoiser.spec.time_conditioned:
-        return None
-    return process.time_of((z != denoiser.spec.mask_id).double().mean(1)).float()
+def timed(z: Tensor, denoiser: Denoiser, process: MaskedProcess) -> Canvas:
+    """Rows (B, L) at the time at which so much is masked as in them."""
+    canvas = Canvas.of(z, denoiser.spec.mask_id)
+    return replace(canvas, time=process.time_of(1 - canvas.open_share()))
 
 
 def at_the_end(value: Tensor, steps: Tensor, passes: int) -> Tensor:

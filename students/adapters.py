@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from students.planner import PlannedDenoiser
-from teachers.denoiser import Denoiser
+from teachers.canvas import Canvas
+from teachers.denoiser import Contexts, Denoiser
 from teachers.errors import UserError, nearest
 from teachers.families.causal import CausalDenoiser
 from teachers.section import Section
@@ -98,6 +100,7 @@ class AdaptedDenoiser(Denoiser):
         super().__init__()
         object.__setattr__(self, "base", base.requires_grad_(False))  # not registered: its parameters are not ours
         self.spec, self.config = base.spec, config
+        self.capabilities = base.capabilities - {"adapters", "blocks", "compression"}
         check_targets(base.model, config)
         self.name, self.active = insert_adapter(base.model, config)
         self.layers = {
@@ -108,32 +111,27 @@ class AdaptedDenoiser(Denoiser):
         self.adapter = nn.ModuleDict({path.replace(".", "-"): layer for path, layer in self.layers.items()})
         self.float().requires_grad_(True).eval()
 
-    def features(
-        self,
-        z: Tensor,
-        t: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        select: Tensor | None = None,
-    ) -> Tensor:
+    def features(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:
         """See `Denoiser.features`."""
         with ActiveAdapter(self.active, [self.name]):
-            return self.base.features(z, t, attention_mask, position_ids, select)
+            return self.base.features(canvas, select)
 
     def head(self, features: Tensor) -> Tensor:
         """The base's: no adapter reaches it; see `Denoiser.head`."""
         return self.base.head(features)
 
-    def hidden_states(
-        self,
-        z: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        embeddings: Tensor | None = None,
-    ) -> Tensor:
-        """See `CausalDenoiser.hidden_states`."""
+    def hidden_states(self, canvas: Canvas, embeddings: Tensor | None = None) -> Tensor:
+        """The base's, adapted; see `Denoiser.hidden_states`."""
         with ActiveAdapter(self.active, [self.name]):
-            return self.base.hidden_states(z, attention_mask, position_ids, embeddings)
+            return self.base.hidden_states(canvas, embeddings)
+
+    def checkpoint_activations(self, contexts: Contexts | None = None) -> None:
+        """The base's, with the adapters in the repetition that were active in the pass itself.
+
+        By the time of the backward pass another adapter may be active, or none.
+        """
+        active = self.active
+        self.base.checkpoint_activations(lambda: (nullcontext(), ActiveAdapter(active, active)))
 
     def token_embeddings(self) -> Tensor:
         """The base's: adapters sit on linear layers; see `Denoiser.token_embeddings`."""

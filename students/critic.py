@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from students.adapters import AdaptedDenoiser, AdapterConfig
 from students.student import trainable_copy
+from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser
 
 
@@ -62,22 +63,22 @@ class Discriminator(nn.Module):
             self.backbone.requires_grad_(False)
             for block in self.backbone.blocks()[-trainable_blocks:]:
                 block.requires_grad_(True)
-        width = self.backbone.hidden_states(torch.zeros(1, 1, dtype=torch.long, device=start.device)).shape[-1]
+        blank = Canvas.blank(1, 1, start.spec.mask_id, start.device)
+        width = self.backbone.hidden_states(blank).shape[-1]
         self.head = nn.Sequential(SpectralLinear(width, width), nn.SiLU(), SpectralLinear(width, 1)).to(start.device)
         self.eval()
 
-    def forward(self, z: Tensor) -> Tensor:
-        """(B, L) float32 logits for the tokens behind a partly masked canvas."""
-        return self._logits(self.backbone.hidden_states(z))
+    def forward(self, canvas: Canvas) -> Tensor:
+        """(B, L) float32 logits for the tokens behind a canvas."""
+        return self._logits(self.backbone.hidden_states(canvas))
 
-    def read_embeddings(self, z: Tensor, embeddings: Tensor) -> Tensor:
+    def read_embeddings(self, canvas: Canvas, embeddings: Tensor) -> Tensor:
         """(B, L) float32 logits, as of `forward`, differentiable in what is read for each token.
 
         Args:
-            z: (B, L) the canvas; only its shape matters.
-            embeddings: (B, L, E) rows of `Denoiser.token_embeddings`, or mixtures of them.
+            embeddings: (B, L, E) rows of `Denoiser.token_embeddings`, or mixtures of them, in place of the tokens.
         """
-        return self._logits(self.backbone.hidden_states(z, embeddings=embeddings))  # type: ignore[call-arg]
+        return self._logits(self.backbone.hidden_states(canvas, embeddings))
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return self.head(hidden).squeeze(-1).float()

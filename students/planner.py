@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from teachers.denoiser import Denoiser
+from teachers.canvas import Canvas
+from teachers.denoiser import DelegatingDenoiser, Denoiser
 from teachers.errors import UserError
 from teachers.families.causal import CausalDenoiser, load_denoiser
 from teachers.randomness import categorical
@@ -161,7 +162,7 @@ class PlannerHead(nn.Module):
         return base_logits(share, self.base_steps) + self.out(torch.cat([hidden, cheap], -1)).squeeze(-1)
 
 
-class PlannedDenoiser(Denoiser):
+class PlannedDenoiser(DelegatingDenoiser):
     """A denoiser with a planner: its tokens are the denoiser's own, and it says which of them to commit.
 
     Args:
@@ -169,24 +170,9 @@ class PlannedDenoiser(Denoiser):
     """
 
     def __init__(self, inner: Denoiser, planner: PlannerHead):
-        super().__init__()
-        self.inner, self.planner, self.spec = inner, planner, inner.spec
+        super().__init__(inner)
+        self.planner = planner
         self.eval()
-
-    def features(
-        self,
-        z: Tensor,
-        t: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        select: Tensor | None = None,
-    ) -> Tensor:
-        """The inner denoiser's; see `Denoiser.features`."""
-        return self.inner.features(z, t, attention_mask, position_ids, select)
-
-    def head(self, features: Tensor) -> Tensor:
-        """The inner denoiser's; see `Denoiser.head`."""
-        return self.inner.head(features)
 
     def commit_logits(self, features: Tensor, summaries: Tensor, where: Tensor) -> Tensor:
         """The planner's; see `Denoiser.commit_logits`."""
@@ -196,14 +182,6 @@ class PlannedDenoiser(Denoiser):
     def repulsion(self) -> Tensor:
         """The planner's; see `Denoiser.repulsion`."""
         return self.planner.repulsion
-
-    def hidden_states(self, z: Tensor) -> Tensor:
-        """The inner denoiser's; see `Denoiser.hidden_states`."""
-        return self.inner.hidden_states(z)
-
-    def blocks(self) -> nn.ModuleList:
-        """The inner denoiser's; see `Denoiser.blocks`."""
-        return self.inner.blocks()
 
     @property
     def model(self) -> PreTrainedModel:
@@ -224,10 +202,8 @@ class PlannedDenoiser(Denoiser):
 
 def add_planner(denoiser: Denoiser, base_steps: int, width: int = 32) -> PlannedDenoiser:
     """Put an untrained planner on a denoiser, see `PlannerHead`; drawn with torch's global generator."""
-    blank = torch.zeros(1, 1, dtype=torch.long, device=denoiser.device)
-    time = torch.ones(1, device=denoiser.device) if denoiser.spec.time_conditioned else None
     with torch.no_grad():
-        features = denoiser.features(blank, time)
+        features = denoiser.features(Canvas.blank(1, 1, denoiser.spec.mask_id, denoiser.device))
     return PlannedDenoiser(denoiser, PlannerHead(features.shape[-1], base_steps, width).to(features.device))
 
 

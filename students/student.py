@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from students.adapters import ActiveAdapter, AdaptedDenoiser, plain_copy
+from students.adapters import AdaptedDenoiser, plain_copy
 from students.planner import PlannedDenoiser
 from teachers.denoiser import Denoiser
-from teachers.families.causal import CausalDenoiser
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -50,32 +47,14 @@ def twin(denoiser: Denoiser) -> Denoiser:
 
 
 def enable_gradient_checkpointing(network: nn.Module) -> None:
-    """Keep no activations within the transformer blocks of a network; the backward pass computes them again.
+    """Let every denoiser in a network, full or adapted, keep no activations within its blocks.
 
-    For denoisers, full or adapted, and whatever holds one, such as a discriminator. By the time of the backward pass
-    another adapter may be active, or none: the one that was active in the forward pass is made so again.
+    Raises:
+        UserError: there is one that can not do so.
     """
     for module in network.modules():
-        if isinstance(module, AdaptedDenoiser):
-            _checkpoint_blocks(module.base, module.active)
-        elif isinstance(module, CausalDenoiser):
-            _checkpoint_blocks(module, [])
-
-
-def _checkpoint_blocks(denoiser: CausalDenoiser, active: list[str]) -> None:
-    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        """Of the forward pass, during which this is called, and of its repetition."""
-        return nullcontext(), ActiveAdapter(active, active)
-
-    # no dropout, so there is no random state to keep
-    options = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": contexts}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the name that transformers 5.17 and 5.23 both know
-        denoiser.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-    denoiser.model.disable_input_require_grads()  # only the reentrant kind needs it; a teacher would keep graphs
-    for module in denoiser.model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.training = True  # transformers asks for it; their parts stay in eval mode
+        if isinstance(module, Denoiser):
+            module.checkpoint_activations()
 
 
 class Ema:

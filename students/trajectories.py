@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from students.samplers.sampler import LOG_LINEAR, CountedDenoiser, draw_tokens
-from students.samplers.top_k import fill
-from teachers.chunks import chunk_count, in_chunks
+from students.fill import Pass, fill
+from students.samplers.sampler import LOG_LINEAR, Prediction, Sampler
+from students.samplers.top_k import TopK
+from teachers.canvas import Canvas
+from teachers.chunks import row_sums
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
-from teachers.randomness import uniform
+from teachers.randomness import Randomness, uniform_at
 
 
 @dataclass
@@ -26,7 +28,7 @@ class RecordedOrder:
 
     Attributes:
         tokens: (B, L) without masks.
-        order: (B, L) the pass, from 0, that unmasked each position; −1 where there was no mask.
+        order: (B, L) the pass, from 0, that unmasked each position; −1 where nothing was open.
         elbo: (B,) Σ log p(token | canvas before its pass), in nats: a lower bound on log p(tokens).
     """
 
@@ -35,54 +37,50 @@ class RecordedOrder:
     elbo: Tensor
 
 
-@torch.no_grad()
+CONFIDENCE = TopK()
+
+
+class NoisyTopK(TopK):
+    """Positions are chosen at random, in proportion to their tokens' probability: Gumbel noise on its logarithm."""
+
+    def confidence(self, prediction: Prediction) -> Tensor:
+        """See `TopK.confidence`."""
+        uniforms = uniform_at(prediction.randomness, prediction.canvas.open, len(prediction.confidence))
+        return prediction.confidence.double() - (-uniforms.clamp(min=1e-300).log()).log()
+
+
 def record_order(
     denoiser: Denoiser,
-    canvas: Tensor,
+    canvas: Canvas,
     steps: int,
-    generator: torch.Generator,
+    randomness: Randomness,
     process: MaskedProcess = LOG_LINEAR,
     given: Tensor | None = None,
-    noisy: bool = False,
+    sampler: Sampler = CONFIDENCE,
 ) -> RecordedOrder:
-    """Fill a canvas as the top-k sampler does, and record what each pass unmasked.
+    """Fill a canvas, and record what each pass unmasked.
 
     Args:
-        canvas: (B, L), the mask token where there is something to fill.
-        steps: passes; a row takes no more than it has masks.
+        steps: passes; a row takes no more than it has open positions.
         given: (B, L) tokens to reveal; None draws them exactly.
-        noisy: choose positions at random, in proportion to their tokens' probability (Gumbel noise on its logarithm),
-            and not the most probable ones.
     """
-    counted, z = CountedDenoiser(denoiser, canvas, steps), canvas.clone()
-
-    def propose(features: Tensor, rows: Tensor, masked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if given is None:
-            tokens, log_prob = draw_tokens(denoiser, features, generator, "exact")
-        else:
-            tokens = given[rows][masked]
-            chunks = chunk_count(z.numel(), denoiser.spec.vocabulary)
-            (log_prob,) = in_chunks(
-                lambda f, x: (denoiser.head(f).gather(-1, x[:, None]).squeeze(-1),), chunks, features, tokens
-            )
-        if not noisy:
-            return tokens, log_prob, log_prob
-        exponential = -uniform(generator, len(tokens)).clamp(min=1e-300).log()
-        return tokens, log_prob, log_prob.double() - exponential.log()
-
-    order = torch.full_like(canvas, -1)
+    order = torch.full_like(canvas.tokens, -1)
     elbo = torch.zeros(len(canvas), dtype=torch.float64, device=canvas.device)
-    for n, (rows, committed, log_prob) in enumerate(fill(counted, z, steps, process, propose)):
-        order[rows] = torch.where(committed, n, order[rows])
-        elbo[rows] += log_prob.double().masked_fill(~committed, 0.0).sum(1)
-    return RecordedOrder(z, order, elbo)
+
+    def record(one: Pass) -> None:
+        rows, commit = one.asked.rows, one.commit
+        order[rows] = torch.where(commit, one.number, order[rows])
+        elbo[rows] += row_sums(one.drawn.log_prob[commit[one.asked.positions]].double(), commit)
+
+    filled = fill(denoiser, canvas, sampler, steps, randomness, process=process, given=given, record=record)
+    return RecordedOrder(filled.tokens, order, elbo)
 
 
 def best_order(
     denoiser: Denoiser,
-    canvas: Tensor,
+    canvas: Canvas,
     steps: int,
-    generator: torch.Generator,
+    randomness: Randomness,
     process: MaskedProcess = LOG_LINEAR,
     candidates: int = 1,
     given: Tensor | None = None,
@@ -92,9 +90,9 @@ def best_order(
     The first candidate is the confidence order, in which the tokens are drawn if they are not given; the others are
     noisy ones of the same tokens [open]: choosing among orders leaves the law of the texts as it is.
     """
-    best = record_order(denoiser, canvas, steps, generator, process, given)
+    best = record_order(denoiser, canvas, steps, randomness, process, given)
     for _ in range(candidates - 1):
-        other = record_order(denoiser, canvas, steps, generator, process, best.tokens, noisy=True)
+        other = record_order(denoiser, canvas, steps, randomness, process, best.tokens, NoisyTopK())
         better = other.elbo > best.elbo
         best.order = torch.where(better[:, None], other.order, best.order)
         best.elbo = torch.where(better, other.elbo, best.elbo)

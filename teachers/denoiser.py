@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +12,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from teachers.canvas import Canvas
+from teachers.errors import UserError
+
 Attention = Literal["full", "block", "causal"]
+Capability = Literal["hidden states", "embeddings", "blocks", "adapters", "checkpointing", "compression"]
+"""What not every denoiser can do: `Denoiser.hidden_states`, `token_embeddings`, `blocks`; carry LoRA adapters;
+`checkpoint_activations`; be exported with compressed weights."""
+Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
+"""Makes what surrounds a forward pass, and its repetition in the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +32,10 @@ class DenoiserSpec:
         vocabulary: V, the width of the logits, mask column included.
         max_length: the longest canvas.
         eos_id, pad_id: None where the tokenizer has none.
-        shift: the model predicts the *next* position, as autoregressive models do; `Denoiser.logits` undoes it.
+        shift: the model predicts the *next* position, as autoregressive models do; `Denoiser.features` undoes it.
         attention: "full", "block" (causal between blocks, full within) or "causal" (an autoregressive judge).
         block_size: for "block" attention.
-        time_conditioned: whether `logits` needs t.
+        time_conditioned: whether the network reads the time of a canvas.
     """
 
     mask_id: int
@@ -44,84 +54,104 @@ class DenoiserSpec:
 
 
 class Denoiser(nn.Module, ABC):
-    """p(x₀ | z): a network that predicts every clean token from a partly masked canvas.
+    """p(x₀ | z): a network that predicts every clean token from a canvas.
 
-    ``logits(…) = head(features(…))``: what the head reads can be held for all positions, and its V wide output for a
+    Time, padding, positions and the shift are its own business: it reads them off the canvas.
+
+    ``log_probs(…) = head(features(…))``: what the head reads can be held for all positions, and its V wide output for a
     few at a time (teachers/chunks.py). A denoiser that is not split so has its log-probabilities for features.
 
     Attributes:
+        capabilities: what it can do beyond predicting; asking for another one is a `UserError`.
         collective: passes are collective, as under ZeRO 3, where each process holds a part of the parameters: all
             processes must make equally many, with equally many head calls, whatever their data. The engine sets it.
     """
 
     spec: DenoiserSpec
+    capabilities: frozenset[Capability] = frozenset()
     collective: bool = False
 
     @abstractmethod
-    def features(
-        self,
-        z: Tensor,
-        t: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        select: Tensor | None = None,
-    ) -> Tensor:
+    def features(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:
         """What `head` reads, one pass of the network: (B, L, H), or (N, H) under ``select``.
 
         Args:
-            z: (B, L) tokens, masked where unknown.
-            t: (B,) times, for time-conditioned families only.
-            attention_mask: (B, L), 1 where a token is real and 0 where it is padding.
-            position_ids: (B, L).
             select: (B, L) bool; only these N positions, in row-major order, reach the head.
         """
 
-    def features_at(self, z: Tensor, select: Tensor, t: Tensor | None = None) -> Tensor:
+    def features_at(self, canvas: Canvas, select: Tensor) -> Tensor:
         """`features` at the N positions of ``select``, (N, H); one forward row serves rows that are all the same.
 
-        All-masked canvases are. Arguments as `features`; rows at times of their own are never the same.
+        All-masked canvases are. Padded rows, and rows at times of their own, are never taken for the same.
         """
-        if t is not None or len(z) < 2 or not bool((z == z[:1]).all()):
-            return self.features(z, t, select=select)
+        z = canvas.tokens
+        if len(z) < 2 or self.spec.time_conditioned or canvas.real is not None or not bool((z == z[:1]).all()):
+            return self.features(canvas, select)
         wanted = select.any(0)
-        shared = self.features(z[:1], select=wanted[None])
+        shared = self.features(canvas.rows(slice(0, 1)), wanted[None])
         return shared[(wanted.cumsum(0) - 1).expand_as(z)[select]]
 
     def head(self, features: Tensor) -> Tensor:
         """(…, H) `features` → (…, V) float32 log-probabilities of x₀, the mask column −∞; each position alone."""
         return features
 
-    def logits(
-        self,
-        z: Tensor,
-        t: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        select: Tensor | None = None,
-    ) -> Tensor:
+    def log_probs(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:
         """Unshifted log-probabilities of x₀, as `head` gives them: (B, L, V), or (N, V). Arguments as `features`."""
-        return self.head(self.features(z, t, attention_mask, position_ids, select))
+        return self.head(self.features(canvas, select))
 
-    def hidden_states(self, z: Tensor) -> Tensor:
+    def time(self, canvas: Canvas) -> Tensor:
+        """(B,) float32 t that a time-conditioned network reads: the canvas's own, or else the share that is open."""
+        return (canvas.open_share() if canvas.time is None else canvas.time).float()
+
+    def require(self, capability: Capability, purpose: str) -> None:
+        """Refuse to go on where a capability is missing.
+
+        Args:
+            purpose: what asks for it, for the message.
+
+        Raises:
+            UserError: it is.
+        """
+        if capability not in self.capabilities:
+            has = ", ".join(sorted(self.capabilities)) or "none"
+            raise UserError(
+                f"{purpose} needs a network with {capability}, and {type(self).__name__} has none (it has: {has}); "
+                "choose another teacher, or an objective or sampler that does without"
+            )
+
+    def hidden_states(self, canvas: Canvas, embeddings: Tensor | None = None) -> Tensor:
         """(B, L, H) final hidden states, in the positions of the tokens they describe; for critics.
 
-        Families with `token_embeddings` also take ``embeddings``, (B, L, E), to read instead of those of ``z``.
+        Args:
+            embeddings: (B, L, E) read in place of those of the canvas's tokens; capability "embeddings".
         """
-        raise TypeError(f"{type(self).__name__} has no hidden states to read; use the auxiliary critic instead")
+        self.require("hidden states", "reading hidden states")
+        raise AssertionError(f"{type(self).__name__} declares hidden states and has none")
 
     def token_embeddings(self) -> Tensor:
         """(V, E) what the first block reads for each token; a mixture of the rows is a token not yet decided."""
-        raise TypeError(f"{type(self).__name__} has no embeddings to mix; use a sampler without guidance instead")
+        self.require("embeddings", "mixing embeddings")
+        raise AssertionError(f"{type(self).__name__} declares embeddings and has none")
 
     def blocks(self) -> nn.ModuleList:
         """The transformer blocks, first to last; for critics that train only the last few."""
-        raise TypeError(f"{type(self).__name__} has no blocks to choose from; use the auxiliary critic instead")
+        self.require("blocks", "choosing transformer blocks")
+        raise AssertionError(f"{type(self).__name__} declares blocks and has none")
 
-    def commit_logits(self, features: Tensor, summaries: Tensor, where: Tensor) -> Tensor | None:
-        """Which masked positions a sampler should commit: (N,) logits; None for a denoiser that has no such opinion.
+    def checkpoint_activations(self, contexts: Contexts | None = None) -> None:
+        """Keep no activations within the transformer blocks from now on; the backward pass computes them again.
 
         Args:
-            features: (N, H) at masked positions. summaries: (N, 2), `students.planner.summary` of what `head` says
+            contexts: what surrounds each pass and its repetition; None for nothing.
+        """
+        self.require("checkpointing", "train.gradient_checkpointing")
+        raise AssertionError(f"{type(self).__name__} declares checkpointing and has none")
+
+    def commit_logits(self, features: Tensor, summaries: Tensor, where: Tensor) -> Tensor | None:
+        """Which open positions a sampler should commit: (N,) logits; None for a denoiser that has no such opinion.
+
+        Args:
+            features: (N, H) at open positions. summaries: (N, 2), `students.planner.summary` of what `head` says
                 there. where: (N, S), `students.planner.surroundings` of them.
         """
         return None
@@ -136,10 +166,70 @@ class Denoiser(nn.Module, ABC):
         """Write config and safetensors weights, so that `load_denoiser` gives the same denoiser back."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """`logits`, so that wrappers such as DeepSpeed's engine can call the module."""
-        return self.logits(*args, **kwargs)
+        """`log_probs`, so that wrappers such as DeepSpeed's engine can call the module."""
+        return self.log_probs(*args, **kwargs)
 
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
+
+
+class DelegatingDenoiser(Denoiser):
+    """A denoiser around another one, to which it leaves whatever it does not do itself.
+
+    Args:
+        inner: registered, so that its parameters are this module's as well.
+    """
+
+    inner: Denoiser
+
+    def __init__(self, inner: Denoiser):
+        super().__init__()
+        self.inner, self.spec, self.capabilities = inner, inner.spec, inner.capabilities
+
+    def features(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:
+        """See `Denoiser.features`."""
+        return self.inner.features(canvas, select)
+
+    def head(self, features: Tensor) -> Tensor:
+        """See `Denoiser.head`."""
+        return self.inner.head(features)
+
+    def time(self, canvas: Canvas) -> Tensor:
+        """See `Denoiser.time`."""
+        return self.inner.time(canvas)
+
+    def hidden_states(self, canvas: Canvas, embeddings: Tensor | None = None) -> Tensor:
+        """See `Denoiser.hidden_states`."""
+        return self.inner.hidden_states(canvas, embeddings)
+
+    def token_embeddings(self) -> Tensor:
+        """See `Denoiser.token_embeddings`."""
+        return self.inner.token_embeddings()
+
+    def blocks(self) -> nn.ModuleList:
+        """See `Denoiser.blocks`."""
+        return self.inner.blocks()
+
+    def checkpoint_activations(self, contexts: Contexts | None = None) -> None:
+        """See `Denoiser.checkpoint_activations`."""
+        self.inner.checkpoint_activations(contexts)
+
+    def commit_logits(self, features: Tensor, summaries: Tensor, where: Tensor) -> Tensor | None:
+        """See `Denoiser.commit_logits`."""
+        return self.inner.commit_logits(features, summaries, where)
+
+    @property
+    def repulsion(self) -> Tensor | None:
+        """See `Denoiser.repulsion`."""
+        return self.inner.repulsion
+
+    def save(self, folder: str | Path) -> None:
+        """See `Denoiser.save`."""
+        self.inner.save(folder)
+
+    @property
+    def device(self) -> torch.device:
+        """See `Denoiser.device`."""
+        return self.inner.device

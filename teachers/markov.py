@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
+from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
 from teachers.randomness import Randomness, categorical, uniform
@@ -113,32 +114,25 @@ class MarkovDenoiser(Denoiser):
         """Where the tables are."""
         return self.transitions.device
 
-    def features(
-        self,
-        z: Tensor,
-        t: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        select: Tensor | None = None,
-    ) -> Tensor:
-        """`posterior` in float32, whatever t: (B, L, V), or (N, V) under ``select``; see `Denoiser.features`."""
-        log_probs = self.posterior(z, attention_mask)
+    def features(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:
+        """`posterior` in float32, whatever the time: (B, L, V), or (N, V) under ``select``; see `Denoiser.features`."""
+        log_probs = self.posterior(canvas.tokens, canvas.real)
         return (log_probs if select is None else log_probs[select]).float()
 
     @torch.no_grad()
-    def posterior(self, z: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def posterior(self, z: Tensor, real: Tensor | None = None) -> Tensor:
         """log p(x_l | the unmasked tokens of z) at every position, unmasked ones too, where it is 0 or −∞.
 
         Args:
             z: (B, L) tokens, any of them masked.
-            attention_mask: (B, L), 0 where a token is padding, of which nothing is known then.
+            real: (B, L), False where a token is padding, of which nothing is known then.
 
         Returns:
             (B, L, V) float64, the mask's column −∞.
         """
         known = z != self.spec.mask_id
-        if attention_mask is not None:
-            known &= attention_mask.bool()
+        if real is not None:
+            known &= real
         evidence = torch.ones(*z.shape, self.tokens, dtype=torch.float64, device=z.device)
         evidence[known] = torch.nn.functional.one_hot(self._states(z[known]), self.tokens).double()
         rows = max(1, STATES_AT_ONCE // (z.shape[1] * self.tokens**self.order))

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from teachers.canvas import Canvas
 from teachers.randomness import Randomness, categorical, uniform
 
 Schedule = Literal["log-linear", "cosine"]
@@ -45,20 +46,20 @@ class MaskedProcess:
         """P(unmasked at s | masked at t) for s ≤ t: (α(s) − α(t)) / (1 − α(t))."""
         return (self.alpha(s) - self.alpha(t)) / (1 - self.alpha(t))
 
-    def corrupt(
-        self, x0: Tensor, t: Tensor, mask_id: int, generator: Randomness, fixed: Tensor | None = None
-    ) -> Tensor:
-        """Draw z_t ~ q(z_t | x₀): each token is masked independently with probability 1 − α(t).
+    def corrupt(self, x0: Tensor, canvas: Canvas, t: Tensor, mask_id: int, randomness: Randomness) -> Canvas:
+        """Draw z_t ~ q(z_t | x₀): each open token is masked independently with probability 1 − α(t).
 
         Args:
             x0: (B, L) clean tokens.
+            canvas: which of them are open; prompts, suffixes and padding are never masked.
             t: (B,) times.
-            fixed: (B, L) True where a token is part of a prompt and is never masked.
+
+        Returns:
+            The canvas at time t, open where it is masked.
         """
-        masked = uniform(generator, *x0.shape) < (1 - self.alpha(t.double()))[:, None]
-        if fixed is not None:
-            masked &= ~fixed
-        return torch.where(masked, mask_id, x0)
+        masked = uniform(randomness, *x0.shape) < (1 - self.alpha(t.double()))[:, None]
+        masked &= canvas.open
+        return Canvas(torch.where(masked, mask_id, x0), masked, canvas.real, t)
 
     def reverse_step(
         self, z: Tensor, log_probs: Tensor, t: Tensor, s: Tensor, mask_id: int, generator: Randomness

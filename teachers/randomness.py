@@ -59,6 +59,21 @@ def uniform(generator: Randomness, *shape: int, dtype: torch.dtype = torch.float
     return torch.stack(draws)
 
 
+def of_rows(randomness: Randomness, rows: Tensor) -> Randomness:
+    """What some rows draw from: their own streams, or the one generator of all."""
+    return randomness.take(rows) if isinstance(randomness, RowStreams) else randomness
+
+
+def uniform_at(randomness: Randomness, where: Tensor, count: int) -> Tensor:
+    """Uniform draws in [0, 1) for the ``count`` True positions of ``where`` (R, L), in row-major order: (count,).
+
+    A row's own stream draws for all of its positions, so that what one position gets does not depend on the others.
+    """
+    if isinstance(randomness, torch.Generator):
+        return uniform(randomness, count)
+    return uniform(randomness, *where.shape)[where]
+
+
 def beta(generator: Randomness, rows: int, a: int, b: int) -> Tensor:
     """Draws (rows,) from Beta(a, b) for whole a, b ≥ 1: the a-th smallest of a+b−1 uniforms has exactly that law."""
     return uniform(generator, rows, a + b - 1).sort(dim=1).values[:, a - 1]

@@ -27,8 +27,10 @@ from distill.evaluation.metrics import (
 from distill.runtime.progress import progress_bar
 from distill.runtime.world import ALONE, World
 from students.adapters import merged
-from students.samplers import LOG_LINEAR, AncestralConfig, SamplerConfig
-from teachers.denoiser import Denoiser
+from students.fill import fill
+from students.samplers import LOG_LINEAR, Ancestral, Sampler
+from teachers.canvas import Canvas
+from teachers.denoiser import DelegatingDenoiser, Denoiser
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
 
@@ -112,8 +114,8 @@ def evaluate(
         | ({} if source_entropy is None else {"source_entropy": source_entropy}),
         "sampling": {
             "sampler": config.sampler.name,
-            "sampler_settings": config.sampler.model_dump(exclude={"name"}),
-            "draw": config.draw,
+            "sampler_settings": config.sampler.model_dump(exclude={"name", "draw"}),
+            "draw": config.sampler.draw,
             "precision": config.precision,
             "process": process.schedule,
             "samples": config.samples,
@@ -186,28 +188,28 @@ def draw(
     processes share the work. The seconds last until the slowest of them is done.
     """
     network = denoiser if progress is None else _Watched(denoiser, progress)
-    sample = sampler_of(config, critic).build(critic)
+    sampler = sampler_of(config, critic)
 
-    def fill(rows: range) -> tuple[Tensor, Tensor, int, Tensor | None]:
+    def batch(rows: range) -> tuple[Tensor, Tensor, int, Tensor | None]:
         noise = np.random.SeedSequence([seed, steps, rows.start]).generate_state(1, np.uint64)[0] >> np.uint64(1)
         generator = torch.Generator(denoiser.device).manual_seed(int(noise))
-        canvas = torch.full((len(rows), length), denoiser.spec.mask_id, device=denoiser.device)
-        out = sample(network, canvas, steps, generator, process, config.draw)
+        canvas = Canvas.blank(len(rows), length, denoiser.spec.mask_id, denoiser.device)
+        out = fill(network, canvas, sampler, steps, generator, process=process, critic=critic)
         log_prob = None if out.log_prob is None else out.log_prob.cpu()
         return out.tokens.cpu(), out.nfe.cpu(), int(out.critic_nfe.sum()), log_prob
 
     world.barrier()
     start = time.perf_counter()
-    tokens, nfe, critic_nfe, log_probs = zip(*world.share(samples, config.batch, fill), strict=True)
+    tokens, nfe, critic_nfe, log_probs = zip(*world.share(samples, config.batch, batch), strict=True)
     seconds = time.perf_counter() - start
     row_nfe = torch.cat(nfe).numpy()
     log_prob = None if log_probs[0] is None else torch.cat(log_probs).numpy()
     return Drawn(torch.cat(tokens), log_prob, row_nfe, float(row_nfe.mean()), sum(critic_nfe) / samples, seconds)
 
 
-def sampler_of(config: EvaluateConfig, critic: nn.Module | None) -> SamplerConfig:
+def sampler_of(config: EvaluateConfig, critic: nn.Module | None) -> Sampler:
     """``config.sampler``, or ancestral where that asks a critic and there is none."""
-    return AncestralConfig() if config.sampler.needs_critic and critic is None else config.sampler
+    return Ancestral() if config.sampler.needs_critic and critic is None else config.sampler
 
 
 def many_steps(config: EvaluateConfig) -> EvaluateConfig:
@@ -216,9 +218,9 @@ def many_steps(config: EvaluateConfig) -> EvaluateConfig:
     That is the reverse process itself, so the reference is the same whatever other sampler is tried at few steps; an
     ancestral one keeps its temperature.
     """
-    if config.teacher_steps in config.steps or isinstance(config.sampler, AncestralConfig):
+    if config.teacher_steps in config.steps or isinstance(config.sampler, Ancestral):
         return config
-    return config.model_copy(update={"sampler": AncestralConfig()})
+    return config.model_copy(update={"sampler": Ancestral()})
 
 
 def at_precision(denoiser: Denoiser, precision: str) -> Denoiser:
@@ -239,7 +241,7 @@ def check(
     critic: nn.Module | None = None,
 ) -> None:
     """Refuse what `evaluate` can not measure, before anything is sampled."""
-    config.sampler.build(critic)
+    config.sampler.check(critic)
     models = [model for model in (teacher, student) if model is not None]
     if not models:
         raise UserError("there is no model to evaluate; give a run, a student or a teacher")
@@ -342,26 +344,13 @@ class _Counter:
         self.bar.update(self.task, completed=self.done)
 
 
-class _Watched(Denoiser):
+class _Watched(DelegatingDenoiser):
     """A denoiser whose passes move the bar."""
 
-    def __init__(self, denoiser: Denoiser, progress: _Counter):
-        super().__init__()
-        self.inner, self.spec, self.progress = denoiser, denoiser.spec, progress
+    def __init__(self, inner: Denoiser, progress: _Counter):
+        super().__init__(inner)
+        self.progress = progress
 
-    def features(self, z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        self.progress.advance(len(z))
-        return self.inner.features(z, *args, **kwargs)
-
-    def head(self, features: Tensor) -> Tensor:
-        return self.inner.head(features)
-
-    def commit_logits(self, features: Tensor, summaries: Tensor, where: Tensor) -> Tensor | None:
-        return self.inner.commit_logits(features, summaries, where)
-
-    @property
-    def repulsion(self) -> Tensor | None:
-        return self.inner.repulsion
-
-    def save(self, folder: str | Path) -> None:
-        self.inner.save(folder)
+    def features(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:
+        self.progress.advance(len(canvas))
+        return self.inner.features(canvas, select)

@@ -1,41 +1,32 @@
-"""One rule a file; passes counted."""
+"""One rule a file."""
 
 from typing import Any
 
 from pydantic import ValidationError
 
-from students.samplers.ancestral import AncestralConfig
-from students.samplers.dilated import DilatedConfig
-from students.samplers.planner import PlannerConfig
-from students.samplers.random_start import RandomStartConfig
-from students.samplers.rgas import RgasConfig
-from students.samplers.sampler import (
-    LOG_LINEAR,
-    CountedDenoiser,
-    Draw,
-    SampleOutput,
-    Sampler,
-    SamplerConfig,
-    draw_from,
-    draw_tokens,
-)
-from students.samplers.threshold import ThresholdConfig
-from students.samplers.top_k import TopKConfig
+from students.samplers.ancestral import Ancestral
+from students.samplers.dilated import Dilated
+from students.samplers.planner import Planner
+from students.samplers.random_start import RandomStart
+from students.samplers.rgas import Rgas
+from students.samplers.sampler import LOG_LINEAR, Sampler
+from students.samplers.threshold import Threshold
+from students.samplers.top_k import TopK
 from teachers.errors import UserError
 
-SAMPLERS: dict[str, type[SamplerConfig]] = {
-    "ancestral": AncestralConfig,
-    "dilated": DilatedConfig,
-    "random_start": RandomStartConfig,
-    "rgas": RgasConfig,
-    "top_k": TopKConfig,
-    "threshold": ThresholdConfig,
-    "planner": PlannerConfig,
+SAMPLERS: dict[str, type[Sampler]] = {
+    "ancestral": Ancestral,
+    "dilated": Dilated,
+    "random_start": RandomStart,
+    "rgas": Rgas,
+    "top_k": TopK,
+    "threshold": Threshold,
+    "planner": Planner,
 }
-"""What ``evaluate.sampler`` may name."""
+"""What a ``sampler:`` section may name."""
 
 
-def written_sampler(written: Any) -> SamplerConfig:
+def written_sampler(written: Any) -> Sampler:
     """The sampler that a run folder or an export names, with the settings that are still known.
 
     Ancestral where none is named, or one that asks a critic, which no export has.
@@ -44,9 +35,9 @@ def written_sampler(written: Any) -> SamplerConfig:
         UserError: a setting is out of range.
     """
     values = written if isinstance(written, dict) else {"name": written}
-    kind = SAMPLERS.get(str(values.get("name")), AncestralConfig)
+    kind = SAMPLERS.get(str(values.get("name")), Ancestral)
     if kind.needs_critic:
-        return AncestralConfig()
+        return Ancestral()
     try:
         return kind(**{key: value for key, value in values.items() if key in kind.model_fields and key != "name"})
     except ValidationError as error:
@@ -60,14 +51,13 @@ def written_sampler(written: Any) -> SamplerConfig:
 __all__ = [
     "LOG_LINEAR",
     "SAMPLERS",
-    "AncestralConfig",
-    "CountedDenoiser",
-    "Draw",
-    "RgasConfig",
-    "SampleOutput",
+    "Ancestral",
+    "Dilated",
+    "Planner",
+    "RandomStart",
+    "Rgas",
     "Sampler",
-    "SamplerConfig",
-    "draw_from",
-    "draw_tokens",
+    "Threshold",
+    "TopK",
     "written_sampler",
 ]

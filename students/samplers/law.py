@@ -7,18 +7,32 @@ is a product over the network's own conditionals; without it, a mixture over all
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import torch
+from pydantic import ConfigDict
 from torch import Tensor
 
-from students.samplers.ancestral import number_events
-from students.samplers.sampler import LOG_LINEAR
-from teachers.chunks import row_sums
+from students.fill import fill
+from students.samplers.sampler import LOG_LINEAR, PlannedSampler
+from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
+from teachers.randomness import Randomness
 
 
-@torch.no_grad()
+class Scheduled(PlannedSampler):
+    """Transitions (B, L) that somebody else has chosen."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    name: Literal["scheduled"] = "scheduled"
+    transition: Tensor
+
+    def transitions(self, canvas: Canvas, steps: Tensor, process: MaskedProcess, randomness: Randomness) -> Tensor:
+        """See `PlannedSampler.transitions`."""
+        return self.transition
+
+
 def ancestral_log_prob(denoiser: Denoiser, tokens: Tensor, transition: Tensor, steps: int) -> Tensor:
     """log q(x | which transition reveals what): (B,) float64 nats, of rows sampled from an all-masked canvas.
 
@@ -26,18 +40,11 @@ def ancestral_log_prob(denoiser: Denoiser, tokens: Tensor, transition: Tensor, s
         tokens: (B, L) clean rows.
         transition: (B, L) in [0, ``steps``), as `students.samplers.ancestral.reveal_transitions` draws it.
     """
-    mask_id = denoiser.spec.mask_id
-    event, events = number_events(transition, torch.ones_like(tokens, dtype=torch.bool))
-    total = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
-    for n in range(int(events.max())):
-        rows = (events > n).nonzero().squeeze(1)
-        here = event[rows]
-        reveal, z = here == n, torch.where(here < n, tokens[rows], mask_id)
-        t = 1 - transition[rows].masked_fill(~reveal, 0).amax(1).double() / steps
-        log_probs = denoiser.logits(z, t.float() if denoiser.spec.time_conditioned else None, select=reveal).double()
-        drawn = log_probs.gather(-1, tokens[rows][reveal][:, None]).squeeze(-1)
-        total[rows] += row_sums(drawn.double(), reveal)
-    return total
+    blank = Canvas.blank(*tokens.shape, denoiser.spec.mask_id, tokens.device)
+    nothing_random = torch.Generator(tokens.device)
+    filled = fill(denoiser, blank, Scheduled(transition=transition), steps, nothing_random, given=tokens)
+    assert filled.log_prob is not None
+    return filled.log_prob
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ mixtures, and its unmasked positions, which the choice among candidates also sum
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -30,24 +31,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from students.critic import Discriminator
-from students.samplers.sampler import (
-    LOG_LINEAR,
-    CountedDenoiser,
-    Draw,
-    SampleOutput,
-    Sampler,
-    SamplerConfig,
-    draw_from,
-    draw_tokens,
-)
+from students.drawing import Tokens
+from students.samplers.sampler import Asked, Sampler, Work
+from teachers.canvas import Canvas
 from teachers.chunks import chunk_count, in_chunks
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
-from teachers.process import MaskedProcess
-from teachers.randomness import categorical, uniform
+from teachers.randomness import Randomness, categorical, of_rows, uniform, uniform_at
 
 
-class RgasConfig(SamplerConfig):
+class Rgas(Sampler):
     """How strongly the discriminator steers, and how its passes are counted.
 
     Attributes:
@@ -60,7 +53,7 @@ class RgasConfig(SamplerConfig):
     """
 
     needs_critic: ClassVar[bool] = True
-    name: Literal["rgas"] = "rgas"  # type: ignore[assignment]
+    name: Literal["rgas"] = "rgas"
     guided: float = Field(0.5, ge=0, le=1)  # [paper]
     strength: tuple[NonNegativeFloat, NonNegativeFloat] = (30.0, 40.0)  # [code] its config's
     clamp: float = Field(1.0, gt=0)  # [paper]
@@ -70,121 +63,154 @@ class RgasConfig(SamplerConfig):
     @property
     def label(self) -> str:
         """Says so where passes are left out."""
-        return self.name if self.accounting == "all" else f"{self.name} (critic passes not counted)"
+        return super().label + " (critic passes not counted)" * (self.accounting == "published")
 
-    def build(self, critic: nn.Module | None = None) -> Sampler:
-        """See `SamplerConfig.build`.
+    @property
+    def blind(self) -> bool:
+        """The discriminator looks at what is drawn."""
+        return False
 
-        Raises:
-            UserError: there is no discriminator.
-        """
+    def check(self, critic: nn.Module | None) -> None:
+        """See `Sampler.check`."""
         if not isinstance(critic, Discriminator):
             raise UserError(
                 "sampler 'rgas' asks a trained discriminator, and there is none; evaluate the folder of a run with "
                 "objective.ratio=discriminator (didi_instruct has it), or use sampler ancestral"
             )
-        return partial(sample, critic=critic, config=self)
 
+    def guidance(self, step: int, steps: int) -> float:
+        """h of a step: linearly from the first value to the second over the guided steps [code], 0 after them."""
+        guided = int(self.guided * steps)
+        if step >= guided:
+            return 0.0
+        first, last = self.strength
+        return first + (last - first) * step / max(1, guided - 1)
 
-@torch.no_grad()
-def sample(
-    denoiser: Denoiser,
-    canvas: Tensor,
-    steps: int,
-    generator: torch.Generator,
-    process: MaskedProcess = LOG_LINEAR,
-    draw: Draw = "exact",
-    *,
-    critic: Discriminator,
-    config: RgasConfig,
-) -> SampleOutput:
-    """See `Sampler`. A step's candidates share one pass of the denoiser; rows in which nothing is revealed take none.
+    def begin(self, work: Work) -> int:
+        """All rows take the same steps; a step that reveals nothing of a row costs it no pass.
 
-    A row may take more passes than it has masks where it has fewer of them than ``steps``: the candidate that is kept
-    may be one that reveals nothing.
-    """
-    counted = CountedDenoiser(denoiser, canvas, steps)
-    critic_nfe = torch.zeros_like(counted.nfe)
-    z = canvas.clone()
-    guided = int(config.guided * steps)
-    table = critic.backbone.token_embeddings() if guided and max(config.strength) > 0 else None
-    for step in range(steps):
-        strength = guidance_strength(step, guided, config.strength)
-        candidates = 1 if step < guided else config.candidates
-        t, s = (torch.full((len(z),), 1 - k / steps, dtype=torch.float64, device=z.device) for k in (step, step + 1))
-        chance = process.reveal_probability(t, s)[:, None, None]
-        reveal = uniform(generator, len(z), candidates, z.shape[1]) < chance
-        reveal &= (z == denoiser.spec.mask_id)[:, None]
+        A row may take more passes than it has open positions where these are fewer than the steps: the candidate that
+        is kept may be one that reveals nothing.
+        """
+        self.check(work.critic)
+        return _steps(work)
+
+    def ask(self, work: Work) -> Asked | None:
+        """Draw what each candidate reveals, and ask where any of them does; everywhere, if the gradient is wanted."""
+        steps, number, open_ = _steps(work), work.number, work.canvas.open
+        candidates = 1 if number < int(self.guided * steps) else self.candidates
+        t, s = (
+            torch.full((len(open_),), 1 - k / steps, dtype=torch.float64, device=open_.device)
+            for k in (number, number + 1)
+        )
+        chance = work.process.reveal_probability(t, s)[:, None, None]
+        reveal = uniform(work.randomness, len(open_), candidates, open_.shape[1]) < chance
+        reveal &= open_[:, None]
         rows = reveal.any(2).any(1).nonzero().squeeze(1)
         if len(rows) == 0:
-            continue
-        part, reveal = z[rows], reveal[rows]
-        wanted = part == denoiser.spec.mask_id if strength > 0 else reveal.any(1)
-        features = counted.features(part, rows, wanted, t[rows])
+            return None
+        wanted = open_[rows] if self.guidance(number, steps) > 0 else reveal[rows].any(1)
+        return Candidates(rows, wanted, t[rows], reveal[rows])
+
+    def settle(self, work: Work, asked: Asked, before: Canvas, features: Tensor) -> tuple[Tokens, Tensor]:
+        """Tilt the law of what is revealed, or choose among candidates; they share the pass."""
+        assert isinstance(asked, Candidates)
+        assert isinstance(work.critic, Discriminator)
+        strength = self.guidance(work.number, _steps(work))
         if strength > 0:
-            assert table is not None
-            revealed = reveal[:, 0]
-            slopes = embedding_gradients(denoiser, critic, table, part, features, wanted)[revealed]
-            tilted = partial(tilted_log_probs, denoiser, table, strength, config.clamp)
-            read = features[revealed[wanted]]
-            part[revealed], _ = draw_from(tilted, denoiser.spec.vocabulary, generator, draw, read, slopes)
-            z[rows] = part
-            critic_nfe[rows] += 2
-            continue
-        drawn = part[:, None].repeat(1, candidates, 1)
-        for canvases, revealed in zip(drawn.unbind(1), reveal.unbind(1), strict=True):
-            canvases[revealed], _ = draw_tokens(denoiser, features[revealed[wanted]], generator, draw)
-        if candidates == 1:
-            z[rows] = drawn[:, 0]
-        else:
-            z[rows] = choose(critic, drawn, generator)
-            critic_nfe[rows] += candidates
-    return counted.output(z, critic_nfe if config.accounting == "all" else None)
+            return self._tilted(work, work.critic, strength, asked, before, features)
+        tokens = before.tokens[:, None].repeat(1, asked.reveal.shape[1], 1)
+        for one, revealed in zip(tokens.unbind(1), asked.reveal.unbind(1), strict=True):
+            drawn = self.draw_tokens(work, Asked(asked.rows, revealed, asked.time), features[revealed[asked.positions]])
+            one[revealed] = drawn.tokens
+        chosen = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
+        if tokens.shape[1] > 1:
+            chosen = choose(work.critic, tokens, asked.reveal, before, of_rows(work.randomness, asked.rows))
+            self._count(work, asked, tokens.shape[1])
+        each = torch.arange(len(chosen), device=chosen.device)
+        return _as_drawn(tokens[each, chosen], asked), asked.reveal[each, chosen]
+
+    def _tilted(
+        self, work: Work, critic: Discriminator, strength: float, asked: Candidates, before: Canvas, features: Tensor
+    ) -> tuple[Tokens, Tensor]:
+        denoiser, revealed = work.session.denoiser, asked.reveal[:, 0]
+        table = critic.backbone.token_embeddings()
+        slopes = embedding_gradients(denoiser, critic, table, before, features)[revealed]
+        law = partial(tilted_log_probs, denoiser, table, strength, self.clamp)
+        read = features[revealed[asked.positions]]
+        uniforms = None
+        if self.draw == "exact":
+            uniforms = uniform_at(of_rows(work.randomness, asked.rows), revealed, len(read))
+        drawn = self.tokens(law, work.session.chunks(len(read)), uniforms, work.randomness, read, slopes)
+        self._count(work, asked, 2)
+        return _as_drawn(before.tokens.masked_scatter(revealed, drawn.tokens), asked), revealed
+
+    def _count(self, work: Work, asked: Asked, passes: int) -> None:
+        if self.accounting == "all":
+            work.session.critic_nfe[asked.rows] += passes
 
 
-def choose(critic: Discriminator, candidates: Tensor, generator: torch.Generator) -> Tensor:
-    """Keep one of each row's candidates (R, M, L), with probability softmax(ΣD), by an exact draw: (R, L)."""
+@dataclass(frozen=True)
+class Candidates(Asked):
+    """What a pass asks, and what each of M candidates would reveal: (R, M, L) bool."""
+
+    reveal: Tensor = field(kw_only=True)
+
+
+def _steps(work: Work) -> int:
+    steps = int(work.steps.max())
+    assert bool((work.steps == steps).all()), "guided rows take the same steps"
+    return steps
+
+
+def _as_drawn(tokens: Tensor, asked: Asked) -> Tokens:
+    """Rows (R, L) as tokens of the asked positions; what has no law of its own has no probability."""
+    nothing = torch.zeros(int(asked.positions.sum()), device=tokens.device)
+    return Tokens(tokens[asked.positions], nothing, nothing, nothing[:, None][:, :0])
+
+
+def choose(critic: Discriminator, candidates: Tensor, reveal: Tensor, before: Canvas, randomness: Randomness) -> Tensor:
+    """Which of each row's candidates is kept, with probability softmax(ΣD), by an exact draw: (R,).
+
+    Args:
+        candidates: (R, M, L) tokens. reveal: (R, M, L) what each of them reveals of the canvas ``before``.
+    """
     # one candidate of every row at a time: no more memory than the batch itself
-    rewards = torch.stack([critic(canvases).sum(1) for canvases in candidates.unbind(1)], 1)
-    chosen = categorical(rewards, uniform(generator, len(rewards)))
-    return candidates[torch.arange(len(chosen), device=chosen.device), chosen]
-
-
-def guidance_strength(step: int, guided: int, strength: tuple[float, float]) -> float:
-    """h of a step: linearly from the first value to the second over the ``guided`` first steps [code], 0 after them."""
-    if step >= guided:
-        return 0.0
-    first, last = strength
-    return first + (last - first) * step / max(1, guided - 1)
+    canvases = (
+        Canvas(tokens, before.open & ~revealed, before.real, before.time)
+        for tokens, revealed in zip(candidates.unbind(1), reveal.unbind(1), strict=True)
+    )
+    rewards = torch.stack([critic(canvas).sum(1) for canvas in canvases], 1)
+    return categorical(rewards, uniform(randomness, len(rewards)))
 
 
 def embedding_gradients(
-    denoiser: Denoiser, critic: Discriminator, table: Tensor, z: Tensor, features: Tensor, masked: Tensor
+    denoiser: Denoiser, critic: Discriminator, table: Tensor, canvas: Canvas, features: Tensor
 ) -> Tensor:
-    """g = ∂ Σ_masked D / ∂e at what the discriminator reads: the tokens' embeddings, and at masks the mixture of them.
+    """g = ∂ Σ_open D / ∂e at what the discriminator reads: the tokens' embeddings, and at masks the mixture of them.
 
     Args:
-        table: (V, E) the discriminator's embeddings. z: (R, L) canvases, which may be all the same.
-        features: (N, H) what the denoiser's head reads at the N positions of ``masked`` (R, L).
+        table: (V, E) the discriminator's embeddings. canvas: R rows, which may be all the same.
+        features: (N, H) what the denoiser's head read at the N open positions.
 
     Returns:
         (R, L, E), in the table's type.
     """
-    if not denoiser.spec.time_conditioned and bool((z == z[:1]).all()):  # e.g. all masked: one pass serves every row
-        one = int(masked[0].sum())
-        rows, z, features, masked = len(z), z[:1], features[:one], masked[:1]
-    else:
-        rows = len(z)
+    rows, z = len(canvas), canvas.tokens
+    if not denoiser.spec.time_conditioned and canvas.real is None and bool((z == z[:1]).all()):
+        # e.g. all masked: one pass serves every row
+        canvas = canvas.rows(slice(0, 1))
+        features = features[: int(canvas.open.sum())]
 
     def mixtures(features: Tensor) -> tuple[Tensor]:
         return (denoiser.head(features).softmax(-1).to(table) @ table,)
 
-    embeddings = functional.embedding(z, table)
+    embeddings = functional.embedding(canvas.tokens, table)
     chunks = chunk_count(len(features), denoiser.spec.vocabulary)
-    (embeddings[masked],) = in_chunks(mixtures, chunks, features)
+    (embeddings[canvas.open],) = in_chunks(mixtures, chunks, features)
     with torch.enable_grad():
         read = embeddings.requires_grad_()
-        reward = critic.read_embeddings(z, read)[masked].sum()
+        reward = critic.read_embeddings(canvas, read)[canvas.open].sum()
         (gradients,) = torch.autograd.grad(reward, read)
     return gradients.expand(rows, -1, -1)
 

@@ -1,207 +1,279 @@
-"""The contract every sampler keeps, and what they share: counted passes and the draw of a token."""
+"""The contract of a rule: which open positions to commit in a pass. A rule's settings are the ``sampler:`` section.
+
+There are two kinds, and a rule of either kind is one method. A `PlannedSampler` looks at no prediction: it says
+beforehand in which transition each position is written, and a pass asks just the positions that it writes. A
+`StepwiseSampler` decides pass by pass: it asks all open positions and says which of them to commit.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from students.planner import summary
-from teachers.chunks import chunk_count, in_chunks, row_sums
-from teachers.denoiser import Denoiser
-from teachers.errors import UserError
+from students.drawing import Drawing, Tokens
+from students.session import Session
+from teachers.canvas import Canvas
+from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.process import MaskedProcess
-from teachers.randomness import categorical, gumbel_float32, uniform
-from teachers.section import Section
+from teachers.randomness import Randomness, of_rows, uniform_at
 
-Draw = Literal["exact", "float32-gumbel"]
 LOG_LINEAR = MaskedProcess()
 
 
 @dataclass(frozen=True)
-class SampleOutput:
-    """Finished canvases and what they cost.
+class Asked:
+    """What a pass asks the denoiser.
 
     Attributes:
-        tokens: (B, L) int64, no mask left.
-        nfe: (B,) int64, forward passes of the denoiser that each row needed.
-        critic_nfe: (B,) int64, passes of any other network (discriminator, verifier).
-        query_tokens: tokens sent through the denoiser, all rows together: L for each counted pass.
-        log_prob: (B,) float64 nats, Σ log q(token | canvas before its pass) over what was filled, as
-            `MarkovDenoiser.kl_bound` takes it. None where the tokens' law is another (positions were chosen by what was
-            drawn, a discriminator chose, draws are not exact), and for random starts.
+        rows: (R,) indices of the rows that take it.
+        positions: (R, L) bool, at which of their positions tokens are drawn.
+        time: (R,) t of these rows, or None.
     """
 
-    tokens: Tensor
-    nfe: Tensor
-    critic_nfe: Tensor
-    query_tokens: int
-    log_prob: Tensor | None
+    rows: Tensor
+    positions: Tensor
+    time: Tensor | None = None
+
+    def written(self, before: Canvas, tokens: Tensor, commit: Tensor) -> Tensor:
+        """The rows ``before``, with the (N,) tokens of the asked positions where (R, L) ``commit`` says: (R, L)."""
+        return torch.where(commit, before.tokens.masked_scatter(self.positions, tokens), before.tokens)
 
 
-class Sampler(Protocol):
-    """Fills the masked positions of a canvas; every other token (prompt, suffix, infilling context) is kept."""
-
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        canvas: Tensor,
-        steps: int,
-        generator: torch.Generator,
-        process: MaskedProcess = ...,
-        draw: Draw = ...,
-    ) -> SampleOutput:
-        """Sample.
-
-        Args:
-            canvas: (B, L) int64, the mask token where there is something to fill.
-            steps: how many reverse transitions; no row takes more passes than this, nor more than it has masks
-                (unless it throws candidates away).
-            generator: on the canvas's device; the only source of randomness.
-            draw: "exact" float64 categorical draws, or "float32-gumbel" as published code makes them, tail truncated.
-        """
-
-
-class SamplerConfig(Section, ABC):
-    """``evaluate.sampler``: which one, and its settings; just the name where the defaults will do.
+@dataclass(frozen=True)
+class Prediction:
+    """What a rule that decides pass by pass looks at, N being the open positions of R rows, in row-major order.
 
     Attributes:
-        needs_critic: whether `build` must be given a critic; where there is none, as for a teacher, the reference is
+        canvas: the rows before the pass.
+        number: n of the pass, from 0. steps: (R,) how many there may be.
+        to_write: (R,) how many positions were open at the start.
+        features: (N, H) what the denoiser's head read.
+        confidence, summaries: (N,) and (N, 2), see `students.drawing.Tokens`.
+        denoiser: which may have an opinion. randomness: of these rows.
+    """
+
+    canvas: Canvas
+    number: int
+    steps: Tensor
+    to_write: Tensor
+    features: Tensor
+    confidence: Tensor
+    summaries: Tensor
+    denoiser: Denoiser
+    randomness: Randomness
+
+
+class Schedule(NamedTuple):
+    """When each position is written.
+
+    Attributes:
+        transition: (B, L), as `PlannedSampler.transitions` says.
+        event, events: as `number_events` says.
+    """
+
+    transition: Tensor
+    event: Tensor
+    events: Tensor
+
+
+class Work:
+    """A canvas on its way: what `students.fill.fill` shows its rule.
+
+    Attributes:
+        session: the denoiser, counted.
+        canvas: as it is now. to_write: (B,) positions that were open at the start.
+        steps, process, randomness, critic, until, given, uniforms: as of `fill`; steps are (B,).
+        number: n of the pass.
+        schedule: of a `PlannedSampler`.
+    """
+
+    schedule: Schedule
+
+    def __init__(
+        self,
+        session: Session,
+        canvas: Canvas,
+        steps: Tensor,
+        process: MaskedProcess,
+        randomness: Randomness,
+        critic: nn.Module | None = None,
+        until: Tensor | None = None,
+        given: Tensor | None = None,
+        uniforms: Tensor | None = None,
+    ):
+        self.session, self.steps, self.process, self.randomness = session, steps, process, randomness
+        self.critic, self.until, self.given, self.uniforms = critic, until, given, uniforms
+        self.canvas = Canvas(canvas.tokens.clone(), canvas.open.clone(), canvas.real, canvas.time)
+        self.to_write, self.number = canvas.open.sum(1), 0
+
+    def rows(self, asked: Asked) -> Canvas:
+        """The rows that are asked, as they are now."""
+        real = None if self.canvas.real is None else self.canvas.real[asked.rows]
+        return Canvas(self.canvas.tokens[asked.rows], self.canvas.open[asked.rows], real, asked.time)
+
+    def write(self, asked: Asked, before: Canvas, tokens: Tensor, commit: Tensor) -> None:
+        """Put the (N,) tokens of the asked positions where (R, L) ``commit`` says, and close these positions."""
+        self.canvas.tokens[asked.rows] = asked.written(before, tokens, commit)
+        self.canvas.open[asked.rows] = before.open & ~commit
+
+
+class Sampler(Drawing, ABC):
+    """A rule with its settings, and how tokens are drawn: the ``sampler:`` section of a config, or just its name.
+
+    Attributes:
+        needs_critic: whether `fill` must be given a critic; where there is none, as for a teacher, the reference is
             plain ancestral sampling.
         adaptive: how many passes a row takes depends on what the network says; ``steps`` is then only a cap.
+        summarises: whether the rule reads `Prediction.summaries`.
     """
 
     needs_critic: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
+    summarises: ClassVar[bool] = False
     name: str
+
+    @property
+    def blind(self) -> bool:
+        """Whether positions are chosen without sight of what is drawn for them, so that text has the drawn law."""
+        return True
 
     @property
     def label(self) -> str:
         """What tables call it: its name, and what a reader must know to compare its figures."""
-        return self.name
+        temperature = "" if self.temperature == 1 else f", temperature {self.temperature:g}"
+        return self.name + temperature + f", {self.draw}" * (self.draw == "greedy")
+
+    def check(self, critic: nn.Module | None) -> None:
+        """Refuse a run without what the rule needs.
+
+        Raises:
+            UserError: it needs a critic, and this is none.
+        """
+
+    def start(self, canvas: Canvas, spec: DenoiserSpec, randomness: Randomness) -> Canvas:
+        """What the first pass sees; most rules leave the canvas as it is."""
+        return canvas
 
     @abstractmethod
-    def build(self, critic: nn.Module | None = None) -> Sampler:
-        """The sampler.
+    def begin(self, work: Work) -> int:
+        """Before the first pass; says how many passes there may be, of all rows together."""
+
+    @abstractmethod
+    def ask(self, work: Work) -> Asked | None:
+        """What the pass asks; None where no row has anything to ask."""
+
+    @abstractmethod
+    def settle(self, work: Work, asked: Asked, before: Canvas, features: Tensor) -> tuple[Tokens, Tensor]:
+        """Draw tokens at the N asked positions, and say which of them to commit, (R, L).
 
         Args:
-            critic: the run's trained critic, for samplers that ask one.
+            before: the rows that are asked, before the pass. features: (N, H) what the denoiser's head reads.
         """
 
+    def draw_tokens(self, work: Work, asked: Asked, features: Tensor) -> Tokens:
+        """A token at each of the N asked positions, from the denoiser's law there."""
+        uniforms = given = None
+        if work.given is not None:
+            given = work.given[asked.rows][asked.positions]
+        elif work.uniforms is not None:
+            uniforms = work.uniforms[asked.rows][asked.positions]
+        elif self.draw == "exact":
+            uniforms = uniform_at(of_rows(work.randomness, asked.rows), asked.positions, len(features))
+        return self.tokens(
+            work.session.denoiser.head, work.session.chunks(len(features)), uniforms, work.randomness, features,
+            given=given, summarise=self.summarises,
+        )  # fmt: skip
 
-class CountedDenoiser:
-    """A denoiser that counts the passes of every row of a canvas."""
 
-    def __init__(self, denoiser: Denoiser, canvas: Tensor, steps: int):
-        if steps < 1:
-            raise UserError(f"steps is {steps}; a sampler needs at least 1, set a positive number")
-        self.denoiser, self.spec = denoiser, denoiser.spec
-        self.nfe = torch.zeros(len(canvas), dtype=torch.int64, device=canvas.device)
+class PlannedSampler(Sampler):
+    """A rule that looks at no prediction."""
 
-    def features(self, z: Tensor, rows: Tensor, select: Tensor, t: Tensor) -> Tensor:
-        """What the denoiser's head reads at the selected positions; one pass for each row.
+    @abstractmethod
+    def transitions(self, canvas: Canvas, steps: Tensor, process: MaskedProcess, randomness: Randomness) -> Tensor:
+        """The transition k, from t = 1 − k/steps to 1 − (k+1)/steps, that writes each open position.
 
         Args:
-            z: (R, L) the canvases of ``rows``. rows: (R,) their indices in the whole batch.
-            select: (R, L) bool. t: (R,) times, passed on to time-conditioned denoisers only.
+            steps: (B,).
 
         Returns:
-            (N, H) in row-major order of ``select``.
+            (B, L) in [0, steps).
         """
-        self.nfe[rows] += 1
-        return self.denoiser.features_at(z, select, t.float() if self.spec.time_conditioned else None)
 
-    def output(self, tokens: Tensor, critic_nfe: Tensor | None = None, log_prob: Tensor | None = None) -> SampleOutput:
-        """The finished canvases with the passes counted so far, and those of another network, if one was asked.
+    def begin(self, work: Work) -> int:
+        """Number each row's transitions: pass n serves the n-th of every row that has one."""
+        transition = self.transitions(work.canvas, work.steps, work.process, work.randomness)
+        where = work.canvas.open if work.until is None else work.canvas.open & (transition < work.until[:, None])
+        work.schedule = Schedule(transition, *number_events(transition, where))
+        if work.session.denoiser.collective:
+            return min(int(work.steps.max()), work.canvas.length)
+        return max(work.schedule.events.tolist(), default=0)
 
-        Arguments as the attributes of `SampleOutput`.
-        """
-        query_tokens = int(self.nfe.sum()) * tokens.shape[1]
-        critic_nfe = torch.zeros_like(self.nfe) if critic_nfe is None else critic_nfe
-        return SampleOutput(tokens, self.nfe, critic_nfe, query_tokens, log_prob)
-
-
-def draw_tokens(denoiser: Denoiser, features: Tensor, generator: torch.Generator, draw: Draw) -> tuple[Tensor, Tensor]:
-    """One token at each of N positions, log-probabilities existing for a chunk of them at a time.
-
-    Args:
-        features: (N, H) what the denoiser's head reads there.
-
-    Returns:
-        (N,) int64 tokens; (N,) their log-probabilities.
-    """
-    tokens, log_prob = draw_from(denoiser.head, denoiser.spec.vocabulary, generator, draw, features)
-    return tokens, log_prob
-
-
-def draw_from(
-    log_probs_of: Callable[..., Tensor],
-    vocabulary: int,
-    generator: torch.Generator,
-    draw: Draw,
-    *tensors: Tensor,
-    also: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[Tensor, ...]:
-    """One token at each of N positions from any law, V wide for a chunk of them at a time; as `draw_tokens`.
-
-    Args:
-        log_probs_of: (n, V) log-probabilities, normalised or not, from the parts of ``tensors`` at n positions.
-        tensors: (N, …) each.
-        also: something else to read of the (n, V) that are drawn from, for a third result.
-    """
-
-    def tokens_of(uniforms: Tensor | None, *parts: Tensor) -> tuple[Tensor, ...]:
-        log_probs = log_probs_of(*parts)
-        tokens = gumbel_float32(log_probs, generator) if uniforms is None else categorical(log_probs, uniforms)
-        drawn = tokens, log_probs.gather(-1, tokens[:, None]).squeeze(-1)
-        return drawn if also is None else (*drawn, also(log_probs))
-
-    uniforms = uniform(generator, len(tensors[0])) if draw == "exact" else None
-    return in_chunks(tokens_of, chunk_count(len(tensors[0]), vocabulary), uniforms, *tensors)
-
-
-@torch.no_grad()
-def commit_by(
-    choose: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
-    denoiser: Denoiser,
-    canvas: Tensor,
-    steps: int,
-    generator: torch.Generator,
-    process: MaskedProcess,
-    draw: Draw,
-    *,
-    blind: bool,
-) -> SampleOutput:
-    """How adaptive samplers fill a canvas: each pass draws every masked token and commits those that a rule chooses.
-
-    Args:
-        choose: (N, H) features, (N,) log-probabilities of the drawn tokens, (N, 2) `students.planner.summary` at the
-            masked positions, and (R, L) which these are → (R, L) bool, some of them, at least one in every row. It is
-            not asked in the last of ``steps`` passes, which commits everything.
-        blind: whether ``choose`` looks at the canvas alone and not at the drawn tokens' log-probabilities, so that
-            what it commits has the law it was drawn from.
-
-    Returns:
-        As of `Sampler`, which has the other arguments.
-    """
-    counted = CountedDenoiser(denoiser, canvas, steps)
-    z = canvas.clone()
-    total = torch.zeros(len(z), dtype=torch.float64, device=z.device)
-    for n in range(min(steps, canvas.shape[1])):
-        rows = (z == denoiser.spec.mask_id).any(1).nonzero().squeeze(1)
+    def ask(self, work: Work) -> Asked | None:
+        """The positions that this pass writes."""
+        transition, event, events = work.schedule
+        rows = (events > work.number).nonzero().squeeze(1)
         if len(rows) == 0:
-            break
-        part = z[rows]
-        masked = part == denoiser.spec.mask_id
-        features = counted.features(part, rows, masked, process.time_of(1 - masked.double().mean(1)))
-        tokens, log_prob, summaries = draw_from(
-            denoiser.head, denoiser.spec.vocabulary, generator, draw, features, also=summary
-        )
-        commit = choose(features, log_prob, summaries, masked) if n + 1 < steps else masked
-        z[rows] = torch.where(commit, part.masked_scatter(masked, tokens), part)
-        total[rows] += row_sums(log_prob[commit[masked]].double(), commit)
-    return counted.output(z, log_prob=total if blind and draw == "exact" else None)
+            return None
+        now = event[rows] == work.number
+        time = 1 - transition[rows].masked_fill(~now, 0).amax(1).double() / work.steps[rows]
+        return Asked(rows, now, time)
+
+    def settle(self, work: Work, asked: Asked, before: Canvas, features: Tensor) -> tuple[Tokens, Tensor]:
+        """All that is asked is committed."""
+        return self.draw_tokens(work, asked, features), asked.positions
+
+
+class StepwiseSampler(Sampler):
+    """A rule that decides pass by pass."""
+
+    @abstractmethod
+    def commit(self, prediction: Prediction) -> Tensor:
+        """Which open positions to commit: (R, L) bool, some of them, at least one in every row.
+
+        What it says of a row's last step is not heeded: that one commits everything.
+        """
+
+    def begin(self, work: Work) -> int:
+        """See `Sampler.begin`."""
+        return min(int(work.steps.max()), work.canvas.length)
+
+    def ask(self, work: Work) -> Asked | None:
+        """All that is open."""
+        unfinished = work.canvas.open.any(1)
+        if work.until is not None:
+            unfinished &= work.number < work.until
+        rows = unfinished.nonzero().squeeze(1)
+        if len(rows) == 0:
+            return None
+        part = work.canvas.rows(rows)
+        return Asked(rows, part.open, work.process.time_of(1 - part.open_share()))
+
+    def settle(self, work: Work, asked: Asked, before: Canvas, features: Tensor) -> tuple[Tokens, Tensor]:
+        """See `Sampler.settle`."""
+        drawn = self.draw_tokens(work, asked, features)
+        last = work.number + 1 >= work.steps[asked.rows]
+        if bool(last.all()):
+            return drawn, asked.positions
+        prediction = Prediction(
+            before, work.number, work.steps[asked.rows], work.to_write[asked.rows], features, drawn.confidence,
+            drawn.summaries, work.session.denoiser, of_rows(work.randomness, asked.rows),
+        )  # fmt: skip
+        return drawn, torch.where(last[:, None], asked.positions, self.commit(prediction))
+
+
+def number_events(transition: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+    """Number each row's distinct transitions at the positions of ``where`` (B, L) in order.
+
+    Returns:
+        (B, L) the number of the one that writes each of these positions, −1 elsewhere; (B,) how many a row has.
+    """
+    never = torch.iinfo(transition.dtype).max
+    ordered, order = transition.masked_fill(~where, never).sort(dim=1)
+    rank = torch.zeros_like(ordered)
+    rank[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(1)
+    event = torch.empty_like(rank).scatter_(1, order, rank).masked_fill_(~where, -1)
+    return event, event.amax(1) + 1

@@ -6,6 +6,7 @@ No model code: the stock class, an attention mask and a `shift` flag. A full-att
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -13,9 +14,11 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from teachers.denoiser import Attention, Denoiser, DenoiserSpec
+from teachers.canvas import Canvas
+from teachers.denoiser import Attention, Contexts, Denoiser, DenoiserSpec
 from teachers.errors import UserError, nearest
 from teachers.markov import is_markov
 from teachers.masks import attention_mask_4d
@@ -24,6 +27,8 @@ from teachers.source import check_model_folder, check_trust, model_folder, parse
 
 class CausalDenoiser(Denoiser):
     """A transformers causal language model read through a `DenoiserSpec`."""
+
+    capabilities = frozenset({"hidden states", "embeddings", "blocks", "adapters", "checkpointing", "compression"})
 
     def __init__(self, model: PreTrainedModel, spec: DenoiserSpec):
         super().__init__()
@@ -47,25 +52,17 @@ class CausalDenoiser(Denoiser):
         self.model = model
         self.spec = spec
 
-    def hidden_states(
-        self,
-        z: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        embeddings: Tensor | None = None,
-    ) -> Tensor:
-        """(B, L, H); under `shift`, position i holds the state that predicts token i, read at i−1 (0: its own).
-
-        Args:
-            embeddings: (B, L, E) read in place of those of ``z``, of which only the shape matters then.
-        """
+    def hidden_states(self, canvas: Canvas, embeddings: Tensor | None = None) -> Tensor:
+        """See `Denoiser.hidden_states`; under `shift`, what predicts a position is read one before it (0: its own)."""
+        z, real = canvas.tokens, canvas.real
+        attention_mask = real
         if self.spec.attention == "block":
             attention_mask = attention_mask_4d(
-                "block", z.shape[1], self.model.dtype, z.device, self.spec.block_size, attention_mask
+                "block", z.shape[1], self.model.dtype, z.device, self.spec.block_size, real
             )
         read = {"input_ids": z} if embeddings is None else {"inputs_embeds": embeddings}
         hidden = self.model.base_model(
-            **read, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+            **read, attention_mask=attention_mask, position_ids=canvas.position_ids(), use_cache=False
         ).last_hidden_state
         if self.spec.shift:
             hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
@@ -75,16 +72,9 @@ class CausalDenoiser(Denoiser):
         """See `Denoiser.token_embeddings`; by the module, which in some families scales them."""
         return self.model.get_input_embeddings()(torch.arange(self.spec.vocabulary, device=self.device))
 
-    def features(
-        self,
-        z: Tensor,
-        t: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        select: Tensor | None = None,
-    ) -> Tensor:
+    def features(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:
         """The hidden states; see `Denoiser.features`."""
-        hidden = self.hidden_states(z, attention_mask, position_ids)
+        hidden = self.hidden_states(canvas)
         return hidden if select is None else hidden[select]
 
     def head(self, features: Tensor) -> Tensor:
@@ -98,6 +88,20 @@ class CausalDenoiser(Denoiser):
     def blocks(self) -> nn.ModuleList:
         """See `Denoiser.blocks`."""
         return self.model.base_model.layers
+
+    def checkpoint_activations(self, contexts: Contexts | None = None) -> None:
+        """See `Denoiser.checkpoint_activations`."""
+        # no dropout, so there is no random state to keep
+        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        if contexts is not None:
+            options["context_fn"] = contexts
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the name that transformers 5.17 and 5.23 both know
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        self.model.disable_input_require_grads()  # only the reentrant kind needs it; a teacher would keep graphs
+        for module in self.model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = True  # transformers asks for it; their parts stay in eval mode
 
     def save(self, folder: str | Path) -> None:
         """See `Denoiser.save`."""

@@ -1,0 +1,133 @@
+"""Fill a canvas in K passes: the one loop behind sampling, evaluation, generation and every training rollout.
+
+A pass asks the denoiser at some open positions, draws tokens there and commits some of them. A *rule*
+(students/samplers) says which positions; how tokens are drawn stands beside it (students/drawing.py); who wants to know
+what happened, such as a gradient, brings a recorder. Nothing here is differentiable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from students.drawing import Tokens
+from students.samplers.sampler import LOG_LINEAR, Asked, Sampler, Work
+from students.session import Session
+from teachers.canvas import Canvas
+from teachers.chunks import row_sums
+from teachers.denoiser import Denoiser
+from teachers.errors import UserError
+from teachers.process import MaskedProcess
+from teachers.randomness import Randomness
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A canvas that was filled, and what that cost.
+
+    Attributes:
+        canvas: as it is now; nothing is open unless the filling was to end early.
+        nfe: (B,) int64, forward passes of the denoiser that each row took.
+        critic_nfe: (B,) int64, passes of any other network (discriminator, verifier).
+        query_tokens: tokens sent through the denoiser, all rows together: L for each counted pass.
+        log_prob: (B,) float64 nats, Σ log q(token | canvas before its pass) over what was written, as
+            `MarkovDenoiser.kl_bound` takes it; of given tokens, in the order that the rule chose. None where the
+            tokens' law is another (positions were chosen by what was drawn, a discriminator chose, draws are not
+            exact), and for random starts.
+    """
+
+    canvas: Canvas
+    nfe: Tensor
+    critic_nfe: Tensor
+    query_tokens: int
+    log_prob: Tensor | None
+
+    @property
+    def tokens(self) -> Tensor:
+        """(B, L) int64."""
+        return self.canvas.tokens
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass, as a recorder sees it.
+
+    Attributes:
+        number: n, from 0.
+        asked: which R rows took it, and at which N positions tokens were drawn.
+        before: these rows as the denoiser saw them.
+        commit: (R, L) the positions that were committed.
+        features: (N, H) what the head read.
+        drawn: the N tokens, and their log-probabilities.
+    """
+
+    number: int
+    asked: Asked
+    before: Canvas
+    commit: Tensor
+    features: Tensor
+    drawn: Tokens
+
+    def after(self) -> Tensor:
+        """(R, L) tokens of these rows after the pass."""
+        return self.asked.written(self.before, self.drawn.tokens, self.commit)
+
+
+@torch.no_grad()
+def fill(
+    denoiser: Denoiser,
+    canvas: Canvas,
+    sampler: Sampler,
+    steps: int | Tensor,
+    randomness: Randomness,
+    *,
+    process: MaskedProcess = LOG_LINEAR,
+    critic: torch.nn.Module | None = None,
+    until: Tensor | None = None,
+    given: Tensor | None = None,
+    uniforms: Tensor | None = None,
+    record: Callable[[Pass], None] | None = None,
+) -> Filled:
+    """Write every open position of a canvas; all else (prompt, suffix, infilling context, padding) is kept.
+
+    Args:
+        sampler: the rule, and how tokens are drawn.
+        steps: reverse transitions, (B,) or the same for all rows; no row takes more passes than this, nor more than it
+            has open positions (unless the rule throws candidates away).
+        randomness: the only source of it. With `RowStreams` a row's text does not depend on the others.
+        critic: for samplers that ask one.
+        until: (B,) transitions that each row makes; then it stays as it is. None for all of them.
+        given: (B, L) tokens to write instead of drawing any: then only the order is the denoiser's.
+        uniforms: (B, L) what a position's token is drawn with, whatever the pass; None for fresh draws in every pass.
+        record: told of every pass.
+
+    Raises:
+        UserError: no steps, or a sampler without the critic that it asks.
+    """
+    steps = torch.as_tensor(steps, device=canvas.device).expand(len(canvas))
+    if bool((steps < 1).any()):
+        raise UserError(f"steps is {int(steps.min())}; a sampler needs at least 1, set a positive number")
+    sampler.check(critic)
+    session = Session(denoiser, canvas)
+    start = sampler.start(canvas, denoiser.spec, randomness)
+    work = Work(session, start, steps, process, randomness, critic, until, given, uniforms)
+    total = torch.zeros(len(canvas), dtype=torch.float64, device=canvas.device)
+    for number in range(sampler.begin(work)):
+        work.number = number
+        asked = sampler.ask(work)
+        if asked is None:
+            if denoiser.collective:  # the other processes may have rows to send
+                session.idle(work.canvas)
+            continue
+        before = work.rows(asked)
+        features = session.features(before, asked.rows, asked.positions)
+        drawn, commit = sampler.settle(work, asked, before, features)
+        work.write(asked, before, drawn.tokens, commit)
+        total[asked.rows] += row_sums(drawn.log_prob[commit[asked.positions]].double(), commit)
+        if record is not None:
+            record(Pass(number, asked, before, commit, features, drawn))
+    known = given is not None or (sampler.blind and sampler.exact)
+    return Filled(work.canvas, session.nfe, session.critic_nfe, session.query_tokens, total if known else None)

@@ -1,0 +1,47 @@
+"""A denoiser while it fills one canvas: every pass goes through here, and is counted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from teachers.canvas import Canvas
+from teachers.chunks import chunk_count, in_chunks
+from teachers.denoiser import Denoiser
+
+
+class Session:
+    """Passes over the rows of a canvas, counted row by row.
+
+    Attributes:
+        nfe: (B,) int64, forward passes of the denoiser that each row took.
+        critic_nfe: (B,) int64, passes of any other network (discriminator, verifier).
+        query_tokens: tokens sent through the denoiser, all rows together.
+    """
+
+    def __init__(self, denoiser: Denoiser, canvas: Canvas):
+        self.denoiser, self.spec = denoiser, denoiser.spec
+        self.nfe = torch.zeros(len(canvas), dtype=torch.int64, device=canvas.device)
+        self.critic_nfe = torch.zeros_like(self.nfe)
+        self.query_tokens = 0
+        self._positions = canvas.tokens.numel()
+
+    def features(self, canvas: Canvas, rows: Tensor, select: Tensor) -> Tensor:
+        """What the denoiser's head reads at the selected positions, (N, H) in row-major order; one pass for each row.
+
+        Args:
+            canvas: the R rows as they are now. rows: (R,) their indices in the whole canvas. select: (R, L) bool.
+        """
+        self.nfe[rows] += 1
+        self.query_tokens += canvas.tokens.numel()
+        return self.denoiser.features_at(canvas, select)
+
+    def idle(self, canvas: Canvas) -> None:
+        """A pass of which nothing is wanted and nothing counted, for the sake of the other processes."""
+        row = canvas.rows(slice(0, 1))
+        features = self.denoiser.features(row, torch.zeros_like(row.open))
+        in_chunks(lambda part: (self.denoiser.head(part),), self.chunks(0), features)
+
+    def chunks(self, positions: int) -> int:
+        """In how many parts so many positions go through the head; see `chunk_count`."""
+        return chunk_count(self._positions if self.denoiser.collective else positions, self.spec.vocabulary)

@@ -1,0 +1,160 @@
+"""What is read and written: rows of tokens, which of them are open, and which are padding.
+
+A prompt, a suffix, the context of an infilling, padding on the left or on the right: all are a canvas. Rows of masks
+alone are the simplest one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from teachers.errors import UserError
+
+AnyRows = TypeVar("AnyRows", "Canvas", "Batch")
+
+
+def _mapped(rows: AnyRows, function: Callable[[Tensor], Tensor]) -> AnyRows:
+    """The same with ``function`` applied to every tensor of it."""
+    values = {f.name: getattr(rows, f.name) for f in fields(rows)}
+    changed = {
+        name: _mapped(value, function) if isinstance(value, Canvas) else function(value)
+        for name, value in values.items()
+        if value is not None
+    }
+    return replace(rows, **changed)
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """B rows of L tokens, some of them still to be written.
+
+    Attributes:
+        tokens: (B, L) int64; an open position holds the mask, or what the start put there.
+        open: (B, L) bool, what is still to be written.
+        real: (B, L) bool, False where a token is padding; None where none is.
+        time: (B,) t of the noise process, for whoever knows it; None to have it read off the open share.
+    """
+
+    tokens: Tensor
+    open: Tensor
+    real: Tensor | None = None
+    time: Tensor | None = None
+
+    @staticmethod
+    def blank(rows: int, length: int, mask_id: int, device: torch.device | str = "cpu") -> Canvas:
+        """Rows of masks alone, all of it open."""
+        tokens = torch.full((rows, length), mask_id, device=device)
+        return Canvas(tokens, torch.ones_like(tokens, dtype=torch.bool))
+
+    @staticmethod
+    def of(tokens: Tensor, mask_id: int, real: Tensor | None = None, time: Tensor | None = None) -> Canvas:
+        """Rows (B, L) that are open where they hold the mask."""
+        return Canvas(tokens, tokens == mask_id, real, time)
+
+    @staticmethod
+    def prompted(
+        prompts: Sequence[Sequence[int]],
+        length: int,
+        mask_id: int,
+        suffixes: Sequence[Sequence[int]] | None = None,
+        pad_id: int | None = None,
+        padding: Literal["none", "left", "right"] = "none",
+    ) -> Canvas:
+        """Prompts of different lengths in one canvas, each with an open part after it.
+
+        Args:
+            prompts: the tokens of each row's prompt.
+            length: with padding "none", tokens of a whole row, prompt and suffix included, so that a longer prompt
+                leaves less to write; else tokens to write in every row, the rows being padded on that side.
+            suffixes: the tokens that follow each row's open part.
+            pad_id: fills padded positions; the mask where there is no such token. Nobody reads it.
+
+        Raises:
+            UserError: a row has no room to write in.
+        """
+        suffixes = [[] for _ in prompts] if suffixes is None else suffixes
+        given = [len(prompt) + len(suffix) for prompt, suffix in zip(prompts, suffixes, strict=True)]
+        width = length if padding == "none" else max(given, default=0) + length
+        tokens = torch.full((len(prompts), width), mask_id if pad_id is None else pad_id)
+        open_, real = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(tokens, dtype=torch.bool)
+        for row, (prompt, suffix) in enumerate(zip(prompts, suffixes, strict=True)):
+            write = length - given[row] if padding == "none" else length
+            if write < 1:
+                raise UserError(
+                    f"prompt {row + 1} has {given[row]} tokens and the canvas {length}, which leaves none to write; "
+                    "give a shorter prompt or a longer canvas"
+                )
+            values = [*prompt, *[mask_id] * write, *suffix]
+            start = width - len(values) if padding == "left" else 0
+            tokens[row, start : start + len(values)] = torch.tensor(values)
+            open_[row, start + len(prompt) : start + len(prompt) + write] = True
+            real[row, start : start + len(values)] = True
+        return Canvas(tokens, open_, None if bool(real.all()) else real)
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.tokens)
+
+    @property
+    def length(self) -> int:
+        """L."""
+        return self.tokens.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tokens are."""
+        return self.tokens.device
+
+    def rows(self, part: Tensor | slice) -> Canvas:
+        """Some of the rows: by index, mask or slice."""
+        return _mapped(self, lambda tensor: tensor[part])
+
+    def to(self, device: torch.device | str) -> Canvas:
+        """The same on another device."""
+        return _mapped(self, lambda tensor: tensor.to(device))
+
+    def open_share(self) -> Tensor:
+        """(B,) float64, the part of each row's tokens that is open; padding does not count."""
+        tokens = self.length if self.real is None else self.real.sum(1).clamp(min=1)
+        return self.open.double().sum(1) / tokens
+
+    def position_ids(self) -> Tensor | None:
+        """(B, L) the place of each token among its row's real ones, where padding stands in front of some; else None.
+
+        Padded positions have 0: nobody reads them.
+        """
+        if self.real is None:
+            return None
+        return (self.real.long().cumsum(1) - 1).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an update of training is given: a canvas, and what is known of the text behind it.
+
+    Attributes:
+        canvas: what a rollout fills; open everywhere but at prompts, suffixes and padding.
+        labels: (B, L) clean tokens, prompts included, where there is text.
+        order: (B, L) the pass, from 0, at which the teacher unmasked each position, where an objective asks for it.
+    """
+
+    canvas: Canvas
+    labels: Tensor | None = None
+    order: Tensor | None = None
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.canvas)
+
+    def rows(self, part: Tensor | slice) -> Batch:
+        """Some of the rows: by index, mask or slice."""
+        return _mapped(self, lambda tensor: tensor[part])
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on another device."""
+        return _mapped(self, lambda tensor: tensor.to(device))
