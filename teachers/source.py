@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import snapshot_download
-from transformers import CONFIG_MAPPING
-
 from teachers.errors import UserError, nearest
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -116,6 +113,8 @@ def model_folder(name: str, revision: str | None = None, code: bool = False) -> 
             )
         folder = Path(source.path)
     else:
+        from huggingface_hub import snapshot_download
+
         try:
             folder = Path(
                 snapshot_download(
@@ -167,11 +166,17 @@ def check_model_folder(folder: Path, trusted: bool) -> None:
             f"{folder / 'config.json'} names code in another repository, {other!r}; no commit pins that: use a model "
             "that holds its own code"
         )
-    if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING and not trusted:
+    if config.get("auto_map") and not trusted and not _is_stock(config.get("model_type")):
         raise UserError(
             f"{folder} comes with its own model code; read it, and if you trust it set trust_remote_code to the "
             "model's name"
         )
+
+
+def _is_stock(model_type: Any) -> bool:
+    from transformers import CONFIG_MAPPING
+
+    return model_type in CONFIG_MAPPING
 
 
 def _check_weight_file(name: Any, named_in: Path) -> None:
