@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from distill.config import ModelConfig, TrainConfig
 from distill.runtime.world import World, import_deepspeed
 from students.student import cast
