@@ -72,9 +72,14 @@ def locate(kind: type[BaseModel], loc: Iterable[Any]) -> tuple[list[str], list[A
             allowed = [section for section in choice if part in tags([section])]
             continue
         path.append(str(part))
-        fields = [section.model_fields[part] for section in choice if part in section.model_fields]
-        allowed = [option for field in fields for option in options(field.annotation)]
+        allowed = inside(allowed, part)
     return path, allowed
+
+
+def inside(allowed: Iterable[Any], key: Any) -> list[Any]:
+    """The types that a key may have in a section of one of the types ``allowed``."""
+    fields = [section.model_fields[key] for section in sections(allowed) if key in section.model_fields]
+    return [option for field in fields for option in options(field.annotation)]
 
 
 def options(annotation: Any) -> list[Any]:

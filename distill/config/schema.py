@@ -37,8 +37,18 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def _whole(value: Any) -> Any:
+    """Whole numbers as ints, also those that are written 5e8: there is one kind of number in JSON."""
+    if isinstance(value, dict):
+        return {key: _whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_whole(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 # what other libraries are given; it must survive being written into the run folder
 PassedOn = Annotated[dict[str, JsonValue], AfterValidator(_finite)]
+DeepSpeedSection = Annotated[PassedOn, AfterValidator(_whole)]
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 # "auto" becomes one of the others before anything is loaded, see `distill.config.precision.settled`
 Precision = Literal["float32", "bfloat16", "auto"]
@@ -251,7 +261,7 @@ class DistillConfig(Section):
     teacher_sample_steps: Count = 256
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()
-    deepspeed: PassedOn = Field({})
+    deepspeed: DeepSpeedSection = Field({})
 
     @model_validator(mode="after")
     def _cross_checks(self) -> DistillConfig:
@@ -302,7 +312,7 @@ class PretrainConfig(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig
     train: TrainConfig
-    deepspeed: PassedOn = Field({})
+    deepspeed: DeepSpeedSection = Field({})
 
     @model_validator(mode="after")
     def _cross_checks(self) -> PretrainConfig:
