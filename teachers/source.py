@@ -41,13 +41,15 @@ def parse_source(name: str, revision: str | None = None, kind: Literal["model", 
     """Take a name apart, without reading or downloading anything.
 
     Args:
-        name: ``bundled:NAME``, a path, or a hub name with its commit, ``org/name@<40 hex digits>``.
+        name: ``bundled:NAME``, a path, which may begin with ~, or a hub name with its commit,
+            ``org/name@<40 hex digits>``.
         revision: the commit, where a config gives it as a key of its own.
         kind: decides what ``bundled:`` names.
 
     Raises:
         UserError: an unknown bundled name, a hub name without a commit, or a commit of a path.
     """
+    name = os.path.expanduser(name)
     base, at, commit = name.partition("@")
     is_path = name.startswith("bundled:") or os.path.exists(name) or not HUB_NAME.fullmatch(base)
     if is_path:
@@ -90,7 +92,7 @@ def check_trust(source: Source, trust_remote_code: Any) -> bool:
     """
     if trust_remote_code is None:
         return False
-    if trust_remote_code != source.path:
+    if not isinstance(trust_remote_code, str) or os.path.expanduser(trust_remote_code) != source.path:
         raise UserError(
             f"trust_remote_code is {trust_remote_code!r}; to run the code that comes with this model name it, "
             f"trust_remote_code: {source.path}, else leave it out"
