@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import gc
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable

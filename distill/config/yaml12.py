@@ -6,11 +6,9 @@ PyYAML reads YAML 1.1, in which they are text, false and 90. What is written her
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
-
-from teachers.errors import UserError
 
 _TAG = "tag:yaml.org,2002:"
 # YAML 1.2.2, section 10.3.2, and PyYAML's merge key; each with the characters it may begin with
@@ -28,7 +26,7 @@ BASES = {"0o": 8, "0x": 16}
 class Loader(yaml.SafeLoader):
     """Reads plain values only; a key that stands twice in a section is an error."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """As PyYAML's, which lets the last of several values win."""

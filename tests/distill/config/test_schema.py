@@ -1,76 +1,13 @@
-"""Configs: the ones that come with the project, and every mistake found before anything is loaded."""
-
-from pathlib import Path
+"""Sections: what may be set, and every mistake that is seen before anything is loaded."""
 
 import pytest
 import torch
-import yaml
 
-from distill.config import (
-    DistillConfig,
-    OptimizerConfig,
-    PretrainConfig,
-    TrainConfig,
-    apply_override,
-    dump_config,
-    load_config,
-    validate,
-)
+from distill.config import DistillConfig, OptimizerConfig, TrainConfig
 from distill.runtime.world import World
 from distill.training.engine import micro_batch
 from teachers.errors import UserError
-
-CONFIGS = Path(__file__).parents[2] / "configs"
-FILES = sorted(CONFIGS.rglob("*.yaml"))
-
-DISTIL = {
-    "teacher": {"path": "models/some/teacher"},
-    "objective": {"name": "integral_kl", "steps": [4, 8]},
-    "length": 16,
-    "train": {"updates": 2, "batch": 8, "student": {"lr": 1e-4}, "critic": {"lr": 1e-4}},
-}
-PRETRAIN = {
-    "model": {"type": "qwen3"},
-    "data": {"path": "some.txt", "length": 16},
-    "train": {"updates": 2, "batch": 8, "student": {"lr": 1e-4}},
-}
-
-
-def load(kind, base, tmp_path, *overrides):
-    path = tmp_path / "c.yaml"
-    path.write_text(yaml.safe_dump(base), "utf-8")
-    return load_config(kind, path, list(overrides))
-
-
-def distil(tmp_path, *overrides):
-    return load(DistillConfig, DISTIL, tmp_path, *overrides)
-
-
-def pretrain(tmp_path, *overrides):
-    return load(PretrainConfig, PRETRAIN, tmp_path, *overrides)
-
-
-def refused(call, *parts):
-    """The message of the one error, which must be one line that holds every part."""
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
-    return message
-
-
-def test_there_are_configs():
-    assert FILES
-
-
-@pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(CONFIGS)) for p in FILES])
-def test_every_config_loads(path):
-    kind = PretrainConfig if path.parent.name == "pretrain" else DistillConfig
-    config = load_config(kind, path)
-    # what a run writes down is read back as the same config
-    assert validate(kind, yaml.safe_load(dump_config(config))) == config
+from tests.distill.config.small import DISTIL, distil, load, pretrain, refused
 
 
 def test_small_configs_load(tmp_path):
@@ -204,123 +141,6 @@ def test_an_edit_stage_needs_a_teacher_an_edit_and_an_update(tmp_path):
 def test_block_attention_and_block_size_go_together(override, tmp_path):
     refused(lambda: pretrain(tmp_path, override), "block_size", "both or neither")
     assert pretrain(tmp_path, "model.attention=block", "model.block_size=4").model.block_size == 4
-
-
-# --- overrides -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "1E-4", "0.0001"])
-def test_scientific_notation(text, tmp_path):
-    assert distil(tmp_path, f"train.student.lr={text}").train.student.lr == pytest.approx(1e-4)
-
-
-def test_scientific_notation_in_the_file(tmp_path):
-    # YAML 1.1 reads 1e-4 as a string; people write it all the same
-    path = tmp_path / "c.yaml"
-    path.write_text(yaml.safe_dump(DISTIL).replace("lr: 0.0001", "lr: 1e-4"), "utf-8")
-    assert "lr: 1e-4" in path.read_text("utf-8")
-    assert load_config(DistillConfig, path).train.student.lr == pytest.approx(1e-4)
-
-
-def test_overrides_of_lists_nulls_and_sections(tmp_path):
-    config = distil(
-        tmp_path,
-        "objective.steps=[2, 16]",
-        "train.student.betas=[0.5, 0.6]",
-        "train.wandb=null",
-        "train.critic={lr: 3.0e-4, clip: 0}",
-        "teacher.path=a=b",
-    )
-    assert config.objective.steps == [2, 16]
-    assert config.train.student.betas == (0.5, 0.6)
-    assert config.train.wandb is None
-    assert (config.train.critic.lr, config.train.critic.clip) == (3e-4, 0)
-    assert config.teacher.path == "a=b", "only the first = separates"
-
-
-def test_overrides_make_the_sections_they_need():
-    values = {"empty": None}
-    for override in ("a.b.c=1", "a.b.d=two", "empty.x=true"):
-        apply_override(values, override)
-    assert values == {"a": {"b": {"c": 1, "d": "two"}}, "empty": {"x": True}}
-
-
-def test_an_override_changes_one_of_two_aliased_sections(tmp_path):
-    path = tmp_path / "c.yaml"
-    aliased = {"updates": 2, "batch": 8, "student": {"lr": 1e-4}}
-    path.write_text(yaml.safe_dump({**DISTIL, "train": {**aliased, "critic": aliased["student"]}}), "utf-8")
-    assert "*id" in path.read_text("utf-8")
-    train = load_config(DistillConfig, path, ["train.student.lr=1e-3"]).train
-    assert (train.student.lr, train.critic.lr) == (1e-3, 1e-4)
-
-
-def test_later_overrides_win(tmp_path):
-    assert distil(tmp_path, "train.updates=5", "train.updates=7").train.updates == 7
-
-
-@pytest.mark.parametrize(
-    ("override", "part"),
-    [("train.updates", "key.sub=value"), ("=3", "key.sub=value"), ("--x=3", "key.sub=value"), ("length=[1", "YAML")],
-)
-def test_malformed_overrides(override, part, tmp_path):
-    refused(lambda: distil(tmp_path, override), repr(override), part)
-
-
-def test_an_override_below_a_value(tmp_path):
-    refused(lambda: distil(tmp_path, "length.x=3"), "length is 16, not a section")
-
-
-# --- files ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("content", "part"),
-    [(b"", "NoneType"), (b"- a\n- b\n", "list"), (b"a: [1\nb: }", "cannot read"), (b"a: \xff", "cannot read")],
-)
-def test_files_that_are_no_config(content, part, tmp_path):
-    (tmp_path / "c.yaml").write_bytes(content)
-    refused(lambda: load_config(DistillConfig, tmp_path / "c.yaml"), part, "c.yaml")
-
-
-def test_no_file(tmp_path):
-    refused(lambda: load_config(DistillConfig, tmp_path / "none.yaml"), "none.yaml", "does not exist")
-    refused(lambda: load_config(DistillConfig, tmp_path), "cannot read")
-
-
-# --- DeepSpeed -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("overrides", "parts"),
-    [
-        (["deepspeed.zero_optimisation.stage=1"], ("zero_optimisation", "'zero_optimization'")),
-        (["deepspeed.zero_optimization.stge=1"], ("stge", "'stage'")),
-        (["deepspeed.train_batch_size=8"], ("train_batch_size", "train.batch")),
-        (["deepspeed.gradient_clipping=1"], ("gradient_clipping", "train.student.clip")),
-        (["deepspeed.bf16.enabled=true"], ("bf16", "train.precision")),
-        (["deepspeed.zero_optimization.stage=4"], ("4", "0, 1, 2 and 3")),
-        (["deepspeed.zero_optimization=1"], ("zero_optimization is 1",)),
-        (["deepspeed.zero_optimization.stage=0", "train.precision=bfloat16"], ("stage 0", "stage 1")),
-    ],
-)
-@pytest.mark.parametrize("command", [distil, pretrain])
-def test_deepspeed_mistakes(command, overrides, parts, tmp_path):
-    refused(lambda: command(tmp_path, *overrides), *parts)
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["deepspeed.zero_optimization.stage=0"],
-        ["deepspeed.zero_optimization.stage=1", "train.precision=bfloat16"],
-        ["deepspeed.zero_optimization={stage: 3, stage3_param_persistence_threshold: 0}"],
-        ["deepspeed.activation_checkpointing={partition_activations: true}"],
-        ["deepspeed.wall_clock_breakdown=true"],
-        ["deepspeed.communication_data_type=fp32"],
-    ],
-)
-def test_deepspeed_sections_that_are_right(overrides, tmp_path):
-    assert distil(tmp_path, *overrides).deepspeed
 
 
 @pytest.mark.parametrize(
