@@ -258,7 +258,7 @@ def _trace(
 
 
 def _rollout(config: DistillConfig, rows: int, length: int, needs_real: bool) -> IntegralKLRollout:
-    moves = 2 if config.objective.rollout == "two_moves" else 1
+    moves = 2 if config.objective.rollout.name == "two_moves" else 1
     tokens = torch.zeros(rows, length, dtype=torch.long)
     states = torch.zeros(rows, moves, length, dtype=torch.long)
     return IntegralKLRollout(

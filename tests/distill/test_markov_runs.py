@@ -65,7 +65,7 @@ def values(folder, start, **changes):
     config = {
         "teacher": {"path": str(folder)},
         "student": {"init": str(start)},
-        "objective": {"name": "integral_kl", "steps": [2]},
+        "objective": {"name": "integral_kl", "rollout": {"steps": [2]}},
         "data": data(folder),
         "train": {"updates": 2, "batch": 4, "student": {"lr": 1e-3}, "critic": {"lr": 1e-3}, "precision": "bfloat16"},
         "evaluate": {
@@ -302,7 +302,7 @@ def test_where_rows_are_needed_and_there_are_none_the_source_writes_them(folder,
     [
         ({"student": {}}, ["student.init is 'teacher'", "RUN/model"]),
         ({"student": {"adapter": {"rank": 2}}}, ["adapter", "leave out"]),
-        ({"objective": {"name": "integral_kl", "critic_adapter": {"rank": 2}}}, ["adapter", "leave out"]),
+        ({"objective": {"name": "integral_kl", "ratio": {"adapter": {"rank": 2}}}}, ["adapter", "leave out"]),
         ({"teacher": {"placement": "sharded"}}, ["teacher.placement is 'sharded'", "leave it out"]),
         ({"teacher": {"shift": True}}, ["teacher.shift", "leave it out"]),
         ({"student": {"init": "bundled:teacher"}}, ["bundled:teacher", "vocabulary"]),

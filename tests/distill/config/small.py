@@ -8,7 +8,7 @@ from teachers.errors import UserError
 
 DISTIL = {
     "teacher": {"path": "models/some/teacher"},
-    "objective": {"name": "integral_kl", "steps": [4, 8]},
+    "objective": {"name": "integral_kl", "rollout": {"name": "k_step", "steps": [4, 8]}},
     "length": 16,
     "train": {"updates": 2, "batch": 8, "student": {"lr": 1e-4}, "critic": {"lr": 1e-4}},
 }

@@ -35,7 +35,7 @@ def test_a_file_says_only_what_is_its_own(write):
     config = read(path)
     assert (config.length, config.train.batch, config.train.updates) == (32, 4, 2)
     assert (config.train.student.lr, config.train.student.clip) == (1e-4, 2), "sections are merged key by key"
-    assert config.objective.steps == [4, 8]
+    assert config.objective.rollout.steps == [4, 8]
 
 
 def test_overrides_stand_above_the_file_and_the_file_above_its_base(write):
@@ -81,7 +81,8 @@ def test_a_base_may_be_in_the_home_folder(write, monkeypatch):
 
 
 def test_lists_are_replaced(write):
-    assert read(write("own.yaml", "base: small.yaml\nobjective: {steps: [2]}")).objective.steps == [2]
+    config = read(write("own.yaml", "base: small.yaml\nobjective: {rollout: {steps: [2]}}"))
+    assert config.objective.rollout.steps == [2]
 
 
 def test_a_section_of_another_name_replaces_the_whole(write):
@@ -89,8 +90,9 @@ def test_a_section_of_another_name_replaces_the_whole(write):
     assert read(write("own.yaml", other + "objective: {name: sdtt}")).objective.name == "sdtt"
     assert read(write("own.yaml", other + "objective: sdtt")).objective.name == "sdtt"
     refused(lambda: read(write("own.yaml", other + "objective: {name: sdtt, omega: 1}")), "objective.omega")
-    same = read(write("own.yaml", "base: small.yaml\nobjective: {name: integral_kl, entropy_bonus: 0.5}")).objective
-    assert (same.steps, same.entropy_bonus) == ([4, 8], 0.5)
+    bonus = "objective: {name: integral_kl, regularisers: {entropy_bonus: 0.5}}"
+    same = read(write("own.yaml", "base: small.yaml\n" + bonus)).objective
+    assert (same.rollout.steps, same.regularisers.entropy_bonus) == ([4, 8], 0.5)
 
 
 def test_a_name_alone_is_a_section(write):

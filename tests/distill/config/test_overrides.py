@@ -29,13 +29,13 @@ def test_no_file(tmp_path):
 def test_overrides_of_lists_nulls_and_sections(tmp_path):
     config = distil(
         tmp_path,
-        "objective.steps=[2, 16]",
+        "objective.rollout.steps=[2, 16]",
         "train.student.betas=[0.5, 0.6]",
         "train.wandb=null",
         "train.critic={lr: 3.0e-4, clip: 0}",
         "teacher.path=a=b",
     )
-    assert config.objective.steps == [2, 16]
+    assert config.objective.rollout.steps == [2, 16]
     assert config.train.student.betas == (0.5, 0.6)
     assert config.train.wandb is None
     assert (config.train.critic.lr, config.train.critic.clip) == (3e-4, 0)

@@ -22,7 +22,7 @@ def test_small_configs_load(tmp_path):
         ("train.updtes=3", ("train.updtes", "did you mean 'updates'?", "micro_batch")),
         ("train.student.wramup=3", ("train.student.wramup", "did you mean 'warmup'?")),
         ("train.critic.beta=3", ("train.critic.beta", "did you mean 'betas'?")),
-        ("objective.group_sise=3", ("objective.group_sise", "did you mean 'group_size'?", "omega")),
+        ("objective.ratoi=3", ("objective.ratoi", "did you mean 'ratio'?", "weight")),
         ("teacher.tokeniser=x", ("teacher.tokeniser", "did you mean 'tokenizer'?")),
         ("evaluate.sample=9", ("evaluate.sample", "did you mean 'samples'?")),
     ],
@@ -32,8 +32,8 @@ def test_a_misspelt_key_names_the_nearest(override, parts, tmp_path):
 
 
 def test_a_misspelt_key_in_the_other_objective(tmp_path):
-    overrides = ["objective.name=didi_instruct", "objective.reward_clmap=2"]
-    refused(lambda: distil(tmp_path, *overrides), "objective.reward_clmap", "'reward_clamp'")
+    overrides = ["objective.name=didi_instruct", "objective.ratio.reward_clmap=2"]
+    refused(lambda: distil(tmp_path, *overrides), "objective.ratio.reward_clmap", "'reward_clamp'")
 
 
 def test_a_misspelt_key_in_an_optional_section(tmp_path):
@@ -48,7 +48,7 @@ def test_an_unknown_objective(tmp_path):
 
 
 def test_an_objective_without_a_name(tmp_path):
-    base = {**DISTIL, "objective": {"steps": [4]}}
+    base = {**DISTIL, "objective": {"rollout": "k_step"}}
     refused(lambda: load(DistillConfig, base, tmp_path), "objective.name is missing", "integral_kl")
 
 
@@ -60,9 +60,9 @@ def test_an_objective_without_a_name(tmp_path):
         ("train.ema=1.0", "train.ema", "1.0"),
         ("train.precision=float16", "train.precision", "'float16'"),
         ("evaluate.precision=automatic", "evaluate.precision", "'automatic'"),
-        ("objective.steps=[]", "objective.steps", "[]"),
-        ("objective.steps=[0]", "objective.steps.0", "0"),
-        ("objective.label_smoothing=1", "objective.label_smoothing", "1"),
+        ("objective.rollout.steps=[]", "objective.rollout.steps", "[]"),
+        ("objective.rollout.steps=[0]", "objective.rollout.steps.0", "0"),
+        ("objective.ratio={label_smoothing: 1}", "objective.ratio.label_smoothing", "1"),
         ("length=1", "length", "1"),
         ("evaluate.entropy_floor=1.5", "evaluate.entropy_floor", "1.5"),
         ("train.batch=many", "train.batch", "'many'"),
@@ -86,14 +86,14 @@ def test_missing_keys_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        (["objective.steps=[4,32]"], ("32", "16")),
+        (["objective.rollout.steps=[4,32]"], ("32", "16")),
         (["train.critic=null"], ("train.critic",)),
         (["length=null"], ("length",)),
         (["data.path=x.txt", "data.length=12"], ("16", "12")),
         (["objective.ratio=discriminator"], ("marginalised", "per_token")),
-        (["objective.gradient=per_token"], ("group_size is 1",)),
+        (["objective.gradient={name: per_token, group_size: 1}"], ("group_size is 1",)),
         (["objective.rollout=one_move", "objective.corruption=coupled"], ("coupled", "two_moves")),
-        (["objective.clamp_time=[0.5, 0.2]"], ("(0.5, 0.2)",)),
+        (["objective.time={clamp: [0.5, 0.2]}"], ("(0.5, 0.2)",)),
         (["evaluate.sampler=ancestrel"], ("'ancestrel'", "'ancestral'")),
     ],
 )
