@@ -67,7 +67,7 @@ def main() -> None:
         {
             "teacher": {"path": str(folder / "teacher")},
             "student": {"adapter": {"rank": wanted.rank}},
-            "objective": {"name": "integral_kl", "critic_adapter": {"rank": wanted.rank}},
+            "objective": {"name": "integral_kl", "ratio": {"adapter": {"rank": wanted.rank}}},
             "length": wanted.length,
             "train": {
                 "updates": wanted.updates,

@@ -44,7 +44,7 @@ RECORD = "FEWSTEP_RECORD_DRAWS"  # in the environment of the runs: where they le
 BOUND = 1e-4  # of losses, relative; of weights, absolute
 OBJECTIVES = {
     "integral_kl": [],
-    "didi_instruct": ["objective={name: didi_instruct, steps: [4]}", "teacher_samples=64", "teacher_sample_steps=8"],
+    "didi_instruct": ["objective={name: didi_instruct}", "teacher_samples=64", "teacher_sample_steps=8"],
 }
 SETTING = ["length=8", "train.student.lr=1.0e-5", "train.critic.lr=1.0e-5"]
 WAYS = {  # name → processes, overrides; the first is what the others are compared with

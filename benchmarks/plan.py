@@ -16,7 +16,7 @@ from pathlib import Path
 
 TRAIN = ["train.updates=2", "train.log_every=1", "evaluate.every=null", "train.checkpoint_every=100"]
 # a plan is for the worst update of a run, in which every position is masked; here each update is
-TRAIN += ["objective.rollout=one_move", "objective.clamp_time=[0.99, 1.0]"]
+TRAIN += ["objective.rollout=one_move", "objective.time={clamp: [0.99, 1.0]}"]
 BUCKET = "deepspeed.zero_optimization.reduce_bucket_size"
 CASES = {
     # 36 M parameters; every row of an update in one pass
@@ -37,7 +37,7 @@ CASES = {
         {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8},
         {"vocabulary": 16000, "type": "llama"},
         ["train.batch=4", "train.precision=bfloat16", "length=256", f"{BUCKET}=5000000",
-         "student.adapter={rank: 16}", "objective.critic_adapter={rank: 16}"],
+         "student.adapter={rank: 16}", "objective.ratio.adapter={rank: 16}"],
     ),
 }  # fmt: skip
 

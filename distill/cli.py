@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -64,7 +66,24 @@ def fail(message: str, code: int) -> NoReturn:
     raise SystemExit(code)
 
 
-@app.command()
+def at_home(value: Any) -> Any:
+    """A path of the command line, or several, with ~ expanded: in ``--run=~/x`` no shell does it."""
+    if isinstance(value, list):
+        return [os.path.expanduser(word) for word in value]
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command. Its names of models, which are no `Path`, are expanded where they are resolved."""
+
+    @functools.wraps(function)
+    def at_home_command(**arguments: Any) -> None:
+        function(**{name: at_home(value) for name, value in arguments.items()})
+
+    return app.command()(at_home_command)
+
+
+@command
 def pretrain(
     config: Config,
     overrides: Overrides = None,
@@ -81,7 +100,7 @@ def pretrain(
     )
 
 
-@app.command()
+@command
 def distill(
     config: Config,
     overrides: Overrides = None,
@@ -98,7 +117,7 @@ def distill(
     )
 
 
-@app.command()
+@command
 def plan(
     config: Config,
     overrides: Overrides = None,
@@ -113,7 +132,7 @@ def plan(
     plan_command(load_config(DistillConfig, config, overrides or []), gpus, memory, out)
 
 
-@app.command()
+@command
 def markov(
     out: Annotated[Path, typer.Argument(help="A new folder.")],
     tokens: Annotated[int | None, typer.Option(help="Of a random source [default: 16].")] = None,
@@ -135,9 +154,9 @@ def markov(
     markov_command(out, tokens, order, sharpness, length, seed, rows, heldout, text, tokenizer, smoothing)
 
 
-@app.command()
+@command
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="A distillation's folder.")] = None,
+    run: Annotated[str | None, typer.Argument(help="A distillation's folder.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value of the evaluate section.")] = None,
     student: Annotated[str | None, typer.Option(help="A student instead of a run: folder or name.")] = None,
     teacher: Annotated[str | None, typer.Option(help="A teacher instead of a run: folder or name.")] = None,
@@ -147,14 +166,15 @@ def evaluate(
 ) -> None:
     """Measure perplexity against step count: a table, evaluation.json and evaluation.png."""
     from distill.commands.evaluate import evaluate_command
+    from distill.config import is_override
 
     values = list(overrides or [])
-    if run is not None and "=" in run.name:  # no run given: the first override took its place
-        values, run = [str(run), *values], None
-    evaluate_command(run, student, teacher, judge, data, out, values)
+    if run is not None and is_override(run):  # no run given: the first override took its place
+        values, run = [run, *values], None
+    evaluate_command(at_home(Path(run)) if run is not None else None, student, teacher, judge, data, out, values)
 
 
-@app.command()
+@command
 def compare(
     words: Annotated[list[str], typer.Argument(metavar="CONFIG… [key.sub=value …]", help="Configs of distillations.")],
     out: Annotated[Path, typer.Option(help="The comparison's folder; the same command continues one, more seeds too.")],
@@ -168,7 +188,7 @@ def compare(
     compare_command(words, out, budget, seeds, jobs)
 
 
-@app.command()
+@command
 def export(
     run: Annotated[Path, typer.Argument(help="A run or a model folder.")],
     out: Annotated[Path, typer.Option(help="A new folder for the checkpoint.")],
@@ -181,7 +201,7 @@ def export(
     export_command(run, out, compress, steps)
 
 
-@app.command()
+@command
 def generate(
     folder: Annotated[str, typer.Argument(help="An exported folder, a run, or bundled:teacher.")],
     steps: Annotated[int | None, typer.Option(help="Denoising steps [default: the folder's own].")] = None,

@@ -20,7 +20,7 @@ from objectives.objective import Distillation
 from students.adapters import AdaptedDenoiser, is_adapter, merge_adapter, merged
 from students.critic import Discriminator
 from students.planner import PlannedDenoiser, load_planned, load_planner
-from students.samplers import SamplerConfig, written_sampler
+from students.samplers import Sampler, written_sampler
 from students.student import cast, frozen, trainable_copy
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
@@ -127,7 +127,9 @@ def load_averaged(
 def as_distillation(config: DistillConfig, teacher: CausalDenoiser | MarkovDenoiser, student: Denoiser) -> Distillation:
     """What an objective is built on; critics start as the teacher, or as the student where the teacher is exact."""
     start = student if isinstance(teacher, MarkovDenoiser) else teacher
-    return Distillation(teacher, student, MaskedProcess(config.teacher.process), config.sequence_length, start)
+    return Distillation(
+        teacher, student, MaskedProcess(config.teacher.process), config.sequence_length, start, config.sampler
+    )
 
 
 def load_discriminator(
@@ -169,7 +171,7 @@ class Student:
     canvas_length: int
     schedule: Schedule
     steps: int
-    sampler: SamplerConfig
+    sampler: Sampler
     origin: str
 
 

@@ -10,30 +10,40 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveInt
-
+from objectives.corruption import AnyCorruption, AnyWeight, Coupled, ElboWeight, Times
+from objectives.gradients import AnyGradient, ScoreFunction
 from objectives.integral_kl import IntegralKLConfig
+from objectives.ratios import AnyRatio, Discrimination
+from objectives.regularisers import Regularisers
+from objectives.rollouts import AnyRollout, TwoMoves
 
 
 class DidiInstructConfig(IntegralKLConfig):
     """Every default with its origin. The optimiser's are in configs/didi_instruct.yaml."""
 
-    name: Literal["didi_instruct"] = "didi_instruct"  # type: ignore[assignment]
-    rollout: Literal["one_move", "two_moves", "k_step"] = "two_moves"  # score decomposition [paper]
-    corruption: Literal["independent", "coupled", "nested"] = "coupled"  # [paper]
-    pi: tuple[PositiveInt, PositiveInt] = (2, 2)  # [code] Beta(1, 1) or Beta(2, 2)
-    clamp_time: tuple[float, float] = (0.02, 0.98)  # [code]
-    omega: Literal["elbo", "uniform"] = "elbo"  # [paper] −α'/(1−α)
-    clamp_omega: tuple[float, float] = (0.1, 10.0)  # [code]
-    importance: bool = True  # [paper] ω(t)/π(t)
-    ratio: Literal["auxiliary", "discriminator"] = "discriminator"  # [paper]
-    discriminator_blocks: PositiveInt = 4  # [code]
-    discriminator_targets: tuple[float, float] = (0.9, 0.1)  # [code]
-    reward_epsilon: float = 1e-6  # [code]
-    reward_clamp: float = 8.0  # [code]
-    gradient: Literal["marginalised", "per_token", "score_function"] = "score_function"  # [paper]
-    group_size: PositiveInt = 4  # [paper]
-    advantage_clamp: float = 3.0  # [code]
-    teacher_kl: float = 0.02  # [code] 0.01–0.05
-    teacher_divergence: Literal["kl", "jeffreys"] = "kl"  # [code] or Jeffreys with β = 0.5
-    entropy_bonus: float = 5e-4  # [code] 5e-4–0.02
+    name: Literal["didi_instruct"] = "didi_instruct"
+    rollout: AnyRollout = TwoMoves()  # score decomposition [paper]
+    ratio: AnyRatio = Discrimination(  # [paper]
+        blocks=4,  # [code]
+        targets=(0.9, 0.1),  # [code]
+        reward_epsilon=1e-6,  # [code]
+        reward_clamp=8.0,  # [code]
+    )
+    gradient: AnyGradient = ScoreFunction(  # [paper]
+        group_size=4,  # [paper]
+        advantage_clamp=3.0,  # [code]
+    )
+    corruption: AnyCorruption = Coupled()  # [paper]
+    time: Times = Times(
+        pi=(2, 2),  # [code] Beta(1, 1) or Beta(2, 2)
+        clamp=(0.02, 0.98),  # [code]
+    )
+    weight: AnyWeight = ElboWeight(  # [paper] −α'/(1−α)
+        clamp=(0.1, 10.0),  # [code]
+        importance=True,  # [paper] ω(t)/π(t)
+    )
+    regularisers: Regularisers = Regularisers(
+        teacher_weight=0.02,  # [code] 0.01–0.05
+        teacher_divergence="kl",  # [code] or Jeffreys with β = 0.5
+        entropy_bonus=5e-4,  # [code] 5e-4–0.02
+    )

@@ -12,8 +12,8 @@ because g sums to 0, and its value goes down as the student learns. It is plain 
 The start. So that one move has something to be random about, the student starts from round(0.6 L) masks and random
 tokens elsewhere, and predicts all positions. The code also adds Gaussian noise of 0.1 to the start's embeddings; the
 `Denoiser` contract has no embeddings, so that is left out. Our samplers start all masked: a student trained with
-``random_share`` above 0 has never seen their canvas, and none of the later ones of several steps. To compare at several
-steps, train with ``rollout: k_step, random_share: 0``, as configs/compare/dimo.yaml does: then start and states are the
+``rollout.random_share`` above 0 has never seen their canvas, and none of the later ones of several steps. To compare at
+several steps, train with ``rollout: k_step``, as configs/compare/dimo.yaml does: then start and states are the
 sampler's, and what is left of Di[M]O is its critic and its gradient.
 
 What the released code gets wrong and ours does not: the teacher stays in training mode, so the targets carry dropout
@@ -25,24 +25,32 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt
-
+from objectives.corruption import AnyCorruption, AnyWeight, Independent, Times, UniformWeight
+from objectives.gradients import AnyGradient, ThroughLogits
 from objectives.integral_kl import IntegralKLConfig
+from objectives.ratios import AnyRatio, Auxiliary
+from objectives.rollouts import AnyRollout, OneMove
 
 
 class DimoConfig(IntegralKLConfig):
     """Every default with its origin, for class-conditional images there. The optimisers': lr 1e-5, clip 1 [code]."""
 
-    name: Literal["dimo"] = "dimo"  # type: ignore[assignment]
-    rollout: Literal["one_move", "two_moves", "k_step", "data"] = "one_move"  # [paper]
-    random_share: float = Field(0.4, ge=0, lt=1)  # [paper] 0.6 masked; 0.5 for text-to-image [code]
-    corruption: Literal["independent", "coupled", "nested"] = "independent"  # [paper]
-    pi: tuple[PositiveInt, PositiveInt] = (2, 1)  # [own] density 2t; [code] (π/2) sin(πt/2), MaskGIT's arccos law
-    clamp_time: tuple[float, float] = (0.01, 1.0)  # [code] at least one mask, at most all
-    omega: Literal["elbo", "uniform"] = "uniform"  # [code]
-    importance: bool = False  # [code]
-    ratio: Literal["auxiliary", "discriminator"] = "auxiliary"  # [paper]
-    label_smoothing: float = Field(0.1, ge=0, lt=1)  # [code]
-    gradient: Literal["marginalised", "logit", "per_token", "score_function"] = "logit"  # [paper]
-    jeffreys: float = 0.0  # [code] "Jeffreys_0.", the forward KL; 1 is the reverse KL
-    reward_clamp: float = Field(50.0, gt=0)  # [own] of d, for β ≠ 0; the code has none
+    name: Literal["dimo"] = "dimo"
+    rollout: AnyRollout = OneMove(  # [paper]
+        random_share=0.4,  # [paper] 0.6 masked; 0.5 for text-to-image [code]
+    )
+    ratio: AnyRatio = Auxiliary(  # [paper]
+        label_smoothing=0.1,  # [code]
+        reward_clamp=50.0,  # [own] of d, for β ≠ 0; the code has none
+    )
+    gradient: AnyGradient = ThroughLogits(  # [paper]
+        jeffreys=0.0,  # [code] "Jeffreys_0.", the forward KL; 1 is the reverse KL
+    )
+    corruption: AnyCorruption = Independent()  # [paper]
+    time: Times = Times(
+        pi=(2, 1),  # [own] density 2t; [code] (π/2) sin(πt/2), MaskGIT's arccos law
+        clamp=(0.01, 1.0),  # [code] at least one mask, at most all
+    )
+    weight: AnyWeight = UniformWeight(  # [code]
+        importance=False,  # [code]
+    )

@@ -1,4 +1,4 @@
-"""Estimators of the gradient of an integral KL, as losses whose gradient it is. Pure functions.
+"""Estimators of the gradient of an integral KL, as losses whose gradient it is: pure functions, then the config's part.
 
 All take the student's log-probabilities at the recorded states and a reward that is a constant. Each is tested against
 the exact gradient by enumeration.
@@ -6,10 +6,19 @@ the exact gradient by enumeration.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from objectives.corruption import CorruptionPart
 from objectives.divergences import _expectation, log_ratio
+from objectives.parts import Part
+from objectives.ratios import AuxiliaryRatio, RatioPart
+from teachers.chunks import row_sums
 
 
 def marginalised(log_probs: Tensor, reward_table: Tensor) -> Tensor:
@@ -108,3 +117,184 @@ def advantage_to_go(reward: Tensor, steps: Tensor, group: int) -> Tensor:
     to_go, makes = (x.view(-1, group, x.shape[1]) for x in (to_go * makes, makes))
     others, count = (x.sum(1, keepdim=True) - x for x in (to_go, makes))
     return ((to_go - others / count.clamp(min=1)) * makes).view_as(reward)
+
+
+@dataclass(frozen=True)
+class Move:
+    """One recorded move of B rows, and what the corruption hides of it. All but the state (B, L) bool.
+
+    Attributes:
+        state: (B, L) int64, the canvas before it.
+        masked: what the regularisers look at: masks, and what the move revealed besides (random tokens).
+        revealed: what it revealed. corrupted: where the sample is masked again.
+    """
+
+    state: Tensor
+    masked: Tensor
+    revealed: Tensor
+    corrupted: Tensor
+
+    @property
+    def used(self) -> Tensor:
+        """What was revealed and is masked again: where a reward says something of this move."""
+        return self.revealed & self.corrupted
+
+
+class GradientPart(Part, ABC):
+    """Which estimator.
+
+    Attributes:
+        over_vocabulary: it takes a reward for every vocabulary entry, not for the drawn token alone.
+    """
+
+    over_vocabulary: ClassVar[bool]
+
+    @property
+    def group(self) -> int:
+        """Consecutive rows that are each other's baseline."""
+        return 1
+
+    def check(self, ratio: RatioPart, corruption: CorruptionPart) -> None:
+        """Refuse parts that it has no meaning with.
+
+        Raises:
+            ValueError: the remedy.
+        """
+
+    @abstractmethod
+    def row_losses(self, estimates: Tensor, move: Move, reward: Tensor | None) -> Tensor:
+        """(B,) the loss of a move.
+
+        Args:
+            estimates: (N,) over the vocabulary at the positions of ``move.used``, else the log-probabilities of the
+                drawn tokens at those of ``move.masked``.
+            reward: (B, L) of the drawn tokens; None over the vocabulary.
+        """
+
+
+class VocabularyGradient(GradientPart):
+    """Estimators that read a reward for every vocabulary entry."""
+
+    over_vocabulary: ClassVar[bool] = True
+
+    def check(self, ratio: RatioPart, corruption: CorruptionPart) -> None:
+        """The ratio must give them."""
+        if not ratio.over_vocabulary:
+            raise ValueError(
+                f"gradient {self.name!r} needs a reward for every vocabulary entry, which ratio {ratio.name!r} does "
+                "not give; set ratio to 'auxiliary', or gradient to 'per_token' or 'score_function'"
+            )
+
+    @property
+    def auxiliary_share(self) -> float:
+        """The part of log q_ν that is the auxiliary denoiser's."""
+        return 1.0
+
+    @abstractmethod
+    def estimates(self, log_probs: Tensor, ratio: AuxiliaryRatio, theirs: Tensor, auxiliary: Tensor | None) -> Tensor:
+        """(N,) terms at N positions.
+
+        Args:
+            log_probs: (N, V) the student's, differentiable.
+            theirs, auxiliary: `AuxiliaryRatio.features` there.
+        """
+
+    def row_losses(self, estimates: Tensor, move: Move, reward: Tensor | None) -> Tensor:
+        """Their sum over a row, divided by its length."""
+        return row_sums(estimates, move.used) / move.used.shape[1]
+
+
+class Marginalised(VocabularyGradient):
+    """The expectation over the token, exactly (2503.15457, 2602.19066).
+
+    Attributes:
+        exact_share: the part of log q_ν taken from the student's own conditional, which nested corruption knows
+            exactly; the auxiliary denoiser estimates the rest. 0 leaves all to the auxiliary.
+    """
+
+    name: Literal["marginalised"] = "marginalised"
+    exact_share: float = Field(0.0, ge=0, le=1)  # [own]
+
+    @property
+    def auxiliary_share(self) -> float:
+        """What ``exact_share`` leaves."""
+        return 1 - self.exact_share
+
+    def check(self, ratio: RatioPart, corruption: CorruptionPart) -> None:
+        """The student's own conditional must be exact where it is used."""
+        super().check(ratio, corruption)
+        if self.exact_share and corruption.name != "nested":
+            raise ValueError(
+                f"gradient.exact_share is {self.exact_share}, but the student's conditional is exact only for nested "
+                "corruption; set corruption to 'nested', or exact_share to 0"
+            )
+
+    def estimates(self, log_probs: Tensor, ratio: AuxiliaryRatio, theirs: Tensor, auxiliary: Tensor | None) -> Tensor:
+        """`marginalised`."""
+        return marginalised(log_probs, ratio.table(theirs, auxiliary, log_probs.detach(), self.exact_share))
+
+
+class ThroughLogits(VocabularyGradient):
+    """The gradient of a divergence in the auxiliary's logits, put into the student's (Di[M]O, 2503.15457).
+
+    Attributes:
+        jeffreys: β: (1−β) forward + β reverse KL.
+    """
+
+    name: Literal["logit"] = "logit"
+    jeffreys: float = 0.0  # [code] "Jeffreys_0.", the forward KL; 1 is the reverse KL
+
+    def estimates(self, log_probs: Tensor, ratio: AuxiliaryRatio, theirs: Tensor, auxiliary: Tensor | None) -> Tensor:
+        """`through_logits`."""
+        assert auxiliary is not None
+        with torch.no_grad():
+            log_auxiliary, log_teacher = ratio.network.head(auxiliary), ratio.teacher.head(theirs)
+            coefficients = jeffreys_coefficients(log_auxiliary, log_teacher, self.jeffreys, ratio.clamp)
+        return through_logits(log_probs, coefficients)
+
+
+class GroupedGradient(GradientPart):
+    """Score functions of the drawn tokens, with grouped reward normalisation (2509.25035).
+
+    Attributes:
+        group_size: rows that are each other's baseline.
+        advantage_clamp: of normalised rewards, ±.
+    """
+
+    over_vocabulary: ClassVar[bool] = False
+    group_size: int = Field(4, ge=2)  # [paper]
+    advantage_clamp: float = Field(3.0, gt=0)  # [code]
+
+    @property
+    def group(self) -> int:
+        """``group_size``."""
+        return self.group_size
+
+
+class PerToken(GroupedGradient):
+    """One normalised reward a token [own]."""
+
+    name: Literal["per_token"] = "per_token"
+
+    def row_losses(self, estimates: Tensor, move: Move, reward: Tensor | None) -> Tensor:
+        """`per_token`, summed over a row and divided by its length."""
+        assert reward is not None
+        advantage = grouped_token_advantage(reward, move.corrupted, self.group, self.advantage_clamp)
+        terms = per_token(estimates[move.used[move.masked]], advantage[move.used])
+        return row_sums(terms, move.used) / move.used.shape[1]
+
+
+class ScoreFunction(GroupedGradient):
+    """One normalised reward a row, not divided by its length (2509.25035)."""
+
+    name: Literal["score_function"] = "score_function"
+
+    def row_losses(self, estimates: Tensor, move: Move, reward: Tensor | None) -> Tensor:
+        """`score_function`."""
+        assert reward is not None
+        mean = (reward * move.corrupted).sum(1) / move.corrupted.sum(1).clamp(min=1)
+        advantage = grouped_advantage(mean, self.group, self.advantage_clamp)
+        return score_function(row_sums(estimates[move.revealed[move.masked]], move.revealed), advantage)
+
+
+AnyGradient = Annotated[Marginalised | ThroughLogits | PerToken | ScoreFunction, Field(discriminator="name")]

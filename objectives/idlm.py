@@ -27,23 +27,29 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt
-
+from objectives.corruption import AnyCorruption, AnyWeight, ElboWeight, Independent, Times
+from objectives.gradients import AnyGradient, Marginalised
 from objectives.integral_kl import IntegralKLConfig
+from objectives.ratios import AnyRatio, Auxiliary
+from objectives.rollouts import AnyRollout, FromData
 
 
 class IdlmConfig(IntegralKLConfig):
     """Every default with its origin. The optimisers': lr 1e-6 for both, batch 512, EMA 0.9999 [code]."""
 
-    name: Literal["idlm"] = "idlm"  # type: ignore[assignment]
-    rollout: Literal["one_move", "two_moves", "k_step", "data"] = "data"  # [paper] one step from noise often fails
-    corruption: Literal["independent", "coupled", "nested"] = "independent"  # [code]
-    pi: tuple[PositiveInt, PositiveInt] = (1, 1)  # [code] uniform; there antithetic within a batch
-    clamp_time: tuple[float, float] = (1e-3, 1.0)  # [code]
-    omega: Literal["elbo", "uniform"] = "elbo"  # [paper]
-    clamp_omega: tuple[float, float] = (0.0, 1e3)  # [code] none, and so is this with t ≥ 1e-3
-    importance: bool = False  # [code]
-    ratio: Literal["auxiliary", "discriminator"] = "auxiliary"  # [paper]
-    critic_targets: Literal["sampled", "soft"] = "soft"  # [paper] simplex relaxation
-    gradient: Literal["marginalised", "logit", "per_token", "score_function"] = "marginalised"  # [paper]
-    reward_clamp: float = Field(1e4, gt=0)  # [code] none
+    name: Literal["idlm"] = "idlm"
+    rollout: AnyRollout = FromData()  # [paper] one step from noise often fails
+    ratio: AnyRatio = Auxiliary(  # [paper]
+        labels="soft",  # [paper] simplex relaxation
+        reward_clamp=1e4,  # [code] none
+    )
+    gradient: AnyGradient = Marginalised()  # [paper]
+    corruption: AnyCorruption = Independent()  # [code]
+    time: Times = Times(
+        pi=(1, 1),  # [code] uniform; there antithetic within a batch
+        clamp=(1e-3, 1.0),  # [code]
+    )
+    weight: AnyWeight = ElboWeight(  # [paper]
+        clamp=(0.0, 1e3),  # [code] none, and so is this with t ≥ 1e-3
+        importance=False,  # [code]
+    )

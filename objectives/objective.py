@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from students.samplers import Ancestral, Sampler
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
@@ -56,6 +57,7 @@ class Distillation:
         process: the noise that the teacher was trained with.
         length: L, tokens of a row.
         start: what critics are copies of: the teacher, or, where that is an exact one, no network, the student's start.
+        sampler: how the student will fill canvases: its rollouts do so too.
     """
 
     teacher: Denoiser
@@ -63,6 +65,7 @@ class Distillation:
     process: MaskedProcess
     length: int
     start: Denoiser
+    sampler: Sampler = field(default_factory=Ancestral)
 
 
 class ObjectiveConfig(Section, ABC):

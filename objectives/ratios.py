@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from objectives.divergences import _expectation, log_ratio
 from objectives.elbo import cross_entropy
-from objectives.gradients import jeffreys_coefficients
+from objectives.parts import Part
 from students.adapters import AdapterConfig
 from students.critic import Discriminator, auxiliary_denoiser
 from teachers.canvas import Canvas
@@ -133,14 +135,14 @@ class AuxiliaryRatio(Ratio):
         return loss.sum(), {"nats": plain.sum()}
 
     @torch.no_grad()
-    def features(self, fake: Tensor, select: Tensor, share: float = 0.0) -> tuple[Tensor, Tensor | None]:
+    def features(self, fake: Tensor, select: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor | None]:
         """What `table` reads: features of the teacher and of the auxiliary denoiser at N positions, (N, H) each.
 
         Args:
-            share: see `table`; the auxiliary denoiser is not asked where it has no part.
+            share: of log q_ν that is the auxiliary denoiser's, which is not asked where it has none.
         """
         canvas = Canvas.of(fake, self.teacher.spec.mask_id)
-        return self.teacher.features(canvas, select), self.network.features(canvas, select) if share < 1 else None
+        return self.teacher.features(canvas, select), self.network.features(canvas, select) if share > 0 else None
 
     @torch.no_grad()
     def table(self, theirs: Tensor, auxiliary: Tensor | None, own: Tensor | None = None, share: float = 0.0) -> Tensor:
@@ -161,11 +163,6 @@ class AuxiliaryRatio(Ratio):
             assert own is not None
             reward = reward + share * log_ratio(teacher, own)
         return reward.clamp(-self.clamp, self.clamp)
-
-    @torch.no_grad()
-    def logit_coefficients(self, theirs: Tensor, auxiliary: Tensor, beta: float) -> Tensor:
-        """(N, V) `jeffreys_coefficients` at N positions, given by their `features`."""
-        return jeffreys_coefficients(self.network.head(auxiliary), self.teacher.head(theirs), beta, self.clamp)
 
     @torch.no_grad()
     def reward(self, fake: Tensor, sample: Tensor) -> Tensor:
@@ -192,13 +189,13 @@ class DiscriminatorRatio(Ratio):
         clamp: float,
         adapter: AdapterConfig | None = None,
     ):
-        self.network = Discriminator(start, blocks, adapter)
+        self.network: Discriminator = Discriminator(start, blocks, adapter)
         self.real_target, self.fake_target = targets
         self.epsilon, self.clamp = epsilon, clamp
 
     def refresh(self) -> None:
         """Renew the spectral norms."""
-        self.network.refresh()  # type: ignore[operator]
+        self.network.refresh()
 
     def loss(
         self, fake: Tensor, sample: Tensor, real: Tensor | None, mask_id: int, soft: SoftLabels | None = None
@@ -214,4 +211,87 @@ class DiscriminatorRatio(Ratio):
     @torch.no_grad()
     def reward(self, fake: Tensor, sample: Tensor) -> Tensor:
         """Clamped log-odds of being real. The discriminator sees the context of a masked token, not the token."""
-        return clamped_log_odds(self.network(Canvas.of(fake, self.network.backbone.spec.mask_id)), self.epsilon, self.clamp)
+        canvas = Canvas.of(fake, self.network.backbone.spec.mask_id)
+        return clamped_log_odds(self.network(canvas), self.epsilon, self.clamp)
+
+
+class RatioPart(Part, ABC):
+    """Which estimate.
+
+    Attributes:
+        over_vocabulary: it rewards every vocabulary entry, not the drawn token alone.
+        needs_data: it compares the sample with rows of data.
+        reward_clamp: of log-ratios, ±.
+        adapter: the critic is this adapter on the teacher, and no block trains; None for a copy of its own.
+    """
+
+    over_vocabulary: ClassVar[bool] = False
+    needs_data: ClassVar[bool] = False
+    reward_clamp: float = Field(5.0, gt=0)
+    adapter: AdapterConfig | None = None
+
+    @property
+    def trained_blocks(self) -> int | None:
+        """How many of the critic's last blocks train; None for all."""
+        return None
+
+    @abstractmethod
+    def build(self, teacher: Denoiser, start: Denoiser) -> Ratio:
+        """The ratio, whose network starts as ``start``."""
+
+
+class Auxiliary(RatioPart):
+    """An auxiliary denoiser, trained on the student's samples.
+
+    Attributes:
+        labels: it learns the tokens "sampled", or, "soft", the law they were drawn from (2602.19066).
+        label_smoothing: of sampled labels.
+    """
+
+    over_vocabulary: ClassVar[bool] = True
+    name: Literal["auxiliary"] = "auxiliary"
+    labels: Literal["sampled", "soft"] = "sampled"
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _one_softness(self) -> Auxiliary:
+        if self.labels == "soft" and self.label_smoothing:
+            raise ValueError(
+                "labels 'soft' are the student's own probabilities; set label_smoothing to 0, or labels to 'sampled'"
+            )
+        return self
+
+    def build(self, teacher: Denoiser, start: Denoiser) -> AuxiliaryRatio:
+        """See `RatioPart.build`."""
+        return AuxiliaryRatio(teacher, start, self.label_smoothing, self.reward_clamp, self.adapter)
+
+
+class Discrimination(RatioPart):
+    """A discriminator between the student's samples and real rows (2509.25035).
+
+    Attributes:
+        blocks: the last so many train.
+        targets: labels of real and of the student's tokens.
+        reward_epsilon: keeps log-odds finite.
+    """
+
+    needs_data: ClassVar[bool] = True
+    name: Literal["discriminator"] = "discriminator"
+    blocks: PositiveInt = 4  # [code]
+    targets: tuple[float, float] = (0.9, 0.1)  # [code]
+    reward_epsilon: float = Field(1e-6, gt=0)  # [code]
+    reward_clamp: float = Field(8.0, gt=0)  # [code]
+
+    @property
+    def trained_blocks(self) -> int | None:
+        """``blocks``, unless an adapter trains in their place."""
+        return None if self.adapter is not None else self.blocks
+
+    def build(self, teacher: Denoiser, start: Denoiser) -> DiscriminatorRatio:
+        """See `RatioPart.build`."""
+        return DiscriminatorRatio(
+            start, self.blocks, self.targets, self.reward_epsilon, self.reward_clamp, self.adapter
+        )
+
+
+AnyRatio = Annotated[Auxiliary | Discrimination, Field(discriminator="name")]

@@ -169,7 +169,9 @@ class RepresentationMmd(Objective):
         elif config.bandwidth is None:
             start = distillation.start
             streams = RowStreams(0, (0,), range(TYPICAL_ROWS), start.device)
-            typical = one_move(start, Canvas.blank(TYPICAL_ROWS, distillation.length, start.spec.mask_id, start.device), streams).sample
+            typical = one_move(
+                start, Canvas.blank(TYPICAL_ROWS, distillation.length, start.spec.mask_id, start.device), streams
+            ).sample
             self.bandwidth = median_distance(self._features(typical))
 
     def network(self, phase: str) -> nn.Module:
@@ -197,7 +199,9 @@ class RepresentationMmd(Objective):
             return (torch.stack([categorical(log_probs, u) for u in uniforms.unbind(1)], 1),)
 
         chunks = chunk_count(state.numel(), self.student.spec.vocabulary)
-        (drawn[masked],) = in_chunks(draw, chunks, self.student.features(Canvas(state, masked), masked), uniforms[masked])
+        (drawn[masked],) = in_chunks(
+            draw, chunks, self.student.features(Canvas(state, masked), masked), uniforms[masked]
+        )
         return drawn.transpose(1, 2)
 
     @torch.no_grad()

@@ -39,7 +39,7 @@ def masked_log_likelihood(teacher: Denoiser, sample: Tensor, masks: Tensor, proc
     total = torch.zeros(len(sample), dtype=torch.float64, device=sample.device)
     for masked in masks.unbind(1):
         z, size = torch.where(masked, teacher.spec.mask_id, sample), masked.double().sum(1)
-        nats = masked_cross_entropy(teacher, z, times(teacher, z, process), sample, masked)
+        nats = masked_cross_entropy(teacher, z, timed(z, teacher, process).time, sample, masked)
         total -= nats.double().sum(1) / size
     return total / masks.shape[1]
 

@@ -11,11 +11,9 @@ import copy
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
-from peft import LoraConfig, PeftModel, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from pydantic import Field, PositiveInt, field_validator
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,6 +25,9 @@ from teachers.denoiser import Contexts, Denoiser
 from teachers.errors import UserError, nearest
 from teachers.families.causal import CausalDenoiser
 from teachers.section import Section
+
+if TYPE_CHECKING:  # PEFT takes as long to import as the rest of this floor, and most students have no adapter
+    from peft.tuners.lora import LoraLayer
 
 AnyDenoiser = TypeVar("AnyDenoiser", bound=Denoiser)
 
@@ -162,6 +163,10 @@ class AdaptedDenoiser(Denoiser):
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """Name → layer of those that carry adapters."""
+    if not any("peft_config" in module.__dict__ for module in model.modules()):
+        return {}
+    from peft.tuners.lora import LoraLayer
+
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
@@ -193,6 +198,8 @@ def insert_adapter(model: PreTrainedModel, config: AdapterConfig) -> tuple[str, 
     Returns:
         The adapter's name, and the list of active adapters.
     """
+    from peft import LoraConfig, inject_adapter_in_model
+
     before = list(lora_layers(model).values())
     active: list[str] = before[0]._active_adapter if before else []  # type: ignore[assignment]
     others = [p for layer in before for adapters in (layer.lora_A, layer.lora_B) for p in adapters.parameters()]
@@ -263,6 +270,8 @@ def merge_adapter(base: CausalDenoiser, folder: str | Path) -> CausalDenoiser:
     Raises:
         UserError: the adapter can not be read, or is of another model.
     """
+    from peft import PeftModel
+
     if not (Path(folder) / WEIGHTS_FILE).is_file():  # PEFT would read a pickle, or take the folder for a hub name
         raise UserError(f"cannot put adapter {folder} on its base: it has no {WEIGHTS_FILE}; save the adapter again")
     try:

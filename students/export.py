@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from students.compress import int8_config, int8_state
 from students.planner import PlannedDenoiser
-from students.samplers import AncestralConfig, SamplerConfig
-from students.samplers.dilated import DilatedConfig
+from students.samplers import Ancestral, Sampler
+from students.samplers.dilated import Dilated
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.causal import CausalDenoiser
@@ -35,7 +35,7 @@ def export_student(
     model_card: str,
     canvas_length: int | None = None,
     schedule: Schedule = "log-linear",
-    sampler: SamplerConfig | None = None,
+    sampler: Sampler | None = None,
 ) -> Path:
     """Write a denoiser for other people's software, whole or not at all, and check that it reads back as it was.
 
@@ -52,7 +52,7 @@ def export_student(
         UserError: what was written does not load with stock classes, or gives other logits. Nothing is left behind.
     """
     canvas_length = canvas_length or denoiser.spec.max_length
-    sampler = sampler or AncestralConfig()
+    sampler = sampler or Ancestral()
 
     def write(partial: Path) -> None:
         _write_model(denoiser, partial, compress)
@@ -158,7 +158,7 @@ def _card(
     steps: int,
     canvas_length: int,
     schedule: Schedule,
-    sampler: SamplerConfig,
+    sampler: Sampler,
     compress: Compression | None,
     divergence: float,
     measured: str,
@@ -203,7 +203,7 @@ fewstep generate {name} --steps {steps}
 """
 
 
-def snippet(spec: DenoiserSpec, schedule: Schedule, sampler: SamplerConfig) -> str:
+def snippet(spec: DenoiserSpec, schedule: Schedule, sampler: Sampler) -> str:
     """Python that samples from an exported folder, its working directory, without fewstep: exact draws.
 
     Dilated where ``sampler`` is, else ancestral.
@@ -216,7 +216,7 @@ block = torch.arange(canvas.shape[1]) // {spec.block_size}
 sees = (block[:, None] >= block[None, :])[None, None]  # each block sees itself and those before it
 """
     maths = "import math\n\n" if schedule == "cosine" else ""
-    if isinstance(sampler, DilatedConfig):  # see dilated_transitions
+    if isinstance(sampler, Dilated):  # see dilated_transitions
         passed = "1 - (1 - passed).asin() * 2 / math.pi" if schedule == "cosine" else "passed"
         setup += f"""\
 # each pass takes positions far apart: the row's in the order of their reversed bits, turned at random

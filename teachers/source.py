@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import snapshot_download
-from transformers import CONFIG_MAPPING
-
 from teachers.errors import UserError, nearest
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -44,13 +41,15 @@ def parse_source(name: str, revision: str | None = None, kind: Literal["model", 
     """Take a name apart, without reading or downloading anything.
 
     Args:
-        name: ``bundled:NAME``, a path, or a hub name with its commit, ``org/name@<40 hex digits>``.
+        name: ``bundled:NAME``, a path, which may begin with ~, or a hub name with its commit,
+            ``org/name@<40 hex digits>``.
         revision: the commit, where a config gives it as a key of its own.
         kind: decides what ``bundled:`` names.
 
     Raises:
         UserError: an unknown bundled name, a hub name without a commit, or a commit of a path.
     """
+    name = os.path.expanduser(name)
     base, at, commit = name.partition("@")
     is_path = name.startswith("bundled:") or os.path.exists(name) or not HUB_NAME.fullmatch(base)
     if is_path:
@@ -93,7 +92,7 @@ def check_trust(source: Source, trust_remote_code: Any) -> bool:
     """
     if trust_remote_code is None:
         return False
-    if trust_remote_code != source.path:
+    if not isinstance(trust_remote_code, str) or os.path.expanduser(trust_remote_code) != source.path:
         raise UserError(
             f"trust_remote_code is {trust_remote_code!r}; to run the code that comes with this model name it, "
             f"trust_remote_code: {source.path}, else leave it out"
@@ -116,6 +115,8 @@ def model_folder(name: str, revision: str | None = None, code: bool = False) -> 
             )
         folder = Path(source.path)
     else:
+        from huggingface_hub import snapshot_download
+
         try:
             folder = Path(
                 snapshot_download(
@@ -167,11 +168,17 @@ def check_model_folder(folder: Path, trusted: bool) -> None:
             f"{folder / 'config.json'} names code in another repository, {other!r}; no commit pins that: use a model "
             "that holds its own code"
         )
-    if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING and not trusted:
+    if config.get("auto_map") and not trusted and not _is_stock(config.get("model_type")):
         raise UserError(
             f"{folder} comes with its own model code; read it, and if you trust it set trust_remote_code to the "
             "model's name"
         )
+
+
+def _is_stock(model_type: Any) -> bool:
+    from transformers import CONFIG_MAPPING
+
+    return model_type in CONFIG_MAPPING
 
 
 def _check_weight_file(name: Any, named_in: Path) -> None:

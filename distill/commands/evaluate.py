@@ -134,7 +134,7 @@ def _from_run(run: RunFolder, overrides: list[str], world: World) -> Found:
 def _from_names(student: str | None, teacher: str | None, overrides: list[str], world: World) -> Found:
     values: dict[str, Any] = {}
     for override in overrides:
-        apply_override(values, override)
+        apply_override(EvaluateConfig, values, override)
     config = validate(EvaluateConfig, values)
     if config.precision == "auto":
         config = config.model_copy(update={"precision": world.on_main(faster_precision)})

@@ -13,7 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.models import open_student
 from distill.runtime.progress import console, track
+from students.fill import fill
 from students.samplers import SAMPLERS
+from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError, nearest
 from teachers.process import MaskedProcess
@@ -74,10 +76,9 @@ def generate_command(
     generator = torch.Generator(device).manual_seed(seed)
     process = MaskedProcess(student.schedule)
     how = student.sampler if sampler in (None, student.sampler.name) else SAMPLERS[sampler]()
-    sample = how.build()
     start, tokens, passes = time.perf_counter(), [], []
     for rows in track(canvas.expand(num, -1).split(ROWS), "writing", total=-(-num // ROWS)):
-        output = sample(denoiser, rows, steps, generator, process=process, draw="exact")
+        output = fill(denoiser, Canvas.of(rows, denoiser.spec.mask_id), how, steps, generator, process=process)
         tokens.append(output.tokens.cpu())
         passes.append(output.nfe.cpu())
     seconds = time.perf_counter() - start

@@ -121,7 +121,7 @@ def propose(shapes: Shapes, base: Setup, limit: float) -> Option | None:
     weights around for every pass, the teacher's too if it must; then the optimiser on the CPU; then adapters.
     """
     config = shapes.config
-    adapters = config.student.adapter is not None and config.objective.critic_adapter is not None
+    adapters = config.student.adapter is not None and config.objective.adapters
     wholes = [(1, False, False), (2, False, False), (1, False, True), (2, False, True)]
     wholes += [(3, False, False), (3, False, True), (2, True, True), (3, True, True)]
     for adapted in (False,) if adapters else (False, True):
@@ -158,9 +158,7 @@ def with_adapters(config: DistillConfig) -> DistillConfig:
             "student": config.student.model_copy(
                 update={"adapter": config.student.adapter or adapter, "init": "teacher"}
             ),
-            "objective": config.objective.model_copy(
-                update={"critic_adapter": config.objective.critic_adapter or adapter}
-            ),
+            "objective": config.objective.with_adapter(adapter),
         }
     )
 
@@ -179,7 +177,7 @@ def overrides(setup: Setup, base: Setup, adapted: bool) -> list[str]:
         words.append(f"teacher.placement={setup.placement}")
     if adapted:
         rank = AdapterConfig().rank
-        words += [f"'student.adapter={{rank: {rank}}}'", f"'objective.critic_adapter={{rank: {rank}}}'"]
+        words += [f"'student.adapter={{rank: {rank}}}'", f"'objective.ratio.adapter={{rank: {rank}}}'"]
     return words
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.config import DistillConfig, load_config
+from distill.config import DistillConfig, is_override, load_config
 from distill.runtime.run_folder import flatten
 from teachers.errors import UserError
 
@@ -89,7 +89,7 @@ def split_words(words: Iterable[str]) -> tuple[list[Path], list[str]]:
     """Configs and ``key.sub=value`` overrides, from the words of a command line."""
     configs, overrides = [], []
     for word in words:
-        (overrides if "=" in word and not Path(word).is_file() else configs).append(word)
+        (overrides if is_override(word) else configs).append(word)
     return [Path(config) for config in configs], overrides
 
 

@@ -1,6 +1,6 @@
 """Typed configuration: what may be set, how it is read, and how a mistake is explained."""
 
-from distill.config.overrides import apply_override, dump_config, load_config, validate
+from distill.config.overrides import apply_override, dump_config, is_override, load_config, validate
 from distill.config.schema import (
     AnyConfig,
     DataConfig,
@@ -25,6 +25,7 @@ __all__ = [
     "TrainConfig",
     "apply_override",
     "dump_config",
+    "is_override",
     "load_config",
     "validate",
 ]

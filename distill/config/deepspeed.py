@@ -69,7 +69,7 @@ def _check_as_deepspeed_does(section: dict[str, Any]) -> None:
         why = reason(error)
         if isinstance(error, ValidationError):
             first = error.errors()[0]
-            why = f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}"
+            why = f"{'.'.join(str(p) for p in first['loc'])} is {shown(first['input'])}: {first['msg']}"
         raise ValueError(
             f"DeepSpeed cannot use the deepspeed section ({why}); correct or leave out that key"
         ) from error

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from teachers.errors import nearest
 
-MOVED: dict[str, str] = {}
+MOVED: dict[str, str] = {"evaluate.draw": "sampler.draw"}
 """What an older fewstep's config may hold, and what to write now. A key is a dotted path, where a tagged section may be
 followed by its name (``objective.didi_instruct.omega`` is of that objective alone); a value ends the sentence
 "… is no longer allowed here; "."""
@@ -72,9 +72,14 @@ def locate(kind: type[BaseModel], loc: Iterable[Any]) -> tuple[list[str], list[A
             allowed = [section for section in choice if part in tags([section])]
             continue
         path.append(str(part))
-        fields = [section.model_fields[part] for section in choice if part in section.model_fields]
-        allowed = [option for field in fields for option in options(field.annotation)]
+        allowed = inside(allowed, part)
     return path, allowed
+
+
+def inside(allowed: Iterable[Any], key: Any) -> list[Any]:
+    """The types that a key may have in a section of one of the types ``allowed``."""
+    fields = [section.model_fields[key] for section in sections(allowed) if key in section.model_fields]
+    return [option for field in fields for option in options(field.annotation)]
 
 
 def options(annotation: Any) -> list[Any]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, TypeVar, Union
 
-from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from distill.config.deepspeed import check_deepspeed
 from objectives import DISTILLERS
 from objectives.elbo import EditConfig
 from objectives.step_reduction import StepReductionConfig
 from students.adapters import AdapterConfig
-from students.samplers import SAMPLERS, AncestralConfig
-from students.samplers.threshold import ThresholdConfig
+from students.samplers import SAMPLERS, Ancestral
+from students.samplers.threshold import Threshold
 from teachers.process import Schedule
 from teachers.section import Section
 from teachers.source import check_trust, parse_source
@@ -37,8 +37,18 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def _whole(value: Any) -> Any:
+    """Whole numbers as ints, also those that are written 5e8: there is one kind of number in JSON."""
+    if isinstance(value, dict):
+        return {key: _whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_whole(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 # what other libraries are given; it must survive being written into the run folder
 PassedOn = Annotated[dict[str, JsonValue], AfterValidator(_finite)]
+DeepSpeedSection = Annotated[PassedOn, AfterValidator(_whole)]
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 # "auto" becomes one of the others before anything is loaded, see `distill.config.precision.settled`
 Precision = Literal["float32", "bfloat16", "auto"]
@@ -195,7 +205,16 @@ class TrainConfig(Section):
     wandb: str | None = None
 
 
-AnySamplerConfig = Annotated[Union[tuple(SAMPLERS.values())], Field(discriminator="name")]  # noqa: UP007
+def _named_sampler(value: Any) -> Any:
+    """Just the name of a sampler, where its defaults will do."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+AnySampler = Annotated[
+    Union[tuple(SAMPLERS.values())],  # noqa: UP007
+    Field(discriminator="name"),
+    BeforeValidator(_named_sampler),
+]
 
 
 class EvaluateConfig(Section):
@@ -211,8 +230,7 @@ class EvaluateConfig(Section):
     seed: int = Field(0, ge=0, lt=2**63)
     data: DataName | None = None
     retokenize: bool = False
-    sampler: AnySamplerConfig = AncestralConfig()
-    draw: Literal["exact", "float32-gumbel"] = "exact"
+    sampler: AnySampler = Ancestral()
     precision: Precision = "float32"
     steps: list[Count] = Field([1, 2, 4, 8, 16, 32, 64], min_length=1)
     teacher_steps: Count = 1024
@@ -225,11 +243,6 @@ class EvaluateConfig(Section):
     entropy_floor: float = Field(0.97, gt=0, lt=1)
     collapse: float = Field(0.9, gt=0, lt=1)
 
-    @field_validator("sampler", mode="before")
-    @classmethod
-    def _named(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
 
 AnyObjectiveConfig = Annotated[Union[DISTILLERS], Field(discriminator="name")]  # type: ignore[valid-type]  # noqa: UP007
 
@@ -240,18 +253,32 @@ class DistillConfig(Section):
     Without ``data``, rows are ``length`` tokens long, and an objective that needs real samples gets ``teacher_samples``
     rows that the teacher wrote in ``teacher_sample_steps`` steps before training starts. One that needs the teacher's
     unmasking order gets as many rows with it, the teacher's own or, with ``data``, those of the data.
+
+    ``sampler`` is what the student is trained for: its rollouts, the watch, evaluation, export and `fewstep generate`
+    fill canvases in this way. ``evaluate.sampler`` is another one to measure with.
     """
 
     teacher: TeacherConfig
     student: StudentConfig = StudentConfig()
     objective: AnyObjectiveConfig
+    sampler: AnySampler = Ancestral()
     data: DataConfig | None = None
     length: int | None = Field(None, ge=2)
     teacher_samples: Count = 2048
     teacher_sample_steps: Count = 256
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()
-    deepspeed: PassedOn = Field({})
+    deepspeed: DeepSpeedSection = Field({})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_sampler(cls, values: Any) -> Any:
+        """A student is measured with what it is trained for, unless told otherwise."""
+        if isinstance(values, dict) and values.get("sampler") is not None:
+            evaluate = values.get("evaluate") or {}
+            if isinstance(evaluate, dict) and evaluate.get("sampler") is None:
+                values = values | {"evaluate": evaluate | {"sampler": values["sampler"]}}
+        return values
 
     @model_validator(mode="after")
     def _cross_checks(self) -> DistillConfig:
@@ -302,7 +329,7 @@ class PretrainConfig(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig
     train: TrainConfig
-    deepspeed: PassedOn = Field({})
+    deepspeed: DeepSpeedSection = Field({})
 
     @model_validator(mode="after")
     def _cross_checks(self) -> PretrainConfig:
@@ -349,7 +376,7 @@ def _check_same_policy(objective: StepReductionConfig, evaluate: EvaluateConfig)
             f"evaluate.sampler is {sampler.name!r}, but objective.policy {objective.policy!r}; set "
             f"evaluate.sampler={objective.policy}"
         )
-    if isinstance(sampler, ThresholdConfig) and (sampler.threshold, sampler.confidence) != (
+    if isinstance(sampler, Threshold) and (sampler.threshold, sampler.confidence) != (
         objective.threshold, "largest",
     ):  # fmt: skip
         raise ValueError(

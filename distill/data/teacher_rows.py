@@ -23,8 +23,10 @@ from distill.runtime.progress import track
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
 from objectives.objective import Needs, Objective
-from students.samplers.ancestral import sample as ancestral
+from students.fill import fill
+from students.samplers import Ancestral
 from students.trajectories import best_order
+from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.files import publish
@@ -90,9 +92,10 @@ def write_rows(
     parts: list[dict[str, Tensor]] = []
     for start in track(range(0, samples, AT_ONCE), "teacher's rows", total=-(-samples // AT_ONCE)):
         rows = slice(start, min(start + AT_ONCE, samples))
-        canvas = torch.full((rows.stop - start, length), teacher.spec.mask_id, device=world.device)
+        canvas = Canvas.blank(rows.stop - start, length, teacher.spec.mask_id, world.device)
         if needs == "rows":
-            parts.append({"tokens": ancestral(teacher, canvas, steps, generator, process).tokens})
+            filled = fill(teacher, canvas, Ancestral(), steps, generator, process=process)
+            parts.append({"tokens": filled.tokens})
         else:
             labels = given[rows] if given is not None else None
             best = best_order(teacher, canvas, steps, generator, process, candidates, labels)

@@ -21,8 +21,9 @@ from torch.utils._pytree import tree_leaves
 from distill.config import DistillConfig
 from objectives.integral_kl import IntegralKL, IntegralKLRollout
 from students.adapters import AdaptedDenoiser
-from students.rollout import draw
+from students.samplers.at_once import AtOnce
 from students.student import cast, enable_gradient_checkpointing
+from teachers.canvas import Canvas
 from teachers.chunks import chunk_count
 from teachers.denoiser import Denoiser
 
@@ -241,7 +242,8 @@ def _trace(
         z = torch.zeros(rows, length, dtype=torch.long)
         chunks = chunk_count(z.numel(), vocabulary)
         reveal, uniforms = torch.ones_like(z, dtype=torch.bool), torch.zeros(rows * length, dtype=torch.float64)
-        draw(student, z, reveal, torch.ones(rows, dtype=torch.float64), uniforms, chunks)
+        features = student.features_at(Canvas(z, reveal), reveal)
+        AtOnce().tokens(student.head, chunks, uniforms, torch.Generator(), features)
     found["rollout"] = live.memory
 
     for phase in objective.phases:
@@ -258,7 +260,7 @@ def _trace(
 
 
 def _rollout(config: DistillConfig, rows: int, length: int, needs_real: bool) -> IntegralKLRollout:
-    moves = 2 if config.objective.rollout == "two_moves" else 1
+    moves = 2 if config.objective.rollout.name == "two_moves" else 1
     tokens = torch.zeros(rows, length, dtype=torch.long)
     states = torch.zeros(rows, moves, length, dtype=torch.long)
     return IntegralKLRollout(

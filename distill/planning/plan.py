@@ -235,12 +235,12 @@ class Shapes:
                 "train": config.train.model_copy(update={"precision": "bfloat16" if setup.width == 2 else "float32"})
             }
         )
-        adapters = (config.student.adapter, config.objective.critic_adapter)
+        adapters = (config.student.adapter, config.objective.ratio.adapter)
         key = (setup.share, setup.micro, setup.checkpointing, setup.width, repr(adapters))
         if key not in self._passes:
             layers, least = self.teacher.num_hidden_layers, 3
-            if config.objective.ratio == "discriminator" and config.objective.critic_adapter is None:
-                least = config.objective.discriminator_blocks + 2
+            if config.objective.ratio.trained_blocks is not None:
+                least = config.objective.ratio.trained_blocks + 2
             if layers <= least or self.student is not None:
                 self._passes[key] = self._trace(config, setup, None)
             else:

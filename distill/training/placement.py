@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import dispatch_model, infer_auto_device_map
 
 from distill.config import ModelConfig, TrainConfig
 from distill.runtime.world import World, import_deepspeed
@@ -29,6 +28,8 @@ def place_teacher(teacher: Denoiser, config: ModelConfig, train: TrainConfig, wo
     if config.placement == "sharded":
         shard(teacher, train)
         return teacher
+    from accelerate import dispatch_model, infer_auto_device_map
+
     memory: dict[Any, Any] | None = dict(config.max_memory) if config.max_memory else None
     blocks = {type(block).__name__ for block in teacher.blocks()}
     devices = infer_auto_device_map(teacher, memory, no_split_module_classes=list(blocks))

@@ -19,7 +19,7 @@ from teachers.errors import UserError
 from tests.forks import fewstep
 
 ROOT = Path(__file__).parents[2]
-ADAPTERS = ["student.adapter={rank: 4, targets: [q_proj, up_proj]}", "objective.critic_adapter={rank: 2}"]
+ADAPTERS = ["student.adapter={rank: 4, targets: [q_proj, up_proj]}", "objective.ratio.adapter={rank: 2}"]
 SHORT = ["train.updates=4", "train.checkpoint_every=2", "length=16", "train.student.lr=0.01"]
 
 
@@ -85,7 +85,7 @@ def test_evaluate_and_export_give_the_merged_student(run, tmp_path):
 @pytest.mark.parametrize("student", ["student.adapter={rank: 4}", "student.adapter=null"])
 def test_an_adapted_discriminator_trains_in_bfloat16(tmp_path, student):
     """With an adapted student, and with a student that trains all its weights."""
-    objective = "objective={name: didi_instruct, critic_adapter: {rank: 2}}"
+    objective = "objective={name: didi_instruct, ratio: {adapter: {rank: 2}}}"
     few = ["train.updates=2", "length=16", "teacher_samples=16", "teacher_sample_steps=4", "evaluate.every=null"]
     fewstep("distill", "configs/smoke.yaml", "--run-dir", tmp_path / "run", *few, objective, student,
             "train.precision=bfloat16")  # fmt: skip
@@ -103,7 +103,7 @@ def test_an_adapted_discriminator_trains_in_bfloat16(tmp_path, student):
         ("student.adapter.targets=some", "student.adapter.targets: 'some' is neither 'all-linear' nor a list of layer"),
         ("student.adapter.targets=[]", r"student.adapter.targets: \[\] is neither"),
         ("student.adapter.rnak=3", r"unknown key student.adapter.rnak; did you mean 'rank'\?"),
-        ("objective.critic_adapter.alpha=-1", "objective.critic_adapter.alpha is -1"),
+        ("objective.ratio.adapter.alpha=-1", "objective.ratio.adapter.alpha is -1"),
         ("student={init: somewhere, adapter: {}}", "leave out student.init to train the adapter"),
     ],
 )

@@ -47,7 +47,7 @@ def home(tmp_path_factory):
         train = {"updates": 2, "batch": 2, "student": optimizer}
         distil = {
             "teacher": {"path": str(home / "teacher")},
-            "objective": {"name": "integral_kl", "steps": [2]},
+            "objective": {"name": "integral_kl", "rollout": {"steps": [2]}},
             "data": {"path": str(home / "corpus.txt"), "length": LENGTH},
             "train": {**train, "critic": {"lr": 1e-3}},
         }
@@ -164,7 +164,7 @@ def test_unknown_objective(refused):
 
 
 def test_more_steps_than_tokens(refused):
-    refused("distill", "objective.steps=[8, 32]", says=["objective.steps", "32", LENGTH])
+    refused("distill", "objective.rollout.steps=[8, 32]", says=["objective.rollout.steps", "32", LENGTH])
 
 
 @pytest.mark.parametrize("text", ["teacher: [1\n", "teacher: {path: x\n  nope", "\tteacher: x", "a: b: c"])

@@ -72,7 +72,7 @@ def made(tmp_path_factory):
         configs[label] = root / f"{label}.yaml"
         config = {
             "teacher": {"path": str(root / "teacher")},
-            "objective": {"name": "integral_kl", "steps": [4]},
+            "objective": {"name": "integral_kl", "rollout": {"steps": [4]}},
             "data": {"path": str(text), "length": LENGTH, "heldout_fraction": 0.5},
             "train": {"updates": 7, "batch": 4, "max_skipped": 1, "student": {"lr": rate}, "critic": {"lr": 1e-3}},
             "evaluate": {"judge": str(root / "judge"), **EVALUATE},

@@ -74,7 +74,7 @@ def made(tmp_path_factory):
     optimizer = {"lr": 1e-3}
     config = {
         "teacher": {"path": str(root / "teacher")},
-        "objective": {"name": "integral_kl", "steps": [4]},
+        "objective": {"name": "integral_kl", "rollout": {"steps": [4]}},
         "data": {"path": str(text), "length": LENGTH, "heldout_fraction": 0.5},
         "train": {"updates": 1, "batch": 8, "student": optimizer, "critic": optimizer},
         "evaluate": {"judge": str(root / "judge"), **SMALL},

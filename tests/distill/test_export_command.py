@@ -15,9 +15,9 @@ from distill.models import open_student
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
 from distill.training.checkpoint import Checkpointer
-from students.samplers import AncestralConfig, written_sampler
-from students.samplers.dilated import DilatedConfig
-from students.samplers.threshold import ThresholdConfig
+from students.samplers import Ancestral, written_sampler
+from students.samplers.dilated import Dilated
+from students.samplers.threshold import Threshold
 from students.student import Ema
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
@@ -98,11 +98,11 @@ def test_a_model_folder_is_exported_and_a_compressed_one_is_not(tmp_path):
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
-        ({"name": "dilated"}, DilatedConfig()),
-        ({"name": "threshold", "threshold": 0.7, "of-another-version": 1}, ThresholdConfig(threshold=0.7)),
-        ("dilated", DilatedConfig()),
-        ({"name": "rgas"}, AncestralConfig()),  # no export has its critic
-        ({"name": "of-another-version"}, AncestralConfig()),
+        ({"name": "dilated"}, Dilated()),
+        ({"name": "threshold", "threshold": 0.7, "of-another-version": 1}, Threshold(threshold=0.7)),
+        ("dilated", Dilated()),
+        ({"name": "rgas"}, Ancestral()),  # no export has its critic
+        ({"name": "of-another-version"}, Ancestral()),
     ],
 )
 def test_the_sampler_of_the_run_goes_with_the_export(tmp_path, written, meant):
@@ -118,7 +118,7 @@ def test_the_sampler_of_the_run_goes_with_the_export(tmp_path, written, meant):
 def test_a_damaged_sampler_is_named():
     with pytest.raises(UserError, match="'threshold' was written with threshold = 7"):
         written_sampler({"name": "threshold", "threshold": 7})
-    assert written_sampler(["?"]) == written_sampler(None) == AncestralConfig()
+    assert written_sampler(["?"]) == written_sampler(None) == Ancestral()
 
 
 def test_the_card_has_the_measured_table(tmp_path):

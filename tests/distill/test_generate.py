@@ -7,8 +7,8 @@ from distill.commands.generate import generate_command
 from distill.config import DataConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
 from students.export import export_student
-from students.samplers import SamplerConfig
-from students.samplers.threshold import ThresholdConfig
+from students.samplers import Sampler
+from students.samplers.threshold import Threshold
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.causal import create_denoiser
@@ -19,7 +19,7 @@ SHAPE = dict(
 )  # fmt: skip
 
 
-def write_student(path, only: str | None = None, sampler: SamplerConfig | None = None):
+def write_student(path, only: str | None = None, sampler: Sampler | None = None):
     """An export with canvases of 12 in a model of 16; with ``only``, one that can write nothing else."""
     tokenizer = train_tokenizer(TokenizerConfig(vocabulary=259), DataConfig(path="unused", length=16))
     spec = DenoiserSpec(tokenizer.mask_token_id, len(tokenizer), 16, tokenizer.eos_token_id)
@@ -73,7 +73,7 @@ def test_the_seed_decides(folder):
 
 
 def test_the_folders_own_sampler_is_the_default(tmp_path, capsys):
-    write_student(tmp_path / "student", sampler=ThresholdConfig(threshold=0.001))
+    write_student(tmp_path / "student", sampler=Threshold(threshold=0.001))
     for options, said in (
         ({}, "NFE 1.00"),
         ({"sampler": "threshold"}, "NFE 1.00"),

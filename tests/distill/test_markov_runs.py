@@ -23,7 +23,7 @@ from distill.evaluation.judge import ExactJudge, Judge, load_judge
 from distill.evaluation.report import markdown_table
 from distill.models import load_teacher
 from distill.runtime.world import start_world
-from students.samplers import AncestralConfig
+from students.samplers import Ancestral
 from students.samplers.law import ancestral_law, ancestral_log_prob
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
@@ -65,7 +65,7 @@ def values(folder, start, **changes):
     config = {
         "teacher": {"path": str(folder)},
         "student": {"init": str(start)},
-        "objective": {"name": "integral_kl", "steps": [2]},
+        "objective": {"name": "integral_kl", "rollout": {"steps": [2]}},
         "data": data(folder),
         "train": {"updates": 2, "batch": 4, "student": {"lr": 1e-3}, "critic": {"lr": 1e-3}, "precision": "bfloat16"},
         "evaluate": {
@@ -272,7 +272,7 @@ def test_the_divergence_is_the_bound_of_the_enumeration_and_only_the_source_has_
     assert found[many]["divergence_nats"] == pytest.approx(0, abs=1e-4)
     assert measure(list(found.values())) == "divergence_nats"
 
-    sharp = measured(sampler=AncestralConfig(temperature=0.5))[many]
+    sharp = measured(sampler=Ancestral(temperature=0.5))[many]
     assert sharp["excess_nats"] < 0 < sharp["divergence_nats"] - 4 * error_of(sharp)
     assert "divergence_nats" not in measured(draw="float32-gumbel")[1]
 
@@ -302,7 +302,7 @@ def test_where_rows_are_needed_and_there_are_none_the_source_writes_them(folder,
     [
         ({"student": {}}, ["student.init is 'teacher'", "RUN/model"]),
         ({"student": {"adapter": {"rank": 2}}}, ["adapter", "leave out"]),
-        ({"objective": {"name": "integral_kl", "critic_adapter": {"rank": 2}}}, ["adapter", "leave out"]),
+        ({"objective": {"name": "integral_kl", "ratio": {"adapter": {"rank": 2}}}}, ["adapter", "leave out"]),
         ({"teacher": {"placement": "sharded"}}, ["teacher.placement is 'sharded'", "leave it out"]),
         ({"teacher": {"shift": True}}, ["teacher.shift", "leave it out"]),
         ({"student": {"init": "bundled:teacher"}}, ["bundled:teacher", "vocabulary"]),

@@ -58,7 +58,7 @@ def test_sizes_are_those_of_the_loaded_networks():
 
 def test_a_discriminator_trains_its_last_blocks_and_head():
     networks = Shapes(
-        load_config(DistillConfig, ROOT / "configs" / "didi_instruct.yaml", ["objective.discriminator_blocks=1"])
+        load_config(DistillConfig, ROOT / "configs" / "didi_instruct.yaml", ["objective.ratio.blocks=1"])
     ).networks()
     width = 192
     attention = 2 * width * width + 2 * width * 64 + 2 * 64  # three heads of 64, one of keys and values, their norms

@@ -25,7 +25,7 @@ SHAPE = {
 SETTINGS = [
     "length=16", "teacher_samples=8", "teacher_sample_steps=4", "train.updates=2", "train.batch=8",
     "train.critic.lr=0.01", "train.precision=bfloat16", "evaluate.samples=4", "evaluate.steps=[2,4]",
-    "evaluate.teacher_steps=4", "evaluate.data=null", "evaluate.bootstrap=10", "objective.discriminator_blocks=1",
+    "evaluate.teacher_steps=4", "evaluate.data=null", "evaluate.bootstrap=10", "objective.ratio.blocks=1",
 ]  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def teacher(tmp_path_factory):
 def test_the_trained_discriminator_guides_the_student(teacher, tmp_path, adapter):
     run = here(
         tmp_path / "run", f"teacher.path={teacher}", "objective={name: didi_instruct}",
-        f"objective.critic_adapter={adapter}", *SETTINGS,
+        f"objective.ratio.adapter={adapter}", *SETTINGS,
     )  # fmt: skip
     path = evaluate_command(run.path, overrides=["sampler={name: rgas, candidates: 3, strength: [1, 2]}"])
     result = json.loads(path.read_text("utf-8"))

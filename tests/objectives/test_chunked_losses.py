@@ -137,7 +137,7 @@ def test_a_large_vocabulary_needs_memory_for_a_chunk_only(monkeypatch, phase):
     }  # fmt: skip
     torch.manual_seed(0)
     teacher = create_denoiser("qwen3", shape, DenoiserSpec(1, vocabulary, length)).requires_grad_(False).eval()
-    config = IntegralKLConfig(rollout="one_move", teacher_kl=0.1, entropy_bonus=0.1)
+    config = IntegralKLConfig(rollout="one_move", regularisers={"teacher_weight": 0.1, "entropy_bonus": 0.1})
     objective = config.build(Distillation(teacher, trainable_copy(teacher), MaskedProcess(), length, teacher))
     peaks = {}
     for name, at_once in (("chunked", size), ("dense", rows * length)):

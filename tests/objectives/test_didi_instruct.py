@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from distill.config import DistillConfig, load_config
+from objectives.corruption import Coupled, ElboWeight, Independent, Times, UniformWeight
 from objectives.didi_instruct import DidiInstructConfig
+from objectives.regularisers import Regularisers
+from objectives.rollouts import OneMove, TwoMoves
 from teachers.randomness import RowStreams
 from tests.objectives.test_integral_kl import MASK, real_rows, small_objective
 from tests.objectives.wiring import check_batch_split, check_phases_are_separate
@@ -14,11 +17,11 @@ from tests.objectives.wiring import check_batch_split, check_phases_are_separate
 FOLDER = Path(__file__).parents[2] / "configs" / "ablation" / "didi_instruct"
 FILES = sorted(FOLDER.glob("*.yaml"))
 SWITCHES = [
-    ("1_score_decomposition", {"rollout": ("one_move", "two_moves")}),
-    ("2_coupled_time", {"corruption": ("independent", "coupled")}),
-    ("3_omega", {"omega": ("uniform", "elbo")}),
-    ("4_pi", {"pi": ((1, 1), (2, 2))}),
-    ("5_regularisers", {"teacher_kl": (0, 0.02), "entropy_bonus": (0, 5e-4)}),
+    ("1_score_decomposition", {"rollout": (OneMove(), TwoMoves())}),
+    ("2_coupled_time", {"corruption": (Independent(), Coupled())}),
+    ("3_omega", {"weight": (UniformWeight(importance=True), ElboWeight(importance=True))}),
+    ("4_pi", {"time": (Times(pi=(1, 1)), Times(pi=(2, 2)))}),
+    ("5_regularisers", {"regularisers": (Regularisers(), Regularisers(teacher_weight=0.02, entropy_bonus=5e-4))}),
 ]
 
 
@@ -31,7 +34,7 @@ def test_rows_differ_in_their_switch_alone():
     configs = rows()
     for before, after, (_, expected) in zip(configs[:-1], configs[1:], SWITCHES, strict=True):
         assert before.model_dump(exclude={"objective"}) == after.model_dump(exclude={"objective"})
-        one, two = before.objective.model_dump(), after.objective.model_dump()
+        one, two = dict(before.objective), dict(after.objective)
         assert {name: (one[name], two[name]) for name in one if one[name] != two[name]} == expected
 
 

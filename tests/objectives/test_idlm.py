@@ -180,7 +180,7 @@ def test_soft_labels_are_the_sampled_ones_in_expectation():
     student, f = TabularDenoiser(V + 1, L, 1), TabularDenoiser(V + 1, L, 2)
     losses = {}
     for targets in ("soft", "sampled"):
-        config = IdlmConfig(critic_targets=targets)
+        config = IdlmConfig(ratio={"labels": targets})
         objective = config.build(Distillation(f, student, MaskedProcess(), L, f))
         rollout = objective.rollout(torch.zeros(V, L, dtype=torch.long), V, RowStreams(0, (0,), range(V)))
         rollout.states = torch.full((V, 1, L), V)
@@ -221,15 +221,16 @@ def test_states_come_from_the_real_row():
     )
 
 
-@pytest.mark.parametrize("config", [IdlmConfig(), IdlmConfig(rollout="k_step", steps=[2, 4])])
+@pytest.mark.parametrize("config", [IdlmConfig(), IdlmConfig(rollout={"name": "k_step", "steps": [2, 4]})])
 def test_wiring(config):
     check_batch_split(small_objective(config), real_rows(8))
     check_phases_are_separate(small_objective(config), real_rows(8))
     check_rows_stand_alone(small_objective(config), real_rows(8))
-    assert small_objective(config).needs == ("rows" if config.rollout == "data" else "nothing")
+    assert small_objective(config).needs == ("rows" if config.rollout.name == "data" else "nothing")
 
 
 def test_settings_that_do_not_fit_are_refused():
-    for wrong in ({"ratio": "discriminator", "gradient": "per_token", "group_size": 2}, {"label_smoothing": 0.1}):
-        with pytest.raises(ValueError, match="critic_targets 'soft'"):
-            IntegralKLConfig(critic_targets="soft", **wrong)
+    with pytest.raises(ValueError, match="labels 'soft'"):
+        IntegralKLConfig(ratio={"labels": "soft", "label_smoothing": 0.1})
+    with pytest.raises(ValueError, match=r"ratio\.discriminator\.labels"):
+        IntegralKLConfig(ratio={"name": "discriminator", "labels": "soft"}, gradient="per_token")

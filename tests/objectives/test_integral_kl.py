@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from objectives.corruption import beta_density
 from objectives.didi_instruct import DidiInstructConfig
 from objectives.divergences import kl
-from objectives.integral_kl import IntegralKLConfig, beta_density
+from objectives.integral_kl import IntegralKLConfig
 from objectives.objective import Distillation
 from objectives.ratios import clamped_log_odds, smoothed_cross_entropy, soft_bce
 from students.critic import Discriminator
@@ -23,14 +24,19 @@ SHAPE = {
 LENGTH, VOCABULARY, MASK = 12, 11, 1
 
 CONFIGS = {
-    "default": IntegralKLConfig(steps=[2, 4]),
+    "default": IntegralKLConfig(rollout={"steps": [2, 4]}),
     "didi": DidiInstructConfig(),
-    "two moves, per token": IntegralKLConfig(
-        rollout="two_moves", gradient="per_token", group_size=4, corruption="coupled"
+    "two moves, per token": IntegralKLConfig(rollout="two_moves", gradient="per_token", corruption="coupled"),
+    "nested": IntegralKLConfig(corruption="nested", rollout={"steps": [2, 3]}, gradient={"exact_share": 0.5}),
+    "one move": IntegralKLConfig(
+        rollout="one_move",
+        regularisers={"teacher_weight": 0.1, "teacher_divergence": "jeffreys", "entropy_bonus": 0.1},
     ),
-    "nested": IntegralKLConfig(corruption="nested", steps=[2, 3], exact_share=0.5),
-    "one move": IntegralKLConfig(rollout="one_move", teacher_kl=0.1, teacher_divergence="jeffreys", entropy_bonus=0.1),
-    "auxiliary, score": IntegralKLConfig(gradient="score_function", group_size=2, steps=[3], label_smoothing=0.1),
+    "auxiliary, score": IntegralKLConfig(
+        gradient={"name": "score_function", "group_size": 2},
+        rollout={"steps": [3]},
+        ratio={"label_smoothing": 0.1},
+    ),
 }
 
 
@@ -80,7 +86,7 @@ def test_each_phase_reaches_only_its_own_network(name):
 
 def test_marginalised_loss_by_hand():
     """One row, one state: −ω/L Σ over corrupted revealed positions of Σ_v p_ν(v) clamp(log p_θ − log p_ψ)."""
-    config = IntegralKLConfig(steps=[1], reward_clamp=0.5)
+    config = IntegralKLConfig(rollout={"steps": [1]}, ratio={"reward_clamp": 0.5})
     teacher, student = TabularDenoiser(4, 3, 0), TabularDenoiser(4, 3, 1)
     objective = config.build(Distillation(teacher, student, MaskedProcess(), 3, teacher))
     with torch.no_grad():
@@ -102,7 +108,9 @@ def test_marginalised_loss_by_hand():
 
 def test_score_function_loss_by_hand():
     """−ω/π · A · (log p(z_τ | masked) + log p(x | z_τ)) plus the regularisers, as DiDi-Instruct describes it."""
-    config = DidiInstructConfig(teacher_kl=0.03, entropy_bonus=0.01, group_size=2)
+    config = DidiInstructConfig(
+        regularisers={"teacher_weight": 0.03, "entropy_bonus": 0.01}, gradient={"group_size": 2}
+    )
     objective = small_objective(config)
     teacher, student = objective.teacher, objective.student
     rollout = objective.rollout(real_rows(4), 4, RowStreams(0, (1,), range(4)))
@@ -156,7 +164,7 @@ def test_parts_by_hand():
 
 
 def test_discriminator_trains_its_last_blocks_and_head_only():
-    objective = small_objective(DidiInstructConfig(discriminator_blocks=1))
+    objective = small_objective(DidiInstructConfig(ratio={"blocks": 1}))
     critic = objective.ratio.network
     trainable = {n for n, p in critic.named_parameters() if p.requires_grad}
     assert any("layers.1." in n for n in trainable)
@@ -176,8 +184,12 @@ def test_discriminator_trains_its_last_blocks_and_head_only():
 @pytest.mark.parametrize(
     "config",
     [
-        IntegralKLConfig(rollout="one_move", pi=(1, 1), clamp_time=(0.02, 1.0)),
-        IntegralKLConfig(rollout="one_move", gradient="score_function", group_size=8, clamp_time=(0.02, 1.0)),
+        IntegralKLConfig(rollout="one_move", time={"clamp": (0.02, 1.0)}),
+        IntegralKLConfig(
+            rollout="one_move",
+            gradient={"name": "score_function", "group_size": 8},
+            time={"clamp": (0.02, 1.0)},
+        ),
     ],
     ids=["marginalised", "score function"],
 )
@@ -222,7 +234,9 @@ def test_training_brings_a_one_step_student_closer_to_its_teacher(config):
 
 @pytest.mark.parametrize(("horizon", "ahead"), [(1, 1 / 4), (2, 2 / 4), (None, 1)])
 def test_nested_corruption_hides_only_what_the_next_steps_could_have_revealed(horizon, ahead):
-    objective = small_objective(IntegralKLConfig(corruption="nested", horizon=horizon, steps=[4]))
+    objective = small_objective(
+        IntegralKLConfig(corruption={"name": "nested", "horizon": horizon}, rollout={"steps": [4]})
+    )
     rows = 4000
     rollout = objective.rollout(None, rows, RowStreams(0, (3,), range(rows)))
     state, masked = rollout.states[:, 0] == MASK, rollout.fake == MASK
@@ -236,7 +250,12 @@ def test_nested_corruption_hides_only_what_the_next_steps_could_have_revealed(ho
 
 def test_exact_share_replaces_the_auxiliary_denoiser():
     """With share 1 the loss is Σ p (log p − log p_θ) whatever the auxiliary says."""
-    config = IntegralKLConfig(corruption="nested", steps=[2], exact_share=1.0, reward_clamp=50.0)
+    config = IntegralKLConfig(
+        corruption="nested",
+        rollout={"steps": [2]},
+        gradient={"exact_share": 1.0},
+        ratio={"reward_clamp": 50.0},
+    )
     teacher, student = TabularDenoiser(4, 3, 0), TabularDenoiser(4, 3, 1)
     objective = config.build(Distillation(teacher, student, MaskedProcess(), 3, teacher))
     rollout = objective.rollout(None, 8, RowStreams(0, (4,), range(8)))
@@ -254,4 +273,4 @@ def test_exact_share_replaces_the_auxiliary_denoiser():
 
 def test_exact_share_needs_nested_corruption():
     with pytest.raises(ValueError, match=r"exact_share is 0\.5"):
-        IntegralKLConfig(exact_share=0.5)
+        IntegralKLConfig(gradient={"exact_share": 0.5})

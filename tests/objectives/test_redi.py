@@ -9,7 +9,7 @@ import torch
 from objectives.objective import Distillation
 from objectives.redi import RediConfig
 from students.samplers import SAMPLERS
-from students.samplers.random_start import RandomStartConfig
+from students.samplers.random_start import RandomStart
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.tabular import TabularDenoiser, all_sequences
@@ -153,7 +153,7 @@ def test_data_is_needed_for_random_starts_alone_and_k_must_fit_a_row():
 
 def test_the_sampler_of_random_starts_has_the_same_law_and_keeps_prompts():
     target, rows = minimiser(start_law(0.5)[:, None] * DATA), 5000
-    sample = RandomStartConfig(random_share=0.5).build()
+    sample = RandomStart(random_share=0.5).build()
     out = sample(target, torch.full((rows, LENGTH), MASK), 2, torch.Generator().manual_seed(0))
     found = torch.bincount(out.tokens @ torch.tensor([2, 1]), minlength=4) / rows
     assert (found - rectified(target, 0.5, 2).sum(0)).abs().max() < 0.025
@@ -162,6 +162,6 @@ def test_the_sampler_of_random_starts_has_the_same_law_and_keeps_prompts():
     assert (prompted.tokens[:, 0] == 1).all()
     plain = SAMPLERS["ancestral"]().build()
     canvas = torch.full((20, LENGTH), MASK)
-    for one in (plain, RandomStartConfig().build()):
+    for one in (plain, RandomStart().build()):
         tokens = one(target, canvas, 2, torch.Generator().manual_seed(1)).tokens
         assert torch.equal(tokens, plain(target, canvas, 2, torch.Generator().manual_seed(1)).tokens)

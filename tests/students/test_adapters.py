@@ -368,8 +368,8 @@ def test_an_adapted_discriminator_trains_adapter_and_head_and_no_block():
 @pytest.mark.parametrize(
     "config",
     [
-        IntegralKLConfig(steps=[2, 4], critic_adapter=FEW, teacher_kl=0.1),
-        DidiInstructConfig(critic_adapter=FEW),
+        IntegralKLConfig(rollout={"steps": [2, 4]}, ratio={"adapter": FEW}, regularisers={"teacher_weight": 0.1}),
+        DidiInstructConfig(ratio={"adapter": FEW}),
     ],
 )
 @pytest.mark.parametrize("student_adapter", [None, SMALL])

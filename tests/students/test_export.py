@@ -14,8 +14,8 @@ import torch
 from distill.config import DataConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
 from students.export import check_export, export_student, snippet
-from students.samplers import AncestralConfig
-from students.samplers.dilated import DilatedConfig, dilated_transitions
+from students.samplers import Ancestral
+from students.samplers.dilated import Dilated, dilated_transitions
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.causal import CausalDenoiser, create_denoiser, load_denoiser
@@ -124,12 +124,12 @@ def test_folder_says_what_other_software_must_know(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "schedule", "sampler"),
     [
-        ({}, "log-linear", AncestralConfig()),
-        ({}, "cosine", AncestralConfig()),
-        ({"shift": True}, "log-linear", AncestralConfig()),
-        ({"attention": "block", "block_size": 4}, "cosine", AncestralConfig()),
-        ({}, "log-linear", DilatedConfig()),
-        ({}, "cosine", DilatedConfig()),
+        ({}, "log-linear", Ancestral()),
+        ({}, "cosine", Ancestral()),
+        ({"shift": True}, "log-linear", Ancestral()),
+        ({"attention": "block", "block_size": 4}, "cosine", Ancestral()),
+        ({}, "log-linear", Dilated()),
+        ({}, "cosine", Dilated()),
     ],
 )
 def test_the_snippet_draws_from_the_denoisers_own_distribution(tmp_path, monkeypatch, spec, schedule, sampler):
@@ -144,7 +144,7 @@ def test_the_snippet_draws_from_the_denoisers_own_distribution(tmp_path, monkeyp
 
 
 def test_the_snippets_cosine_steps_are_the_process_own():
-    text = snippet(make()[0].spec, "cosine", AncestralConfig())
+    text = snippet(make()[0].spec, "cosine", Ancestral())
     line = next(n for n in text.splitlines() if "reveal =" in n)
     chance = re.search(r"< (.*)\)$", line).group(1)
     for left in (1, 2, 4):
@@ -155,7 +155,7 @@ def test_the_snippets_cosine_steps_are_the_process_own():
 
 @pytest.mark.parametrize("schedule", ["log-linear", "cosine"])
 def test_the_snippets_dilated_passes_are_the_samplers_own(schedule):
-    text = snippet(make()[0].spec, schedule, DilatedConfig())
+    text = snippet(make()[0].spec, schedule, Dilated())
     lines = text[text.index("todo =") : text.index("with torch")]
     for length, steps, start in [(16, 4, 0), (16, 16, 0), (13, 5, 0), (128, 8, 0), (128, 8, 17)]:
         canvas = torch.ones(1, length, dtype=torch.int64)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from students.adapters import AdapterConfig
 from students.critic import Discriminator
-from students.samplers import RgasConfig
+from students.samplers import Rgas
 from students.samplers.rgas import choose, embedding_gradients, guidance_strength, tilted_log_probs
 from teachers import chunks
 from teachers.denoiser import DenoiserSpec
@@ -57,7 +57,7 @@ class Scale(nn.Module):
 
 def run(denoiser, canvas, steps, seed=0, critic=None, process=None, draw="exact", **settings):
     critic = critic or discriminator(canvas.shape[1])
-    return RgasConfig(**settings).build(critic)(denoiser, canvas, steps, seeded(seed), process or MaskedProcess(), draw)
+    return Rgas(**settings).build(critic)(denoiser, canvas, steps, seeded(seed), process or MaskedProcess(), draw)
 
 
 @pytest.mark.parametrize("by_time", [False, True])
@@ -165,8 +165,8 @@ def test_eight_steps_cost_what_is_published_and_what_is_not():
     published = run(denoiser, masked_canvas(rows, 128), 8, critic=critic, accounting="published")
     assert torch.equal(published.tokens, out.tokens)
     assert (published.critic_nfe == 0).all()
-    assert RgasConfig().label == "rgas"
-    assert RgasConfig(accounting="published").label == "rgas (critic passes not counted)"
+    assert Rgas().label == "rgas"
+    assert Rgas(accounting="published").label == "rgas (critic passes not counted)"
 
 
 def test_passes_are_counted_for_the_rows_that_take_them():
@@ -242,6 +242,6 @@ def test_reading_the_embeddings_of_tokens_is_reading_the_tokens(adapter):
 def test_what_it_needs_is_said_in_one_line():
     for critic in (None, nn.Linear(1, 1)):
         with pytest.raises(UserError, match=r"asks a trained discriminator.*objective.ratio=discriminator"):
-            RgasConfig().build(critic)
+            Rgas().build(critic)
     with pytest.raises(UserError, match="steps is 0"):
         run(Table(), masked_canvas(2), 0)

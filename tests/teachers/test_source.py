@@ -64,8 +64,11 @@ def refused(call, *parts):
 
 def test_paths_and_bundled_names_need_no_commit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for path in ("model", "./a/b", "/a/b", "../a/b", "~/a/b", "a/b/c", "", "a b/c", "x\0y", "@", f"a@{COMMIT}"):
+    for path in ("model", "./a/b", "/a/b", "../a/b", "a/b/c", "", "a b/c", "x\0y", "@", f"a@{COMMIT}"):
         assert parse_source(path) == Source(path, None)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse_source("~/a/b") == Source(f"{tmp_path}/a/b", None)
+    assert check_trust(parse_source("~/a/b"), "~/a/b")
     Path("org/name").mkdir(parents=True)
     assert parse_source("org/name") == Source("org/name", None), "what exists here is a path"
     assert parse_source("bundled:teacher").path == str(BUNDLED / "teacher")
