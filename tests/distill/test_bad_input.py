@@ -306,6 +306,14 @@ def test_output_folder_that_is_not_empty(command, refused, tmp_path):
 
 
 @BOTH
+def test_output_folder_in_the_home_folder(command, refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/precious.txt").write_text("keep me")
+    refused(command, out="~/out", says=[tmp_path / "out", "not an empty folder"])
+
+
+@BOTH
 def test_output_folder_that_is_a_file(command, refused, tmp_path):
     (tmp_path / "out").write_text("keep me")
     refused(command, says=[tmp_path / "out", "not an empty folder"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +15,7 @@ import torch
 import yaml
 from rich.console import Console
 
+from distill import cli
 from distill.commands.evaluate import evaluate_command
 from distill.config import DataConfig, EvaluateConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
@@ -314,3 +318,41 @@ def test_adaptive_samplers_report_how_their_passes_are_distributed(made, judge):
     assert "| NFE | NFE median | NFE p95 | critic NFE |" in markdown[0]
     assert len({line.count("|") for line in markdown[:10]}) == 1
     assert "nfe" in quick_figures(student, judge, 8, 4, LENGTH, 0, MaskedProcess(), config)
+
+
+# --- names on the command line -------------------------------------------------------------------------------------
+
+QUICK = ["samples=2", "steps=[1]", "teacher_steps=1"]
+
+
+def command_line(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["fewstep", "evaluate", *map(str, words)])
+    with contextlib.suppress(SystemExit):
+        cli.main()
+
+
+@pytest.mark.parametrize("name", ["lr=2e-4", "runs/lr=2e-4", "lr=2e-4/"])
+def test_a_folder_with_an_equals_sign_in_its_name_is_the_run(name, made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made.run, name)
+    command_line(monkeypatch, name, *QUICK)
+    assert json.loads(Path(name, "evaluation.json").read_text("utf-8"))["rows"][0]["samples"] == 2
+
+
+def test_without_a_run_the_first_word_is_an_override(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command_line(
+        monkeypatch, *QUICK, "--student", made.root / "student", "--judge", made.root / "judge", "--out", "x=y"
+    )
+    assert json.loads(Path("x=y/evaluation.json").read_text("utf-8"))["rows"][0]["samples"] == 2
+
+
+def test_names_may_begin_with_the_home_folder(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(made.root))
+    command_line(monkeypatch, *QUICK, "--teacher", "~/teacher", "--judge=~/judge", "--data=~/text.txt", "--out=~/there")
+    assert (made.root / "there/evaluation.json").is_file()
+    shutil.copytree(made.run, made.root / "at-home")
+    command_line(monkeypatch, "~/at-home", *QUICK, "judge=~/judge")
+    assert (made.root / "at-home/evaluation.json").is_file()
+    assert not Path("~").exists()
