@@ -49,7 +49,7 @@ def parse_source(name: str, revision: str | None = None, kind: Literal["model", 
     Raises:
         UserError: an unknown bundled name, a hub name without a commit, or a commit of a path.
     """
-    name = os.path.expanduser(name)
+    name = os.path.expanduser(name)  # ~ is the shell's, which does not see into a config
     base, at, commit = name.partition("@")
     is_path = name.startswith("bundled:") or os.path.exists(name) or not HUB_NAME.fullmatch(base)
     if is_path:
@@ -104,7 +104,8 @@ def model_folder(name: str, revision: str | None = None, code: bool = False) -> 
     """The folder of a model or tokenizer, downloaded if it is a hub name: data files only, and Python if ``code``.
 
     Raises:
-        UserError: see `parse_source`; it does not exist, cannot be downloaded, or a file in it is a link to elsewhere.
+        UserError: see `parse_source`; it does not exist, cannot be downloaded, or a file in it is a link to elsewhere
+            or a Git LFS pointer.
     """
     source = parse_source(name, revision)
     if source.revision is None:
@@ -130,7 +131,7 @@ def model_folder(name: str, revision: str | None = None, code: bool = False) -> 
             raise UserError(
                 f"cannot download model {name!r} ({reason(error)}); check name, commit, access and connection"
             ) from error
-    _check_links(folder)
+    _check_files(folder)
     return folder
 
 
@@ -210,14 +211,34 @@ def _strings(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-def _check_links(folder: Path) -> None:
-    """Refuse links out of a folder, except into the store of the hub's own cache, which keeps every file that way."""
+def _check_files(folder: Path) -> None:
+    """Refuse Git LFS pointers, and links out of a folder, except into the store of the hub's own cache, which keeps
+    every file that way.
+    """
     inside = [folder.resolve()]
     if inside[0].parent.name == "snapshots":
         inside.append(inside[0].parents[1] / "blobs")
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.suffix in READ and path.is_symlink() and not any(path.resolve().is_relative_to(i) for i in inside):
+        if path.suffix not in READ:
+            continue
+        if path.is_symlink() and not any(path.resolve().is_relative_to(i) for i in inside):
             raise UserError(f"{path} is a link to {path.resolve()}, out of its folder; put the file itself there")
+        check_whole(path)
+
+
+POINTER = b"version https://git-lfs"
+
+
+def check_whole(path: Path) -> None:
+    """Refuse the few lines that a clone without Git LFS holds in place of a large file.
+
+    Raises:
+        UserError: it is such a pointer.
+    """
+    if path.is_file() and os.access(path, os.R_OK):
+        with path.open("rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise UserError(f"{path} is a Git LFS pointer, not the file; run git lfs pull in its folder")
 
 
 def read_object(path: Path) -> dict[str, Any]:

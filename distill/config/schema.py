@@ -151,7 +151,11 @@ class TokenizerConfig(Section):
 
 
 class DataConfig(Section):
-    """A corpus: text, JSONL, Parquet, a folder of them, a saved dataset, a pinned hub name, or ``bundled:novels``."""
+    """A corpus: text, JSONL, Parquet, a folder of them, a saved dataset, a pinned hub name, or ``bundled:novels``.
+
+    ``special_tokens`` says what a document that spells one of the tokenizer's special tokens holds: its letters
+    ("text"), or the token ("tokens"), as of text with separators or chat turns written out. The mask is always letters.
+    """
 
     path: str
     heldout: DataName | None = None
@@ -159,6 +163,7 @@ class DataConfig(Section):
     pack: bool = True
     text_column: str = "text"
     split: str = "train"
+    special_tokens: Literal["text", "tokens"] = "text"
     revision: str | None = None
     heldout_fraction: float = Field(0.02, gt=0, lt=1)
 

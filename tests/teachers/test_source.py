@@ -340,3 +340,25 @@ def test_a_saved_dataset_reads_only_its_own_files(name, tmp_path):
     refused(lambda: list(read_documents(DataConfig(path=str(tmp_path / "d"), length=8))), "state.json", repr(name))
     edit(tmp_path / "d/dataset_dict.json", splits=["../d/train"])
     refused(lambda: list(read_documents(DataConfig(path=str(tmp_path / "d"), length=8))), "'../d/train'")
+
+
+# --- Git LFS and the home folder -------------------------------------------------------------------------------------
+
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 123456\n"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "load"),
+    [("model-00002-*.safetensors", load_denoiser), ("config.json", load_denoiser), ("tokenizer.json", load_tokenizer)],
+)
+def test_a_git_lfs_pointer_is_not_the_file(pattern, load, folder):
+    (path,) = folder.glob(pattern)
+    path.write_text(LFS_POINTER, "utf-8")
+    refused(lambda: load(str(folder)), str(path), "is a Git LFS pointer, not the file; run git lfs pull")
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    assert model_folder("~/model") == tmp_path / "model"
+    assert parse_source("~/corpus.txt", kind="dataset").path == str(tmp_path / "corpus.txt")
