@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from distill.config import DistillConfig, ModelConfig
 from distill.data.tokenizers import load_tokenizer
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import name_accelerator
-from distill.training.checkpoint import best_checkpoint, load_network, verify_checkpoint
-from objectives.objective import Distillation
 from students.adapters import AdaptedDenoiser, is_adapter, merge_adapter, merged
-from students.critic import Discriminator
 from students.planner import PlannedDenoiser, load_planned, load_planner
 from students.samplers import Sampler, written_sampler
 from students.student import cast, frozen, trainable_copy
@@ -28,6 +24,11 @@ from teachers.families.causal import CausalDenoiser, check_tokenizer, load_denoi
 from teachers.markov import MarkovDenoiser, is_markov, load_markov
 from teachers.process import MaskedProcess, Schedule
 from teachers.source import model_folder, parse_source
+
+if TYPE_CHECKING:  # an export is opened without what training needs
+    from distill.config import DistillConfig, ModelConfig
+    from objectives.objective import Distillation
+    from students.critic import Discriminator
 
 STEPS = 8  # what a student is exported for unless told otherwise [own]
 
@@ -126,6 +127,8 @@ def load_averaged(
 
 def as_distillation(config: DistillConfig, teacher: CausalDenoiser | MarkovDenoiser, student: Denoiser) -> Distillation:
     """What an objective is built on; critics start as the teacher, or as the student where the teacher is exact."""
+    from objectives.objective import Distillation
+
     start = student if isinstance(teacher, MarkovDenoiser) else teacher
     return Distillation(
         teacher, student, MaskedProcess(config.teacher.process), config.sequence_length, start, config.sampler
@@ -140,6 +143,9 @@ def load_discriminator(
     Raises:
         UserError: the run trained none, or the checkpoint is of another.
     """
+    from distill.training.checkpoint import load_network
+    from students.critic import Discriminator
+
     objective = config.objective.build(as_distillation(config, teacher, student))
     critic = objective.network("critic") if "critic" in objective.phases else None
     if not isinstance(critic, Discriminator):
@@ -217,6 +223,9 @@ def _open_model(path: Path, name: str) -> Student:
 
 
 def _open_run(path: Path) -> Student:
+    from distill.config import ModelConfig
+    from distill.training.checkpoint import best_checkpoint, verify_checkpoint
+
     run = RunFolder.open(path)
     checkpoint = best_checkpoint(run)
     if checkpoint is None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from distill.config import DataConfig, TokenizerConfig
-from distill.data.documents import read_documents
 from teachers.errors import UserError
 from teachers.source import model_folder, reason
+
+if TYPE_CHECKING:  # whoever writes text with a finished model loads no config and no corpus
+    from distill.config import DataConfig, TokenizerConfig
 
 SPECIAL = {"eos_token": "<|endoftext|>", "mask_token": "<|mask|>", "pad_token": "<|pad|>"}
 # a document that happens to contain "<|mask|>" contains these letters, not the token
@@ -25,6 +28,8 @@ def normalised(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 def train_tokenizer(config: TokenizerConfig, data: DataConfig) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE on a corpus. The smallest vocabulary, 259, is the 256 bytes and three special tokens."""
+    from distill.data.documents import read_documents
+
     tokenizer = Tokenizer(models.BPE())
     if config.plain_punctuation:
         tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(k, v) for k, v in PLAIN.items()])
