@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from distill.comparison.compare import measure
 
 from distill.commands.distil import distil
 from distill.commands.evaluate import evaluate_command
@@ -13,7 +14,6 @@ from distill.commands.generate import generate_command
 from distill.commands.markov import markov_command, word
 from distill.commands.plan import plan_command
 from distill.commands.pretrain import pretrain
-from distill.comparison.compare import measure
 from distill.config import DataConfig, DistillConfig, EvaluateConfig, PretrainConfig, TokenizerConfig, validate
 from distill.data.corpus import load_corpus
 from distill.data.teacher_rows import write_rows
