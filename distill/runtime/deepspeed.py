@@ -13,15 +13,10 @@ import torch.distributed as dist
 from distill.runtime.world import World, group_backend
 
 
-def name_accelerator() -> None:
-    """Tell DeepSpeed on what it runs; left to find out, it says so on standard output."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-
 def import_deepspeed() -> Any:
     """Import DeepSpeed quietly, on the accelerator that is there, without compiling what gloo does as well."""
-    name_accelerator()
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # left to find out, it says so on standard output
     os.environ.setdefault("DS_LOG_LEVEL", "warning")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -64,7 +64,10 @@ class Ones(Rollout):
 
 
 def train_line(folder, objective, stage=1, updates=6, max_skipped=3, resume=False):
-    """A real run of the loop, in this process and in a second; its `Outcome` is ``outcome`` of what is returned."""
+    """A real run of the loop, in this process and in a second; its `Outcome` is ``outcome`` of what is returned.
+
+    DeepSpeed trains at a ``stage``, torch alone at None.
+    """
     config = TrainConfig(
         updates=updates, batch=4, micro_batch=2, ema=0.0, log_every=1, checkpoint_every=1, max_skipped=max_skipped,
         student=OptimizerConfig(lr=0.1),
@@ -72,6 +75,6 @@ def train_line(folder, objective, stage=1, updates=6, max_skipped=3, resume=Fals
     run = RunFolder(folder)
     if not resume:
         run.create("{}")
-    zero = {"zero_optimization": {"stage": stage}}
+    zero = None if stage is None else {"zero_optimization": {"stage": stage}}
     run.outcome = train(objective, {"student": config.student}, None, config, zero, run, start_world(), 4, resume)
     return run
