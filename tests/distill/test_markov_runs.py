@@ -240,7 +240,7 @@ def test_a_whole_distillation_from_it(folder, start, tmp_path, capsys):
     assert "excess" in capsys.readouterr().out
     assert generate_command(str(run), steps=4, num=1, seed=0)[0].count(" ") == LENGTH - 1
     with pytest.raises(UserError) as refusal:
-        generate_command(str(run), prompt="unheard-of")
+        generate_command(str(run), prompts=["unheard-of"])
     refused(refusal, "unheard-of", "known words")
 
 
