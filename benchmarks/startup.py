@@ -65,7 +65,9 @@ def main() -> None:
         for _ in range(words.rounds):
             for name, command in commands(export).items():
                 measured[name].append(seconds(command))
-    medians = {name: tuple(statistics.median(clock) for clock in zip(*runs, strict=True)) for name, runs in measured.items()}
+    medians = {
+        name: tuple(statistics.median(clock) for clock in zip(*runs, strict=True)) for name, runs in measured.items()
+    }
     print(f"medians of {words.rounds} alternating runs, {os.cpu_count()} cores; load {os.getloadavg()[0]:.1f}")
     for name, (wall, cpu) in medians.items():
         print(f"{name:16} {wall:6.2f} s on the wall, {cpu:6.2f} s of a core")

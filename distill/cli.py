@@ -204,16 +204,24 @@ def export(
 @command
 def generate(
     folder: Annotated[str, typer.Argument(help="An exported folder, a run, or bundled:teacher.")],
-    steps: Annotated[int | None, typer.Option(help="Denoising steps [default: the folder's own].")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Text to continue.")] = None,
-    num: Annotated[int, typer.Option(help="How many texts.")] = 1,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps [default: the folder's own, or fewer for fewer tokens].")
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Text to continue; may be given several times.")] = None,
+    num: Annotated[int, typer.Option(help="How many texts, of each prompt.")] = 1,
     length: Annotated[int | None, typer.Option(help="Tokens of each text, prompt included.")] = None,
     seed: Annotated[int | None, typer.Option(help="For the same texts again.")] = None,
     sampler: Annotated[
         str | None, typer.Option(help="ancestral, dilated, top_k, threshold or planner [default: the folder's own].")
     ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Below 1 for sharper text than the model's [default: the sampler's own].")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A JSON object for each text, one a line: prompt, text, nfe, log_prob.")
+    ] = False,
 ) -> None:
-    """Write text."""
+    """Write text on standard output: one text as it is, several under lines such as "--- 1 of 3 ---"."""
     from distill.commands.generate import generate_command
 
-    generate_command(folder, steps, prompt, num, length, seed, sampler)
+    generate_command(folder, steps, prompt or (), num, length, seed, sampler, temperature, as_json)

@@ -13,7 +13,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from distill.data.tokenizers import load_tokenizer
 from distill.runtime.run_folder import RunFolder
-from distill.runtime.world import name_accelerator
 from students.adapters import AdaptedDenoiser, is_adapter, merge_adapter, merged
 from students.planner import PlannedDenoiser, load_planned, load_planner
 from students.samplers import Sampler, written_sampler
@@ -188,7 +187,6 @@ def open_student(name: str | Path) -> Student:
         UserError: no such folder, neither kind of folder, no checkpoint yet, damaged files, or an autoregressive model.
     """
     disable_progress_bar()
-    name_accelerator()
     source = parse_source(str(name))
     path = Path(source.path) if source.revision is None else model_folder(str(name))
     if not path.is_dir():

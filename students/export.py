@@ -19,6 +19,7 @@ from teachers.errors import UserError
 from teachers.families.causal import CausalDenoiser
 from teachers.files import publish
 from teachers.process import Schedule
+from teachers.saving import save_network
 
 Compression = Literal["int8"]
 LARGEST_KL = 0.01  # nats a position between the export and the student; int8 measures 1e-4 or less [own]
@@ -81,9 +82,9 @@ def export_student(
 def _write_model(denoiser: CausalDenoiser | PlannedDenoiser, folder: Path, compress: Compression | None) -> None:
     model = denoiser.model
     if compress is None:
-        model.save_pretrained(folder, max_shard_size=SHARD)
+        save_network(model, folder, max_shard_size=SHARD)
         return
-    model.save_pretrained(folder, state_dict=int8_state(model), max_shard_size=SHARD)
+    save_network(model, folder, state_dict=int8_state(model), max_shard_size=SHARD)
     config = copy.deepcopy(model.config)
     config.quantization_config = int8_config(model)
     config.save_pretrained(folder)

@@ -89,6 +89,7 @@ def fill(
     until: Tensor | None = None,
     given: Tensor | None = None,
     uniforms: Tensor | None = None,
+    passes: int | None = None,
     record: Callable[[Pass], None] | None = None,
 ) -> Filled:
     """Write every open position of a canvas; all else (prompt, suffix, infilling context, padding) is kept.
@@ -102,6 +103,8 @@ def fill(
         until: (B,) transitions that each row makes; then it stays as it is. None for all of them.
         given: (B, L) tokens to write instead of drawing any: then only the order is the denoiser's.
         uniforms: (B, L) what a position's token is drawn with, whatever the pass; None for fresh draws in every pass.
+        passes: the most of any row of any process, where rows take different ``steps``: so many are made where they
+            are collective. None for the largest of ``steps``.
         record: told of every pass.
 
     Raises:
@@ -113,14 +116,14 @@ def fill(
     sampler.check(critic)
     session = Session(denoiser, canvas)
     start = sampler.start(canvas, denoiser.spec, randomness)
-    work = Work(session, start, steps, process, randomness, critic, until, given, uniforms)
+    work = Work(session, start, steps, process, randomness, critic, until, given, uniforms, passes)
     total = torch.zeros(len(canvas), dtype=torch.float64, device=canvas.device)
     for number in range(sampler.begin(work)):
         work.number = number
         asked = sampler.ask(work)
         if asked is None:
-            if denoiser.collective:  # the other processes may have rows to send
-                session.idle(work.canvas)
+            if denoiser.collective:
+                sampler.idle(work)
             continue
         before = work.rows(asked)
         features = session.features(before, asked.rows, asked.positions)

@@ -118,9 +118,11 @@ def k_step(
     budget = torch.tensor(steps, device=canvas.device)[(draws[:, 0] * len(steps)).long()]
     made = (draws[:, 1] * budget).long()
     if sampler.adaptive:
-        states, made, budget = _visited(student, process, canvas, sampler, budget, draws[:, 1], randomness)
+        states, made, budget = _visited(student, process, canvas, sampler, budget, max(steps), draws[:, 1], randomness)
     else:
-        states = fill(student, canvas, sampler, budget, randomness, process=process, until=made).canvas
+        states = fill(
+            student, canvas, sampler, budget, randomness, process=process, until=made, passes=max(steps) - 1
+        ).canvas
     time, next_time = 1 - made / budget.double(), 1 - (made + 1) / budget.double()
     sample = complete(student, replace(states, time=time), randomness).tokens
     return Trajectory(states.tokens[:, None], states.open[:, None], sample, time, next_time)
@@ -132,12 +134,14 @@ def _visited(
     canvas: Canvas,
     sampler: Sampler,
     budget: Tensor,
+    most: int,
     uniforms: Tensor,
     randomness: RowStreams,
 ) -> tuple[Canvas, Tensor, Tensor]:
     """One of the states that each row went through, how many passes it had made, and how many it made in all."""
-    recorder = StateRecorder(canvas, int(budget.max()))
-    passes = fill(student, canvas, sampler, budget, randomness, process=process, record=recorder).nfe.clamp(min=1)
+    recorder = StateRecorder(canvas, most)
+    filled = fill(student, canvas, sampler, budget, randomness, process=process, passes=most, record=recorder)
+    passes = filled.nfe.clamp(min=1)
     made, row = (uniforms * passes).long(), torch.arange(len(canvas), device=canvas.device)
     open_ = canvas.open & ~recorder.written_before()[row, made]
     return replace(canvas, tokens=recorder.states[row, made], open=open_), made, passes

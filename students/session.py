@@ -36,11 +36,12 @@ class Session:
         self.query_tokens += canvas.tokens.numel()
         return self.denoiser.features_at(canvas, select)
 
-    def idle(self, canvas: Canvas) -> None:
-        """A pass of which nothing is wanted and nothing counted, for the sake of the other processes."""
+    def idle(self, canvas: Canvas) -> Tensor:
+        """A pass that asks no position and is not counted, for the sake of the other processes: (0, H)."""
         row = canvas.rows(slice(0, 1))
         features = self.denoiser.features(row, torch.zeros_like(row.open))
         in_chunks(lambda part: (self.denoiser.head(part),), self.chunks(0), features)
+        return features
 
     def chunks(self, positions: int) -> int:
         """In how many parts so many positions go through the head; see `chunk_count`."""

@@ -9,7 +9,9 @@ from teachers.denoiser import Denoiser, DenoiserSpec
 
 
 class TabularDenoiser(Denoiser):
-    """V−1 real tokens and the mask (the last id) on canvases of ``length``; float64."""
+    """V−1 real tokens and the mask (the last id) on canvases of ``length``; float64. Padding reads as a mask."""
+
+    capabilities = frozenset({"hidden states", "blocks"})
 
     def __init__(self, vocabulary: int, length: int, seed: int, sharpness: float = 1.0):
         super().__init__()
@@ -19,13 +21,15 @@ class TabularDenoiser(Denoiser):
         self.table = nn.Parameter(sharpness * torch.randn(shape, generator=generator, dtype=torch.float64))
         self.register_buffer("place", vocabulary ** torch.arange(length), persistent=False)
 
-    def features(self, z, t=None, attention_mask=None, position_ids=None, select=None):
-        logits = self.table[(z * self.place).sum(-1)]
+    def features(self, canvas, select=None):
+        logits = self.hidden_states(canvas)
         forbidden = torch.arange(self.spec.vocabulary) == self.spec.mask_id
         logits = logits.masked_fill(forbidden, -torch.inf).log_softmax(-1)
         return logits if select is None else logits[select]
 
-    def hidden_states(self, z):
+    def hidden_states(self, canvas, embeddings=None):
+        assert embeddings is None, "a table is indexed by tokens"
+        z = canvas.tokens if canvas.real is None else canvas.tokens.masked_fill(~canvas.real, self.spec.mask_id)
         return self.table[(z * self.place).sum(-1)]
 
     def blocks(self):

@@ -21,7 +21,7 @@ import distill.commands.generate
 import distill.commands.plan
 import distill.commands.pretrain
 from distill.evaluation.report import plot_training
-from distill.runtime.world import import_deepspeed
+from distill.runtime.deepspeed import import_deepspeed
 from teachers.families.causal import load_denoiser
 
 import_deepspeed()

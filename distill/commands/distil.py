@@ -16,6 +16,7 @@ from distill.runtime.messages import say
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import start_world
 from distill.training.engine import micro_batch
+from distill.training.engines import deepspeed_section
 from distill.training.loop import train
 from distill.training.opening import create_run, leave, open_run
 from distill.training.placement import place_teacher
@@ -66,8 +67,9 @@ def distil(config: DistillConfig, run_path: str | Path, resume: bool = False, al
     data = corpus.identity() if corpus is not None and objective.needs != "nothing" and not allow_changes else None
     rows = training_rows(objective, config, teacher, corpus, run, world)
     optimizers = {phase: getattr(config.train, phase) for phase in objective.phases}
+    deepspeed = deepspeed_section(config.deepspeed, world, config.teacher.placement == "sharded")
     outcome = train(
-        objective, optimizers, rows, config.train, config.deepspeed, run, world, length, resume, watch,
+        objective, optimizers, rows, config.train, deepspeed, run, world, length, resume, watch,
         config.evaluate.every, data,
     )  # fmt: skip
     if world.is_main:

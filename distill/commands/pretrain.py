@@ -18,6 +18,7 @@ from distill.runtime.progress import track
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import start_world
 from distill.training.engine import micro_batch
+from distill.training.engines import deepspeed_section
 from distill.training.loop import train
 from distill.training.opening import create_run, leave, open_run
 from objectives.elbo import Autoregressive, MaskedElbo
@@ -70,8 +71,9 @@ def pretrain(config: PretrainConfig, run_path: str | Path, resume: bool = False,
             state["heldout_nats"] = figures["heldout_nats"]
         return figures, best, None
 
+    deepspeed = deepspeed_section(config.deepspeed, world)
     outcome = train(
-        objective, {"student": config.train.student}, corpus, config.train, config.deepspeed, run, world,
+        objective, {"student": config.train.student}, corpus, config.train, deepspeed, run, world,
         config.data.length, resume, watch, config.train.checkpoint_every, None if allow_changes else corpus.identity(),
     )  # fmt: skip
     folder = run.path / "model"

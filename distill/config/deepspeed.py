@@ -27,7 +27,7 @@ def check_deepspeed(section: dict[str, Any], precision: str) -> None:
     """Check what is passed through to DeepSpeed: its own key names, none that fewstep sets, no known-broken pair."""
     if not section:
         return
-    from distill.runtime.world import import_deepspeed  # which imports torch
+    from distill.runtime.deepspeed import import_deepspeed  # which imports torch
 
     import_deepspeed()
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig

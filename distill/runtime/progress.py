@@ -46,7 +46,7 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[note]}"),
         console=console,
-        disable=not sys.stderr.isatty() or int(os.environ.get("RANK", "0")) != 0,
+        disable=not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0",
     )
 
 

@@ -1,47 +1,31 @@
-"""The processes of a run: one without a launcher, or as many as torchrun, deepspeed or accelerate started."""
+"""The processes of a run: one without a launcher, or as many as a launcher started."""
 
 from __future__ import annotations
 
 import atexit
 import ctypes
-import logging
 import os
 import signal
+import socket
 import sys
 import threading
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from distill.runtime.exits import RUN_FAILED, lost_message
+from distill.runtime.exits import RUN_FAILED, RunError, lost_message
+from distill.runtime.launcher import MEANING, WHERE, Launch, check_address, read_launch
 from teachers.errors import UserError
+from teachers.source import reason
 
 Result = TypeVar("Result")
-
-
-def name_accelerator() -> None:
-    """Tell DeepSpeed on what it runs; left to find out, it says so on standard output when transformers imports it."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-
-def import_deepspeed() -> Any:
-    """Import DeepSpeed quietly, on the accelerator that is there, without compiling what gloo does as well."""
-    name_accelerator()
-    os.environ.setdefault("DS_LOG_LEVEL", "warning")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import deepspeed
-        import deepspeed.ops
-
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # every CPU start would compile it for a minute
-    return deepspeed
+PATIENCE = timedelta(minutes=30)
+"""How long processes wait for each other, in a meeting or a collective operation."""
 
 
 def keep_memory() -> None:
@@ -143,33 +127,90 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 
 def start_world() -> World:
-    """Join the process group, to be left at exit; without a launcher, a group of one that needs no port.
+    """Find out who this process is, and join the process group of a launcher, to be left at exit.
 
-    A process joins once, whatever it trains: DeepSpeed keeps its groups for good.
+    A process without a launcher is alone: it joins no group and needs no port.
+
+    Raises:
+        UserError: a launcher's variables are not right.
+        RunError: the processes cannot meet where the variables say.
     """
+    launch = read_launch(os.environ)
     keep_memory()
     end_with_launcher()
-    # DeepSpeed calls what torch has renamed; nothing a person could do about it
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     atexit.register(stop_world)
-    deepspeed = import_deepspeed()
-    if "RANK" not in os.environ:
-        os.environ["LOCAL_RANK"] = "0"
-        if not dist.is_initialized():
-            backend = "nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    if not deepspeed.comm.is_initialized():
-        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-    local = int(os.environ["LOCAL_RANK"])
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local)
-        device = torch.device("cuda", local)
-    else:
-        device = torch.device("cpu")
-    world = World(dist.get_rank(), dist.get_world_size(), device)
+    if launch is None:
+        return World(0, 1, local_device(0))
+    if not dist.is_initialized():
+        join_group(launch)
+    world = World(launch.rank, launch.size, local_device(local_rank(launch)))
     if world.size > 1:
         threading.Thread(target=miss_lost_processes, args=(world, world._alone), daemon=True).start()
     return world
+
+
+def local_device(local: int) -> torch.device:
+    """The GPU of a process's number on its node, made the current one; the CPU where there is none.
+
+    Raises:
+        UserError: the node shows fewer GPUs.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local >= torch.cuda.device_count():
+        raise UserError(
+            f"LOCAL_RANK is {local}, but this process sees {torch.cuda.device_count()} GPUs; start one process a GPU, "
+            f"and show each all GPUs of its node; {WHERE}"
+        )
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+def group_backend() -> str:
+    """What processes talk by."""
+    return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+def join_group(launch: Launch) -> None:
+    """Meet the other processes.
+
+    Raises:
+        UserError: ``MASTER_ADDR`` is no host.
+        RunError: ``MASTER_PORT`` is taken, or not everybody came.
+    """
+    check_address(launch)
+    try:
+        dist.init_process_group(group_backend(), timeout=PATIENCE)
+    except dist.DistError as error:
+        where = f"MASTER_PORT {launch.port} of MASTER_ADDR {launch.address}"
+        if "EADDRINUSE" in str(error):
+            raise RunError(f"{where} is in use by another process; give each run a port of its own; {WHERE}") from error
+        raise RunError(f"the {launch.size} processes cannot meet at {where} ({reason(error)}); {WHERE}") from error
+
+
+def local_rank(launch: Launch) -> int:
+    """This process's number on its node: what the launcher says, or 0 where the node has no other process of the run.
+
+    Raises:
+        UserError: it has others, and the launcher does not say.
+    """
+    if launch.size == 1:
+        return launch.local_rank or 0
+    store, host = group_store(), socket.gethostname()
+    store.set(f"host/{launch.rank}", host)
+    if launch.local_rank is not None:
+        return launch.local_rank
+    here = sum(store.get(f"host/{rank}") == host.encode() for rank in range(launch.size))
+    if here > 1:
+        raise UserError(
+            f"LOCAL_RANK, {MEANING['LOCAL_RANK']}, is not set, and {here} processes of this run are on {host}; {WHERE}"
+        )
+    return 0
+
+
+def group_store() -> dist.Store:
+    """Where the processes of a run leave each other notes, without a collective operation."""
+    return dist.distributed_c10d._get_default_store()
 
 
 LAUNCHER = "FEWSTEP_LAUNCHER"
@@ -211,7 +252,7 @@ def miss_lost_processes(world: World, stop: threading.Event, period: float = 5.0
         period: seconds between looks.
         patience: looks without a change until a process counts as lost.
     """
-    store = dist.distributed_c10d._get_default_store()
+    store = group_store()
     seen, silent = [-1] * world.size, [0] * world.size
     while not stop.wait(period):
         try:
@@ -232,6 +273,6 @@ def first_to_say(message: str) -> bool:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return True
     try:
-        return dist.distributed_c10d._get_default_store().add(f"said/{message}", 1) == 1
+        return group_store().add(f"said/{message}", 1) == 1
     except RuntimeError:
         return True

@@ -19,6 +19,7 @@ from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
 from distill.training.checkpoint import Checkpointer, check_space, latest_checkpoint, load_checkpoint
 from distill.training.engine import Engine, micro_batch
+from distill.training.engines import start_engine
 from distill.training.guards import Guard, termination
 from distill.training.meter import Meter
 from distill.training.tracking import Tracker
@@ -53,7 +54,7 @@ def train(
     optimizers: dict[str, OptimizerConfig],
     corpus: Corpus | TrajectoryCorpus | None,
     config: TrainConfig,
-    deepspeed: dict[str, Any],
+    deepspeed: dict[str, Any] | None,
     run: RunFolder,
     world: World,
     length: int,
@@ -67,6 +68,7 @@ def train(
     Args:
         optimizers: one a phase of the objective.
         corpus: real rows or trajectories, or None for objectives that need none.
+        deepspeed: what DeepSpeed is told, or None where torch alone trains, see `deepspeed_section`.
         length: tokens a row, for the throughput.
         watch: called every ``watch_every`` updates; may stop the run.
         data: identity of the corpus, to refuse a run that continues on other data; None accepts any.
@@ -79,7 +81,7 @@ def train(
     # kept on the CPU, but for when it is watched: a large one need not fit beside what trains
     average = twin(objective.network("student")).cpu() if world.is_main else None  # type: ignore[arg-type]
     engines = {
-        phase: Engine(objective.network(phase), optimizers[phase], config, deepspeed, world)
+        phase: start_engine(objective.network(phase), optimizers[phase], config, deepspeed, world)
         for phase in objective.phases
     }
     ema = Ema(engines["student"].masters(), config.ema)
@@ -181,12 +183,10 @@ def take_step(
     terms = world.sum(objective.count(phase, rollout)).clamp(min=1)
     for start in range(0, rows, micro):
         out = objective.loss(phase, rollout.rows(slice(start, start + micro)))
-        # DeepSpeed averages over processes and micro-batches; the loss is a mean over all terms
+        # engines average over processes and micro-batches; the loss is a mean over all terms
         engine.backward(out.sum * (world.size * (rows // micro) / terms).to(out.sum))
         outs.append(LossOutput(out.sum.detach(), out.metrics))
         loss += outs[-1].sum / terms
-        if start + micro < rows:
-            engine.step(update)
     value = float(world.sum(loss))
     norm, moved = engine.step(update, math.isfinite(value))
     return value, norm, moved, outs

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from distill.config import ModelConfig, TrainConfig
-from distill.runtime.world import World, import_deepspeed
+from distill.runtime.deepspeed import join_deepspeed
+from distill.runtime.world import World
 from students.student import cast
 from teachers.denoiser import Denoiser
 
@@ -26,7 +27,7 @@ def place_teacher(teacher: Denoiser, config: ModelConfig, train: TrainConfig, wo
     if config.placement == "replicated":
         return teacher.to(world.device)
     if config.placement == "sharded":
-        shard(teacher, train)
+        shard(teacher, train, world)
         return teacher
     from accelerate import dispatch_model, infer_auto_device_map
 
@@ -36,12 +37,12 @@ def place_teacher(teacher: Denoiser, config: ModelConfig, train: TrainConfig, wo
     return dispatch_model(teacher, devices, offload_dir=str(folder))
 
 
-def shard(network: Denoiser, train: TrainConfig) -> None:
+def shard(network: Denoiser, train: TrainConfig, world: World) -> None:
     """Partition a frozen network over the processes with ZeRO 3; each forward pass gathers what it needs.
 
     From here on a pass is collective: all processes must make it together.
     """
-    deepspeed = import_deepspeed()
+    deepspeed = join_deepspeed(world)
     config = {
         "train_micro_batch_size_per_gpu": 1,
         "steps_per_print": 10**9,

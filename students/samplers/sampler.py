@@ -87,7 +87,7 @@ class Work:
         session: the denoiser, counted.
         canvas: as it is now. to_write: (B,) positions that were open at the start.
         steps, process, randomness, critic, until, given, uniforms: as of `fill`; steps are (B,).
-        number: n of the pass.
+        number: n of the pass. passes: how many there may be, in every process.
         schedule: of a `PlannedSampler`.
     """
 
@@ -104,7 +104,10 @@ class Work:
         until: Tensor | None = None,
         given: Tensor | None = None,
         uniforms: Tensor | None = None,
+        passes: int | None = None,
     ):
+        most = max(steps.tolist(), default=0) if passes is None else passes
+        self.passes = min(most, canvas.length)
         self.session, self.steps, self.process, self.randomness = session, steps, process, randomness
         self.critic, self.until, self.given, self.uniforms = critic, until, given, uniforms
         self.canvas = Canvas(canvas.tokens.clone(), canvas.open.clone(), canvas.real, canvas.time)
@@ -174,6 +177,10 @@ class Sampler(Drawing, ABC):
             before: the rows that are asked, before the pass. features: (N, H) what the denoiser's head reads.
         """
 
+    def idle(self, work: Work) -> None:
+        """A pass without rows, where passes are collective: the other processes may have some."""
+        work.session.idle(work.canvas)
+
     def draw_tokens(self, work: Work, asked: Asked, features: Tensor) -> Tokens:
         """A token at each of the N asked positions, from the denoiser's law there."""
         uniforms = given = None
@@ -209,7 +216,7 @@ class PlannedSampler(Sampler):
         where = work.canvas.open if work.until is None else work.canvas.open & (transition < work.until[:, None])
         work.schedule = Schedule(transition, *number_events(transition, where))
         if work.session.denoiser.collective:
-            return min(int(work.steps.max()), work.canvas.length)
+            return work.passes
         return max(work.schedule.events.tolist(), default=0)
 
     def ask(self, work: Work) -> Asked | None:
@@ -239,7 +246,7 @@ class StepwiseSampler(Sampler):
 
     def begin(self, work: Work) -> int:
         """See `Sampler.begin`."""
-        return min(int(work.steps.max()), work.canvas.length)
+        return work.passes
 
     def ask(self, work: Work) -> Asked | None:
         """All that is open."""
@@ -254,15 +261,27 @@ class StepwiseSampler(Sampler):
 
     def settle(self, work: Work, asked: Asked, before: Canvas, features: Tensor) -> tuple[Tokens, Tensor]:
         """See `Sampler.settle`."""
-        drawn = self.draw_tokens(work, asked, features)
-        last = work.number + 1 >= work.steps[asked.rows]
-        if bool(last.all()):
-            return drawn, asked.positions
+        drawn, commit = self.draw_tokens(work, asked, features), asked.positions.clone()
+        going = work.number + 1 < work.steps[asked.rows]
+        if work.number + 1 < work.passes:
+            at = going[:, None].expand_as(commit)[commit]
+            part = Tokens(*(values[at] for values in drawn))
+            commit[going] = self._commit(work, asked.rows[going], before.rows(going), features[at], part)
+        return drawn, commit
+
+    def idle(self, work: Work) -> None:
+        """The rule is asked about no rows, since it may ask the denoiser in its turn."""
+        features = work.session.idle(work.canvas)
+        if work.number + 1 < work.passes:
+            rows, none = work.steps.new_zeros(0), features.new_zeros(0)
+            self._commit(work, rows, work.canvas.rows(rows), features, Tokens(rows, none, none, none.view(0, 2)))
+
+    def _commit(self, work: Work, rows: Tensor, before: Canvas, features: Tensor, drawn: Tokens) -> Tensor:
         prediction = Prediction(
-            before, work.number, work.steps[asked.rows], work.to_write[asked.rows], features, drawn.confidence,
-            drawn.summaries, work.session.denoiser, of_rows(work.randomness, asked.rows),
+            before, work.number, work.steps[rows], work.to_write[rows], features, drawn.confidence, drawn.summaries,
+            work.session.denoiser, of_rows(work.randomness, rows),
         )  # fmt: skip
-        return drawn, torch.where(last[:, None], asked.positions, self.commit(prediction))
+        return self.commit(prediction)
 
 
 def number_events(transition: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:

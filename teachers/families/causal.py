@@ -22,6 +22,7 @@ from teachers.denoiser import Attention, Contexts, Denoiser, DenoiserSpec
 from teachers.errors import UserError, nearest
 from teachers.markov import is_markov
 from teachers.masks import attention_mask_4d
+from teachers.saving import save_network
 from teachers.source import check_model_folder, check_trust, model_folder, parse_source, reason
 
 
@@ -105,7 +106,7 @@ class CausalDenoiser(Denoiser):
 
     def save(self, folder: str | Path) -> None:
         """See `Denoiser.save`."""
-        self.model.save_pretrained(folder)
+        save_network(self.model, Path(folder))
 
 
 def create_denoiser(model_type: str, shape: dict[str, Any], spec: DenoiserSpec) -> CausalDenoiser:

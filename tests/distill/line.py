@@ -11,6 +11,7 @@ from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import start_world
 from distill.training.loop import train
 from objectives.objective import LossOutput, Objective, Rollout
+from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, DenoiserSpec
 
 
@@ -22,8 +23,8 @@ class Line(Denoiser):
         self.spec = DenoiserSpec(3, 4, 8)
         self.weights = nn.Parameter(torch.ones(4))
 
-    def features(self, z, t=None, attention_mask=None, position_ids=None, select=None):
-        return (self.weights * z.float()).sum(-1)
+    def features(self, canvas, select=None):
+        return (self.weights * canvas.tokens.float()).sum(-1)
 
     def save(self, folder):
         folder.mkdir()
@@ -49,7 +50,7 @@ class Poisoned(Objective):
         return torch.tensor(len(rollout.x))
 
     def loss(self, phase, rollout):
-        out = self.denoiser(rollout.x).square().sum()
+        out = self.denoiser(Canvas.of(rollout.x, self.denoiser.spec.mask_id)).square().sum()
         if self.update in self.gradient_at:  # √x at 0: the value is 0, the slope infinite
             out = out + (out - out.detach()).sqrt()
         if self.update in self.loss_at:
@@ -63,7 +64,10 @@ class Ones(Rollout):
 
 
 def train_line(folder, objective, stage=1, updates=6, max_skipped=3, resume=False):
-    """A real run of the loop, in this process and in a second; its `Outcome` is ``outcome`` of what is returned."""
+    """A real run of the loop, in this process and in a second; its `Outcome` is ``outcome`` of what is returned.
+
+    DeepSpeed trains at a ``stage``, torch alone at None.
+    """
     config = TrainConfig(
         updates=updates, batch=4, micro_batch=2, ema=0.0, log_every=1, checkpoint_every=1, max_skipped=max_skipped,
         student=OptimizerConfig(lr=0.1),
@@ -71,6 +75,6 @@ def train_line(folder, objective, stage=1, updates=6, max_skipped=3, resume=Fals
     run = RunFolder(folder)
     if not resume:
         run.create("{}")
-    zero = {"zero_optimization": {"stage": stage}}
+    zero = None if stage is None else {"zero_optimization": {"stage": stage}}
     run.outcome = train(objective, {"student": config.student}, None, config, zero, run, start_world(), 4, resume)
     return run

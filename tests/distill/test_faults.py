@@ -34,7 +34,7 @@ from tests.distill.runs import (
 from tests.forks import FORKS
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [None, 0, 1, 2, 3])
 @pytest.mark.parametrize("where", ["loss_at", "gradient_at"])
 def test_a_step_that_is_not_finite_is_skipped_and_written_down(tmp_path, stage, where):
     poisoned = Poisoned(**{where: (2,)})

@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import io
+import json
+import math
+import sys
+from collections import Counter
+
 import pytest
 import torch
 
 from distill.commands.generate import generate_command
 from distill.config import DataConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
+from distill.generation import text_of
+from distill.models import open_student
 from students.export import export_student
 from students.samplers import Sampler
 from students.samplers.threshold import Threshold
@@ -19,10 +27,11 @@ SHAPE = dict(
 )  # fmt: skip
 
 
-def write_student(path, only: str | None = None, sampler: Sampler | None = None):
+def write_student(path, only: str | None = None, length: int = 16, sampler: Sampler | None = None):
     """An export with canvases of 12 in a model of 16; with ``only``, one that can write nothing else."""
     tokenizer = train_tokenizer(TokenizerConfig(vocabulary=259), DataConfig(path="unused", length=16))
-    spec = DenoiserSpec(tokenizer.mask_token_id, len(tokenizer), 16, tokenizer.eos_token_id)
+    spec = DenoiserSpec(tokenizer.mask_token_id, len(tokenizer), length, tokenizer.eos_token_id)
+    torch.manual_seed(0)
     denoiser = create_denoiser("qwen3", dict(SHAPE, attention_bias=False), spec)
     if only:
         with torch.no_grad():  # equal final states, and a head that answers them with one token
@@ -44,8 +53,8 @@ def folder(tmp_path_factory):
 def test_prompt_is_kept_and_the_rest_is_written(tmp_path, capsys):
     folder = write_student(tmp_path / "student", only="x")
     capsys.readouterr()
-    assert generate_command(folder, prompt="say ", seed=0) == ["say " + 8 * "x"]
-    assert generate_command(folder, prompt="a<|mask|>b", length=5, steps=1, seed=0) == ["axbxx"]
+    assert generate_command(folder, prompts=["say "], seed=0) == ["say " + 8 * "x"]
+    assert generate_command(folder, prompts=["a<|mask|>b"], length=5, steps=1, seed=0) == ["axbxx"]
     printed = capsys.readouterr()
     assert printed.out == "say xxxxxxxx\naxbxx\n"
     assert "4 steps" in printed.err  # the export's own default
@@ -54,15 +63,92 @@ def test_prompt_is_kept_and_the_rest_is_written(tmp_path, capsys):
     assert "seed 0" in printed.err
 
 
-def test_what_follows_an_end_of_text_is_another_document(tmp_path):
+def test_a_run_of_end_of_text_tokens_parts_two_documents(tmp_path):
     folder = write_student(tmp_path / "student", only="<|endoftext|>")
-    assert generate_command(folder, prompt="ab", length=4, steps=1, seed=0) == ["ab\n\n\n\n"]
+    assert generate_command(folder, prompts=["ab"], length=4, steps=1, seed=0) == ["ab\n\n"]
 
 
 def test_markup_and_control_characters_are_not_interpreted(tmp_path, capsys):
     folder = write_student(tmp_path / "student", only="]")
-    assert generate_command(folder, prompt="\x1b[red", length=6, steps=1, seed=0) == ["\x1b[red]"]
+    assert generate_command(folder, prompts=["\x1b[red"], length=6, steps=1, seed=0) == ["\x1b[red]"]
     assert capsys.readouterr().out == "�[red]\n"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shown"),
+    [
+        ("androidx.test:runner:1.6 :100: a:x:b", None),  # colons are no emoji
+        ("name\tprice\n", None),
+        ("[bold]x[/bold] \\[y]", None),
+        ("one\r\ntwo\r\n", None),
+        ("three\rfour", "three�four"),  # a lone return would go back to the line's start
+        ("\x1b[2J\x9b1m\x00", "�[2J�1m�"),
+        ("naïve 🏃 \u202e", None),
+    ],
+)
+def test_standard_output_is_the_prompt_and_the_decoded_tokens_byte_for_byte(tmp_path, capfdbinary, prompt, shown):
+    folder = write_student(tmp_path / "student", only="x", length=64)
+    [text] = generate_command(folder, prompts=[prompt], length=64, seed=0)
+    written = 64 - len(prompt.encode())
+    assert text == prompt + "x" * written
+    sys.stdout.flush()
+    assert capfdbinary.readouterr().out == f"{shown or prompt}{'x' * written}\n".encode()
+
+
+def test_a_terminal_of_few_letters_gets_escapes_and_no_traceback(tmp_path, monkeypatch):
+    folder = write_student(tmp_path / "student", only="x")
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    generate_command(folder, prompts=["naïve"], length=8, seed=0)
+    stdout.flush()
+    assert stdout.buffer.getvalue() == b"na\\xefvexx\n"
+
+
+def test_padding_is_left_out_wherever_it_stands(tmp_path):
+    folder = write_student(tmp_path / "student", only="<|pad|>")
+    assert generate_command(folder, prompts=["a<|pad|>b"], length=9, seed=0) == ["a<|pad|>b"]
+    assert generate_command(folder, prompts=["a<|mask|><|endoftext|><|mask|><|endoftext|>b"], length=9, seed=0) == [
+        "a\n\nb"
+    ]
+
+
+def test_letters_that_spell_the_end_of_text_are_letters(tmp_path):
+    tokenizer = open_student(write_student(tmp_path / "student", only="x")).tokenizer
+    spelled = tokenizer("<|endoftext|>", split_special_tokens=True, add_special_tokens=False)["input_ids"]
+    assert text_of(tokenizer, [*spelled, tokenizer.eos_token_id, *spelled]) == "<|endoftext|>\n\n<|endoftext|>"
+
+
+def test_several_texts_can_be_told_apart(tmp_path, capsys):
+    folder = write_student(tmp_path / "student", only="\u010a")  # a line feed
+    generate_command(folder, num=2, prompts=["a", "bc"], length=4, seed=0)
+    assert capsys.readouterr().out == (
+        "--- 1 of 4 ---\na\n\n\n\n--- 2 of 4 ---\na\n\n\n\n--- 3 of 4 ---\nbc\n\n\n--- 4 of 4 ---\nbc\n\n\n"
+    )
+    generate_command(folder, num=2, prompts=["a", "bc"], length=4, seed=0, as_json=True)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["text"] for row in rows] == ["a\n\n\n", "a\n\n\n", "bc\n\n", "bc\n\n"]
+    assert [row["prompt"] for row in rows] == ["a", "a", "bc", "bc"]
+    assert [row["log_prob"] for row in rows] == [0.0] * 4  # it can write nothing else
+    assert all(1 <= row["nfe"] <= 3 for row in rows)
+
+
+def test_the_default_of_steps_is_a_cap(tmp_path, capsys):
+    folder = write_student(tmp_path / "student", only="x")  # made for 4 steps
+    assert generate_command(folder, prompts=["123456789"], seed=0) == ["123456789xxx"]
+    assert "3 steps" in capsys.readouterr().err
+    assert generate_command(folder, length=2, seed=0) == ["xx"]
+    assert "2 steps" in capsys.readouterr().err
+
+
+def test_temperature_sharpens_and_is_said(folder, capsys):
+    def entropy(temperature):
+        texts = generate_command(folder, num=64, seed=1, temperature=temperature)
+        letters = Counter("".join(texts))
+        return -sum(n / letters.total() * math.log(n / letters.total()) for n in letters.values())
+
+    assert entropy(0.001) < 0.7 * entropy(1.0)
+    assert "temperature 0.001" in capsys.readouterr().err
+    assert generate_command(folder, seed=2, temperature=1.0) == generate_command(folder, seed=2)
 
 
 def test_the_seed_decides(folder):
@@ -88,15 +174,17 @@ def test_the_folders_own_sampler_is_the_default(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(steps=13), "--steps 13 is more steps than tokens: 12 are to be written"),
-        (dict(steps=5, prompt="12345678"), "--steps 5 is more steps than tokens: 4 are to be written"),
-        (dict(steps=0), "--steps 0 is too small"),
-        (dict(num=0), "--num 0 is too small"),
-        (dict(length=0), "--length 0 is too small"),
-        (dict(length=17), "--length 17 is more than the model's 16 positions"),
-        (dict(prompt="123456789012"), "--prompt has 12 tokens and the canvas 12"),
-        (dict(prompt="\udcff"), "can not be encoded"),
-        (dict(seed=-1), "--seed -1"),
+        (dict(steps=13), "steps 13 is more steps than tokens: 12 are to be written"),
+        (dict(steps=5, prompts=["12345678"]), "steps 5 is more steps than tokens: 4 are to be written"),
+        (dict(steps=0), "steps 0 is too small"),
+        (dict(num=0), "num 0 is too small"),
+        (dict(length=0), "length 0 is too small"),
+        (dict(length=17), "length 17 is more than the model's 16 positions"),
+        (dict(prompts=["123456789012"]), "prompt '123456789012' has 12 tokens and the canvas 12"),
+        (dict(prompts=["\udcff"]), "can not be encoded"),
+        (dict(seed=-1), "seed -1"),
+        (dict(temperature=0.0), "temperature 0 is not a positive number"),
+        (dict(temperature=float("nan")), "temperature nan is not a positive number"),
         (dict(sampler="ancestrel"), "did you mean 'ancestral'"),
         (dict(folder="nowhere"), "nowhere is not a folder"),
     ],

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from distill.comparison.compare import measure
 
 from distill.commands.distil import distil
 from distill.commands.evaluate import evaluate_command
@@ -13,7 +14,6 @@ from distill.commands.generate import generate_command
 from distill.commands.markov import markov_command, word
 from distill.commands.plan import plan_command
 from distill.commands.pretrain import pretrain
-from distill.comparison.compare import measure
 from distill.config import DataConfig, DistillConfig, EvaluateConfig, PretrainConfig, TokenizerConfig, validate
 from distill.data.corpus import load_corpus
 from distill.data.teacher_rows import write_rows
@@ -240,7 +240,7 @@ def test_a_whole_distillation_from_it(folder, start, tmp_path, capsys):
     assert "excess" in capsys.readouterr().out
     assert generate_command(str(run), steps=4, num=1, seed=0)[0].count(" ") == LENGTH - 1
     with pytest.raises(UserError) as refusal:
-        generate_command(str(run), prompt="unheard-of")
+        generate_command(str(run), prompts=["unheard-of"])
     refused(refusal, "unheard-of", "known words")
 
 

@@ -63,7 +63,8 @@ def chase(folder, stage=1, updates=6, resume=False, precision="float32"):
     run = RunFolder(folder)
     if not resume:
         run.create("{}")
-    optimizers, zero = {phase: config.student for phase in objective.phases}, {"zero_optimization": {"stage": stage}}
+    optimizers = {phase: config.student for phase in objective.phases}
+    zero = None if stage is None else {"zero_optimization": {"stage": stage}}
     train(objective, optimizers, None, config, zero, run, start_world(), 4, resume)
     return run, objective
 
@@ -74,7 +75,11 @@ def averages(run):
     return {update: torch.tensor(json.loads(file.read_text())) for update, file in files.items()}
 
 
-@pytest.fixture(scope="module", params=[(1, "float32"), (2, "bfloat16"), (3, "float32")], ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[(None, "float32"), (None, "bfloat16"), (1, "float32"), (2, "bfloat16"), (3, "float32")],
+    ids=str,
+)
 def whole(request, tmp_path_factory):
     """(stage, precision), a run of six updates, and its objective."""
     stage, precision = request.param

@@ -2,8 +2,10 @@
 
 import torch
 
+from students.fill import fill
 from students.rollout import k_step, one_move, two_moves
-from students.samplers.dilated import sample
+from students.samplers import Ancestral, Dilated
+from teachers.canvas import Canvas
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, uniform
 from tests.tabular import TabularDenoiser, all_patterns, all_sequences
@@ -11,6 +13,10 @@ from tests.tabular import TabularDenoiser, all_patterns, all_sequences
 V, L, MASK = 3, 3, 3
 PROCESS = MaskedProcess()
 X = all_sequences(V, L)
+
+
+def blank(rows):
+    return Canvas.blank(rows, L, MASK)
 
 
 def plain_k_step_states(student, steps):
@@ -22,7 +28,7 @@ def plain_k_step_states(student, steps):
         following = {}
         for canvas, chance in law.items():
             z = torch.tensor(canvas)
-            p = student.logits(z[None])[0].exp()
+            p = student.log_probs(Canvas.of(z[None], MASK))[0].exp()
             for pattern in all_patterns(L):
                 if (pattern & (z != MASK)).any():
                     continue
@@ -52,7 +58,7 @@ def total_variation(expected, drawn):
 def test_k_step_states_have_the_law_of_the_students_own_sampler():
     student = TabularDenoiser(V + 1, L, seed=2)
     rows = 20_000
-    out = k_step(student, PROCESS, [3], L, RowStreams(0, (0,), range(rows)))
+    out = k_step(student, PROCESS, blank(rows), Ancestral(), [3], RowStreams(0, (0,), range(rows)))
     for made, expected in enumerate(plain_k_step_states(student, 3)):
         states = out.states[:, 0][(out.time - (1 - made / 3)).abs() < 1e-9]
         assert abs(len(states) / rows - 1 / 3) < 0.02
@@ -63,10 +69,10 @@ def test_k_step_states_have_the_law_of_the_students_own_sampler():
 @torch.no_grad()
 def test_dilated_states_are_those_of_the_dilated_sampler():
     student = TabularDenoiser(V + 1, L, seed=2)
-    out = k_step(student, PROCESS, [L], L, RowStreams(0, (0,), range(12_000)), "dilated")
+    out = k_step(student, PROCESS, blank(12_000), Dilated(), [L], RowStreams(0, (0,), range(12_000)))
     made = (L * (1 - out.time)).round().long()
     assert torch.equal((out.states[:, 0] != MASK).sum(1), made), "one position a step"
-    finished = sample(student, torch.full((20_000, L), MASK), L, torch.Generator().manual_seed(1)).tokens
+    finished = fill(student, blank(20_000), Dilated(), L, torch.Generator().manual_seed(1)).tokens
     law = {tuple(x.tolist()): float((finished == x).all(1).double().mean()) for x in X}
     last = made == L - 1  # what is left is one draw, as in the sampler's last pass
     assert total_variation(law, out.sample[last]) < 2 * (len(law) / (6.28 * int(last.sum()))) ** 0.5
@@ -75,9 +81,9 @@ def test_dilated_states_are_those_of_the_dilated_sampler():
 @torch.no_grad()
 def test_sample_is_drawn_from_the_recorded_state():
     student = TabularDenoiser(V + 1, L, seed=3)
-    out = k_step(student, PROCESS, [2], L, RowStreams(1, (0,), range(20_000)))
+    out = k_step(student, PROCESS, blank(20_000), Ancestral(), [2], RowStreams(1, (0,), range(20_000)))
     start = (out.states[:, 0] == MASK).all(1)
-    p = student.logits(torch.full((1, L), MASK))[0].exp()
+    p = student.log_probs(blank(1))[0].exp()
     expected = {tuple(x.tolist()): float(p[torch.arange(L), x].prod()) for x in X}
     assert total_variation(expected, out.sample[start]) < 0.03
     kept = ~out.revealed[:, 0]
@@ -88,7 +94,7 @@ def test_sample_is_drawn_from_the_recorded_state():
 def test_two_moves_reveal_every_position_once():
     student = TabularDenoiser(V + 1, L, seed=4)
     tau = torch.full((4000,), 0.25, dtype=torch.float64)
-    out = two_moves(student, PROCESS, tau, L, RowStreams(2, (0,), range(4000)))
+    out = two_moves(student, PROCESS, blank(4000), tau, RowStreams(2, (0,), range(4000)))
     assert (out.revealed.sum(1) == 1).all()
     assert abs(float(out.revealed[:, 0].float().mean()) - 0.75) < 0.02
     middle = out.states[:, 1]
@@ -99,12 +105,14 @@ def test_two_moves_reveal_every_position_once():
 
 def test_rows_do_not_depend_on_the_batch_they_are_in():
     student = TabularDenoiser(V + 1, L, seed=5)
-    whole = k_step(student, PROCESS, [2, 3], L, RowStreams(7, (3,), range(8)))
-    halves = [k_step(student, PROCESS, [2, 3], L, RowStreams(7, (3,), rows)) for rows in (range(4), range(4, 8))]
+    whole, *halves = (
+        k_step(student, PROCESS, blank(len(rows)), Ancestral(), [2, 3], RowStreams(7, (3,), rows))
+        for rows in (range(8), range(4), range(4, 8))
+    )
     for name in ("states", "revealed", "sample", "time"):
         torch.testing.assert_close(getattr(whole, name), torch.cat([getattr(h, name) for h in halves]))
-    one = one_move(student, 8, L, RowStreams(7, (3,), range(8)))
-    other = one_move(student, 4, L, RowStreams(7, (3,), range(4, 8)))
+    one = one_move(student, blank(8), RowStreams(7, (3,), range(8)))
+    other = one_move(student, blank(4), RowStreams(7, (3,), range(4, 8)))
     assert (one.sample[4:] == other.sample).all()
 
 
@@ -125,10 +133,11 @@ def test_collective_students_make_the_same_passes_whatever_the_rows_drew():
         for collective in (False, True):
             student.collective, student.passes = collective, 0
             streams = RowStreams(7, (3,), [row])
-            counts.append((k_step(student, PROCESS, [2, 5], L, streams), student.passes, uniform(streams, 1, 3)))
+            moved = k_step(student, PROCESS, blank(1), Ancestral(), [2, 5], streams)
+            counts.append((moved, student.passes, uniform(streams, 1, 3)))
         (plain, fewer, after), (padded, all_of_them, after_padded) = counts
         assert all(torch.equal(value, getattr(padded, name)) for name, value in vars(plain).items())
         assert torch.equal(after, after_padded)
-        assert all_of_them == 5
+        assert all_of_them == min(5 - 1, L) + 1
         different.add(fewer)
     assert len(different) > 1

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from students.samplers import SAMPLERS
-from students.samplers.ancestral import number_events, reveal_transitions
-from students.samplers.dilated import dilated_transitions
+from students.fill import Filled, fill
+from students.samplers import LOG_LINEAR, SAMPLERS, Dilated
+from students.samplers.ancestral import reveal_transitions
+from students.samplers.sampler import number_events
 from teachers import chunks, randomness
+from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
 from teachers.markov import random_source
@@ -35,10 +37,12 @@ class Table(Denoiser):
         self.table = torch.nn.Parameter(logits.log_softmax(-1), requires_grad=False)
         self.forwarded: list[Tensor] = []
 
-    def features(self, z, t=None, attention_mask=None, position_ids=None, select=None):
-        assert (t is not None) == self.spec.time_conditioned
+    def features(self, canvas, select=None):
+        z, late = canvas.tokens, torch.zeros(len(canvas), dtype=torch.int64)
         self.forwarded.append(z.clone())
-        late = torch.zeros(len(z), dtype=torch.int64) if t is None else (t > 0.5).long()
+        if self.spec.time_conditioned:
+            assert canvas.time is not None, "a sampler knows the time of its canvas"
+            late = (self.time(canvas) > 0.5).long()
         code = (z * torch.tensor([VOCABULARY**2, VOCABULARY, 1])).sum(1)
         log_probs = self.table[late, code]
         return log_probs if select is None else log_probs[select]
@@ -54,13 +58,13 @@ class Fixed(Denoiser):
         super().__init__()
         probs = probabilities if probabilities.dim() == 2 else probabilities.expand(length, -1)
         log_probs = torch.cat([probs.log(), torch.full((length, 1), -torch.inf)], 1).float()
-        self.log_probs = torch.nn.Parameter(log_probs, requires_grad=False)
+        self.law = torch.nn.Parameter(log_probs, requires_grad=False)
         self.spec = DenoiserSpec(log_probs.shape[1] - 1, log_probs.shape[1], length)
         self.forwarded: list[Tensor] = []
 
-    def features(self, z, t=None, attention_mask=None, position_ids=None, select=None):
-        self.forwarded.append(z.clone())
-        log_probs = self.log_probs.expand(len(z), -1, -1)
+    def features(self, canvas, select=None):
+        self.forwarded.append(canvas.tokens.clone())
+        log_probs = self.law.expand(len(canvas), -1, -1)
         return log_probs if select is None else log_probs[select]
 
     def save(self, folder):
@@ -70,27 +74,28 @@ class Fixed(Denoiser):
 ALONE = sorted(name for name, config in SAMPLERS.items() if not config.needs_critic)  # the others: tests of their own
 
 
-def sampler(name):
-    return SAMPLERS[name]().build()
-
-
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def masked_canvas(rows: int, length: int = LENGTH, mask: int = MASK) -> Tensor:
-    return torch.full((rows, length), mask)
+def masked_canvas(rows: int, length: int = LENGTH, mask: int = MASK) -> Canvas:
+    return Canvas.blank(rows, length, mask)
 
 
-def exact_law(denoiser: Table, start: Tensor, steps: int, process: MaskedProcess) -> Tensor:
+def write(name, denoiser: Denoiser, canvas: Canvas, steps: int, seed: int, process=LOG_LINEAR, **settings) -> Filled:
+    """What a sampler of that name, with these settings, makes of a canvas."""
+    return fill(denoiser, canvas, SAMPLERS[name](**settings), steps, seeded(seed), process=process)
+
+
+def exact_law(denoiser: Table, steps: int, process: MaskedProcess, start=(MASK,) * LENGTH) -> Tensor:
     """The law of plain ancestral sampling, by summing over every trajectory: (V^L,)."""
     states = torch.cartesian_prod(*[torch.arange(VOCABULARY)] * LENGTH)
-    law = (states == start).all(1).double()
+    law = (states == torch.tensor(start)).all(1).double()
     times = 1 - torch.arange(steps + 1, dtype=torch.float64) / steps
     for t, s in itertools.pairwise(times):
         reveal = float(process.reveal_probability(t, s))
-        seen = t.expand(len(states)) if denoiser.spec.time_conditioned else None
-        moved = reveal * denoiser.logits(states, seen).double().exp()
+        seen = Canvas.of(states, MASK, time=t.expand(len(states)))
+        moved = reveal * denoiser.log_probs(seen).double().exp()
         moved[..., MASK] = 1 - reveal
         kept = torch.nn.functional.one_hot(states, VOCABULARY).double()
         per_position = torch.where((states == MASK)[..., None], moved, kept)
@@ -120,33 +125,33 @@ def chi_square(tokens: Tensor, law: Tensor) -> float:
 )
 def test_row_sparse_ancestral_has_the_law_of_plain_ancestral(steps, schedule, by_time):
     denoiser, process = Table(by_time), MaskedProcess(schedule)
-    law = exact_law(denoiser, masked_canvas(1)[0], steps, process)
-    out = sampler("ancestral")(denoiser, masked_canvas(100_000), steps, seeded(1), process)
+    law = exact_law(denoiser, steps, process)
+    out = write("ancestral", denoiser, masked_canvas(100_000), steps, 1, process)
     assert chi_square(out.tokens, law) < CHI_SQUARE_26
 
 
 def test_the_chi_square_test_tells_step_counts_and_schedules_apart():
     denoiser = Table()
-    out = sampler("ancestral")(denoiser, masked_canvas(100_000), 1024, seeded(1))
-    assert chi_square(out.tokens, exact_law(denoiser, masked_canvas(1)[0], 2, MaskedProcess())) > 10 * CHI_SQUARE_26
-    out = sampler("ancestral")(denoiser, masked_canvas(100_000), 3, seeded(1), MaskedProcess("cosine"))
-    assert chi_square(out.tokens, exact_law(denoiser, masked_canvas(1)[0], 3, MaskedProcess())) > 2 * CHI_SQUARE_26
+    out = write("ancestral", denoiser, masked_canvas(100_000), 1024, 1)
+    assert chi_square(out.tokens, exact_law(denoiser, 2, MaskedProcess())) > 10 * CHI_SQUARE_26
+    out = write("ancestral", denoiser, masked_canvas(100_000), 3, 1, MaskedProcess("cosine"))
+    assert chi_square(out.tokens, exact_law(denoiser, 3, MaskedProcess())) > 2 * CHI_SQUARE_26
 
 
 def test_plain_reverse_steps_have_the_law_of_the_enumeration():
     denoiser, process, steps = Table(), MaskedProcess("cosine"), 3
-    z, generator = masked_canvas(50_000), seeded(2)
+    z, generator = masked_canvas(50_000).tokens, seeded(2)
     for k in range(steps):
         t, s = (torch.full((len(z),), 1 - j / steps, dtype=torch.float64) for j in (k, k + 1))
-        z = process.reverse_step(z, denoiser.logits(z), t, s, MASK, generator)
-    assert chi_square(z, exact_law(denoiser, masked_canvas(1)[0], steps, process)) < CHI_SQUARE_26
+        z = process.reverse_step(z, denoiser.log_probs(Canvas.of(z, MASK)), t, s, MASK, generator)
+    assert chi_square(z, exact_law(denoiser, steps, process)) < CHI_SQUARE_26
 
 
 def test_infilling_has_the_conditional_law():
-    denoiser, start = Table(), torch.tensor([MASK, 1, MASK])
-    out = sampler("ancestral")(denoiser, start.repeat(50_000, 1), 2, seeded(3))
+    denoiser, start = Table(), (MASK, 1, MASK)
+    out = write("ancestral", denoiser, Canvas.of(torch.tensor(start).repeat(50_000, 1), MASK), 2, 3)
     assert (out.tokens[:, 1] == 1).all()
-    assert chi_square(out.tokens, exact_law(denoiser, start, 2, MaskedProcess())) < 34  # 8 degrees of freedom, 99.99 %
+    assert chi_square(out.tokens, exact_law(denoiser, 2, MaskedProcess(), start)) < 34  # 8 degrees of freedom, 99.99 %
 
 
 def test_every_position_is_revealed_at_the_schedule_rate():
@@ -157,9 +162,13 @@ def test_every_position_is_revealed_at_the_schedule_rate():
         assert float((transition <= k).double().mean()) == pytest.approx(float(alpha), abs=5e-3)
 
 
+def dilated_transitions(open_: Tensor, steps: list[int], seed: int, process=LOG_LINEAR) -> Tensor:
+    return Dilated().transitions(Canvas(torch.zeros(open_.shape), open_), torch.tensor(steps), process, seeded(seed))
+
+
 def test_dilated_passes_halve_the_distances_and_are_of_equal_size():
     where = torch.ones(64, 32, dtype=torch.bool)
-    transition = dilated_transitions(where, 8, seeded(4))
+    transition = dilated_transitions(where, [8] * 64, 4)
     assert (torch.nn.functional.one_hot(transition, 8).sum(1) == 4).all()
     for k, distance in enumerate((8, 4, 2, 2, 1, 1, 1)):  # between any two of the positions known after pass k
         gaps = [set((row <= k).nonzero().squeeze(1).diff().tolist()) for row in transition]
@@ -169,7 +178,7 @@ def test_dilated_passes_halve_the_distances_and_are_of_equal_size():
 
 def test_dilated_order_skips_what_is_given_and_follows_the_schedule():
     where = torch.rand(50, 21, generator=seeded(1)) < 0.7
-    transition = dilated_transitions(where, torch.tensor([3] * 25 + [5] * 25), seeded(2), MaskedProcess("cosine"))
+    transition = dilated_transitions(where, [3] * 25 + [5] * 25, 2, MaskedProcess("cosine"))
     for row, chosen, steps in zip(transition, where, [3] * 25 + [5] * 25, strict=True):
         ends = MaskedProcess("cosine").alpha(1 - torch.arange(1, steps + 1) / steps)
         for k, part in enumerate(ends.tolist()):
@@ -178,7 +187,7 @@ def test_dilated_order_skips_what_is_given_and_follows_the_schedule():
 
 def test_dilated_order_one_position_a_pass_has_the_denoisers_own_law():
     source = random_source(3, 1, 1.5, seed=0, length=4)
-    out = sampler("dilated")(source, torch.full((20_000, 4), 3), 4, seeded(5))
+    out = write("dilated", source, masked_canvas(20_000, 4), 4, 5)
     rows = source.all_rows(4)
     place = (out.tokens * 3 ** torch.arange(3, -1, -1)).sum(1)
     seen = torch.bincount(place, minlength=81) / len(place)
@@ -202,9 +211,11 @@ def test_prompts_are_kept_masks_filled_and_passes_bounded(name, steps):
     hidden = torch.rand(32, 16, generator=seeded(7)) < torch.linspace(0, 1, 32)[:, None]
     hidden[0] = False
     before = canvas.masked_fill(hidden, 3)
-    given = before.clone()
-    out = sampler(name)(denoiser, given, steps, seeded(8))
-    assert torch.equal(given, before), "the caller's canvas was written to"
+    given = Canvas.of(before.clone(), 3)
+    out = write(name, denoiser, given, steps, 8)
+    assert torch.equal(given.tokens, before), "the caller's canvas was written to"
+    assert torch.equal(given.open, hidden), "the caller's canvas was written to"
+    assert not out.canvas.open.any()
     assert torch.equal(out.tokens[~hidden], canvas[~hidden])
     assert (out.tokens < 3).all()
     bound = hidden.sum(1).clamp(max=steps)
@@ -221,7 +232,7 @@ def test_prompts_are_kept_masks_filled_and_passes_bounded(name, steps):
 @pytest.mark.parametrize("name", ALONE)
 def test_identical_rows_share_one_forward_row_but_each_counts_a_pass(name):
     denoiser = Fixed(torch.tensor([0.2, 0.3, 0.5]), 16)
-    out = sampler(name)(denoiser, masked_canvas(64, 16), 1, seeded(9))
+    out = write(name, denoiser, masked_canvas(64, 16), 1, 9)
     assert [len(z) for z in denoiser.forwarded] == [1]
     assert out.nfe.tolist() == [1] * 64
     assert len({tuple(row) for row in out.tokens.tolist()}) == 64, "rows must still be drawn independently"
@@ -230,17 +241,17 @@ def test_identical_rows_share_one_forward_row_but_each_counts_a_pass(name):
 @pytest.mark.parametrize("name", ALONE)
 def test_same_seed_same_text_and_zero_steps_refused(name):
     denoiser = Table()
-    first, again, other = (sampler(name)(denoiser, masked_canvas(50), 2, seeded(s)).tokens for s in (1, 1, 2))
+    first, again, other = (write(name, denoiser, masked_canvas(50), 2, s).tokens for s in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     with pytest.raises(UserError, match="steps is 0"):
-        sampler(name)(denoiser, masked_canvas(2), 0, seeded(1))
+        write(name, denoiser, masked_canvas(2), 0, 1)
 
 
 def test_top_k_commits_the_most_probable_and_spreads_the_remainder_over_the_first_steps():
     sure = torch.tensor([0.9999999, 0.999, 0.99999, 0.99, 0.999999, 0.9, 0.9999])
     denoiser = Fixed(torch.stack([sure, 1 - sure], 1), 7)
-    out = sampler("top_k")(denoiser, masked_canvas(1, 7, 2), 3, seeded(0))
+    out = write("top_k", denoiser, masked_canvas(1, 7, 2), 3, 0)
     assert out.tokens.tolist() == [[0] * 7]
     seen = [(z[0] == 2).nonzero().squeeze(1).tolist() for z in denoiser.forwarded]
     assert seen == [[0, 1, 2, 3, 4, 5, 6], [1, 3, 5, 6], [3, 5]]
@@ -258,7 +269,7 @@ def test_exact_draws_reach_tokens_of_tiny_probability():
 
 def test_temperature_raises_every_drawn_law_to_its_inverse():
     law = torch.tensor([0.6, 0.3, 0.1])
-    out = SAMPLERS["ancestral"](temperature=0.5).build()(Fixed(law, 100), masked_canvas(2_000, 100, 3), 4, seeded(2))
+    out = write("ancestral", Fixed(law, 100), masked_canvas(2_000, 100, 3), 4, 2, temperature=0.5)
     seen = torch.bincount(out.tokens.flatten(), minlength=3) / out.tokens.numel()
     tempered = law**2 / (law**2).sum()
     torch.testing.assert_close(seen, tempered, rtol=0, atol=0.005)
@@ -269,19 +280,18 @@ def test_temperature_raises_every_drawn_law_to_its_inverse():
 @pytest.mark.parametrize("name", ALONE)
 def test_log_prob_is_given_only_where_it_is_that_of_the_law_drawn_from(name):
     law = torch.tensor([0.2, 0.3, 0.5])
-    out = sampler(name)(Fixed(law, 16), masked_canvas(8, 16), 4, seeded(1))
+    out = write(name, Fixed(law, 16), masked_canvas(8, 16), 4, 1)
     if name in ("ancestral", "dilated", "planner", "threshold"):
         torch.testing.assert_close(out.log_prob, law.log()[out.tokens].double().sum(1))
     else:
         assert out.log_prob is None
-    assert sampler(name)(Fixed(law, 16), masked_canvas(8, 16), 4, seeded(1), draw="float32-gumbel").log_prob is None
-    by_drawn = SAMPLERS["threshold"](confidence="drawn").build()
-    assert by_drawn(Fixed(law, 16), masked_canvas(8, 16), 4, seeded(1)).log_prob is None
+    assert write(name, Fixed(law, 16), masked_canvas(8, 16), 4, 1, draw="float32-gumbel").log_prob is None
+    assert write("threshold", Fixed(law, 16), masked_canvas(8, 16), 4, 1, confidence="drawn").log_prob is None
 
 
 def test_sampler_draws_rare_tokens_at_their_rate():
     rare = torch.tensor([1 - 1e-4 - 1e-3, 1e-4, 1e-3], dtype=torch.float64)
-    out = sampler("ancestral")(Fixed(rare, 100), masked_canvas(10_000, 100, 3), 1, seeded(10))
+    out = write("ancestral", Fixed(rare, 100), masked_canvas(10_000, 100, 3), 1, 10)
     assert int((out.tokens == 1).sum()) == pytest.approx(100, abs=40)  # 4 standard deviations
     assert int((out.tokens == 2).sum()) == pytest.approx(1000, abs=126)
 
@@ -301,10 +311,9 @@ def test_float32_gumbel_can_never_draw_a_rare_token(monkeypatch):
 @pytest.mark.parametrize("name", ALONE)
 def test_the_draw_is_the_one_that_was_named(name):
     denoiser = Fixed(torch.tensor([0.2, 0.3, 0.5]), 8)
-    log_probs = denoiser.log_probs.repeat(4, 1)
+    log_probs = denoiser.law.repeat(4, 1)
     for draw in ("exact", "float32-gumbel"):
-        generator = seeded(11)
-        out = sampler(name)(denoiser, masked_canvas(4, 8), 1, generator, draw=draw)
+        out = write(name, denoiser, masked_canvas(4, 8), 1, 11, draw=draw)
         replay = seeded(11)
         if name in ("ancestral", "random_start"):
             uniform(replay, 4, 8)  # when each position is revealed
@@ -317,6 +326,6 @@ def test_the_draw_is_the_one_that_was_named(name):
 @pytest.mark.parametrize("name", ALONE)
 @pytest.mark.parametrize("draw", ["exact", "float32-gumbel"])
 def test_draws_are_the_same_in_chunks(name, draw, monkeypatch):
-    whole = sampler(name)(Table(), masked_canvas(20), 2, seeded(12), draw=draw)
+    whole = write(name, Table(), masked_canvas(20), 2, 12, draw=draw)
     monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 3 * VOCABULARY)
-    assert torch.equal(sampler(name)(Table(), masked_canvas(20), 2, seeded(12), draw=draw).tokens, whole.tokens)
+    assert torch.equal(write(name, Table(), masked_canvas(20), 2, 12, draw=draw).tokens, whole.tokens)

@@ -2,8 +2,10 @@
 
 import torch
 
-from students.samplers.top_k import sample as top_k
-from students.trajectories import best_order, record_order
+from students.fill import fill
+from students.samplers import TopK
+from students.trajectories import NoisyTopK, best_order, record_order
+from teachers.canvas import Canvas
 from tests.tabular import TabularDenoiser
 
 V, L, MASK = 4, 4, 3
@@ -16,7 +18,7 @@ def seeded(seed=0):
 def canvas(rows, shown=0):
     z = torch.full((rows, L), MASK)
     z[:, :shown] = 1
-    return z
+    return Canvas.of(z, MASK)
 
 
 def elbo_of(denoiser, tokens, order):
@@ -24,7 +26,7 @@ def elbo_of(denoiser, tokens, order):
     total = torch.zeros(len(tokens), dtype=torch.float64)
     for n in range(int(order.max()) + 1):
         z = torch.where(order >= n, MASK, tokens)
-        log_p = denoiser.logits(z).gather(-1, tokens[..., None]).squeeze(-1)
+        log_p = denoiser.log_probs(Canvas.of(z, MASK)).gather(-1, tokens[..., None]).squeeze(-1)
         total += torch.where(order == n, log_p, 0).sum(1)
     return total
 
@@ -34,7 +36,7 @@ def test_recorded_is_what_the_top_k_sampler_writes():
     denoiser = TabularDenoiser(V, L, 0)
     for shown, steps in ((0, 4), (0, 2), (1, 2), (0, 3), (1, 9)):
         recorded = record_order(denoiser, canvas(50, shown), steps, seeded())
-        assert torch.equal(recorded.tokens, top_k(denoiser, canvas(50, shown), steps, seeded()).tokens)
+        assert torch.equal(recorded.tokens, fill(denoiser, canvas(50, shown), TopK(), steps, seeded()).tokens)
         assert (recorded.order[:, :shown] == -1).all()
         passes = min(steps, L - shown)
         per_pass = torch.stack([(recorded.order == n).sum(1) for n in range(passes)], 1)
@@ -51,7 +53,8 @@ def test_given_tokens_are_revealed_in_the_order_of_their_probability():
     assert torch.equal(recorded.tokens, given)
     for n in range(L):
         z = torch.where(recorded.order >= n, MASK, given)
-        log_p = denoiser.logits(z).gather(-1, given[..., None]).squeeze(-1).masked_fill(z != MASK, -torch.inf)
+        log_p = denoiser.log_probs(Canvas.of(z, MASK)).gather(-1, given[..., None]).squeeze(-1)
+        log_p = log_p.masked_fill(z != MASK, -torch.inf)
         assert torch.equal(log_p.argmax(1), (recorded.order == n).int().argmax(1))
 
 
@@ -59,8 +62,8 @@ def test_given_tokens_are_revealed_in_the_order_of_their_probability():
 def test_noisy_orders_choose_in_proportion_to_probability():
     denoiser = TabularDenoiser(V, L, 1)
     given = torch.tensor([[0, 2, 1, 0]]).expand(6000, L)
-    recorded = record_order(denoiser, canvas(6000), L, seeded(), given=given, noisy=True)
-    p = denoiser.logits(canvas(1))[0].gather(-1, given[:1].T).squeeze(-1).exp()
+    recorded = record_order(denoiser, canvas(6000), L, seeded(), given=given, sampler=NoisyTopK())
+    p = denoiser.log_probs(canvas(1))[0].gather(-1, given[:1].T).squeeze(-1).exp()
     first = (recorded.order == 0).double().mean(0)
     assert ((first - p / p.sum()).abs() < 0.025).all()
 
@@ -74,7 +77,9 @@ def test_the_best_of_several_orders_is_kept():
     torch.testing.assert_close(best.elbo, elbo_of(denoiser, best.tokens, best.order))
     generator = seeded()
     candidates = [record_order(denoiser, canvas(40), L, generator)]
-    candidates += [record_order(denoiser, canvas(40), L, generator, given=single.tokens, noisy=True) for _ in range(4)]
+    candidates += [
+        record_order(denoiser, canvas(40), L, generator, given=single.tokens, sampler=NoisyTopK()) for _ in range(4)
+    ]
     torch.testing.assert_close(best.elbo, torch.stack([c.elbo for c in candidates]).amax(0))
     assert (best.elbo > single.elbo).any()
     assert (best.elbo == single.elbo).any()

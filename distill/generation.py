@@ -1,0 +1,225 @@
+"""Text from a finished model: prompts to canvases, canvases filled, tokens back to text."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from distill.models import Student
+from students.fill import Filled, fill
+from students.samplers import SAMPLERS, Sampler
+from teachers.canvas import Canvas
+from teachers.denoiser import DenoiserSpec
+from teachers.errors import UserError, nearest
+from teachers.process import MaskedProcess
+from teachers.source import reason
+
+ROWS = 64  # canvases in a batch [own]
+BREAK = "\n\n"  # where one document ends and another begins [own]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """N texts, and what they cost.
+
+    Attributes:
+        texts: prompt and continuation. Padding is left out, and a run of end-of-text tokens is one blank line.
+        prompts: what each of them continues; "" for none.
+        tokens: (N, L) int64, as they were written, prompts included.
+        nfe: (N,) int64, forward passes that each text took.
+        log_prob: (N,) float64 nats of all that was written; None where the sampler's choice of positions depends on
+            what it drew, see `students.fill.Filled`.
+        written: tokens that were written, over all texts.
+        seconds: what that took.
+        sampler, steps, seed: how they were written.
+    """
+
+    texts: list[str]
+    prompts: list[str]
+    tokens: Tensor
+    nfe: Tensor
+    log_prob: Tensor | None
+    written: int
+    seconds: float
+    sampler: Sampler
+    steps: int
+    seed: int
+
+
+def generate(
+    student: Student,
+    prompts: str | Sequence[str] | None = None,
+    num: int = 1,
+    steps: int | None = None,
+    sampler: Sampler | str | None = None,
+    temperature: float | None = None,
+    seed: int | None = None,
+    length: int | None = None,
+    track: Callable[[Sequence[Canvas]], Iterable[Canvas]] = iter,
+) -> Generated:
+    """Write texts, those of one prompt after another.
+
+    Args:
+        prompts: kept at the start of the texts. Mask tokens spelled in one are filled like the rest.
+        num: texts for each prompt.
+        steps: reverse transitions; by default what the student was made for, or one a token where that is fewer.
+        sampler: the rule, or its name in `SAMPLERS`; by default what the student was made for.
+        temperature: by default the sampler's own.
+        seed: the same seed gives the same texts; a random one by default.
+        length: tokens a text, prompt included; by default what the student was trained on.
+        track: goes through the batches, for a progress bar.
+
+    Raises:
+        UserError: a value out of range, or a prompt that does not fit or can not be encoded.
+    """
+    check_counts(num=num, steps=steps, length=length)
+    if seed is not None and not 0 <= seed < 2**63:
+        raise UserError(f"seed {seed} is outside 0 to 2^63 - 1; give another one")
+    rule = chosen_sampler(student.sampler, sampler, temperature)
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts or [""])
+    canvas = build_canvas(student.tokenizer, student.denoiser.spec, prompts, length or student.canvas_length)
+    to_write = canvas.open.sum(1)
+    steps = capped(steps, student.steps, int(to_write.max()))
+    seed = secrets.randbits(32) if seed is None else seed
+    row, start = torch.arange(len(prompts)).repeat_interleave(num), time.perf_counter()
+    filled = write(student, track([canvas.rows(rows) for rows in row.split(ROWS)]), steps, rule, seed)
+    seconds = time.perf_counter() - start
+    continued = [prompts[i] for i in row.tolist()]
+    tokens, log_probs = torch.cat([part.tokens.cpu() for part in filled]), [part.log_prob for part in filled]
+    return Generated(
+        texts=[text_of(student.tokenizer, ids, p) for ids, p in zip(tokens.tolist(), continued, strict=True)],
+        prompts=continued,
+        tokens=tokens,
+        nfe=torch.cat([part.nfe.cpu() for part in filled]),
+        log_prob=None if log_probs[0] is None else torch.cat([part.cpu() for part in log_probs if part is not None]),
+        written=int(to_write[row].sum()),
+        seconds=seconds,
+        sampler=rule,
+        steps=steps,
+        seed=seed,
+    )
+
+
+def write(student: Student, canvases: Iterable[Canvas], steps: int, sampler: Sampler, seed: int) -> list[Filled]:
+    """Fill batches of canvases one after another, each row in at most as many steps as it has open positions."""
+    device, process = student.denoiser.device, MaskedProcess(student.schedule)
+    generator = torch.Generator(device).manual_seed(seed)
+    return [
+        fill(student.denoiser, canvas, sampler, canvas.open.sum(1).clamp(max=steps), generator, process=process)
+        for canvas in (canvas.to(device) for canvas in canvases)
+    ]
+
+
+def check_counts(**counts: int | None) -> None:
+    """Refuse what is less than one."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise UserError(f"{name} {value} is too small; give at least 1")
+
+
+def capped(steps: int | None, default: int, most: int) -> int:
+    """The steps to make where at most ``most`` tokens are to be written: the default is a cap, a number is meant.
+
+    Raises:
+        UserError: more steps were asked for than there are tokens.
+    """
+    if steps is not None and steps > most:
+        raise UserError(
+            f"steps {steps} is more steps than tokens: {most} are to be written; give steps {most} or fewer, or a "
+            "larger length"
+        )
+    return min(default, most) if steps is None else steps
+
+
+def chosen_sampler(own: Sampler, sampler: Sampler | str | None, temperature: float | None = None) -> Sampler:
+    """The rule that was asked for, a model's ``own`` where none was, or where it is asked for by name.
+
+    Raises:
+        UserError: no such rule, or a temperature that is none.
+    """
+    if isinstance(sampler, str) and sampler not in SAMPLERS:
+        raise UserError(
+            f"sampler {sampler!r} is unknown{nearest(sampler, list(SAMPLERS))}; allowed are {', '.join(SAMPLERS)}"
+        )
+    if isinstance(sampler, str):
+        sampler = own if sampler == own.name else SAMPLERS[sampler]()
+    sampler = own if sampler is None else sampler
+    if temperature is None:
+        return sampler
+    if not 0 < temperature < float("inf"):
+        raise UserError(
+            f"temperature {temperature:g} is not a positive number; give e.g. 0.9, or 1 for the model's law"
+        )
+    return sampler.model_copy(update={"temperature": temperature})
+
+
+def build_canvas(tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec, prompts: Sequence[str], length: int) -> Canvas:
+    """One row for each prompt: its tokens, then as many masks as fit into ``length`` tokens.
+
+    Raises:
+        UserError: longer than the model's positions, a prompt that leaves no room, or one that can not be encoded.
+    """
+    if length > spec.max_length:
+        raise UserError(f"length {length} is more than the model's {spec.max_length} positions; give a smaller one")
+    tokens = torch.full((len(prompts), length), spec.mask_id)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        ids = encoded(tokenizer, prompt)
+        if len(ids) >= length:
+            raise UserError(
+                f"prompt {prompt[:40]!r} has {len(ids)} tokens and the canvas {length}, which leaves none to write; "
+                f"give a shorter prompt, or a larger length up to {spec.max_length}"
+            )
+        row[: len(ids)] = torch.tensor(ids)
+    return Canvas.of(tokens, spec.mask_id)
+
+
+def encoded(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """A prompt's tokens; special tokens that it spells are those.
+
+    Raises:
+        UserError: it can not be encoded.
+    """
+    if not prompt:
+        return []
+    try:
+        ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+    except Exception as error:  # surrogates, which bytes that are not UTF-8 become; or a word tokenizer's unknown word
+        raise UserError(
+            f"prompt {prompt!r} can not be encoded ({reason(error)}); give valid UTF-8 text of known words"
+        ) from error
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+        raise UserError(f"prompt {prompt!r} has characters that the tokenizer does not know; leave them out")
+    return ids
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, tokens: list[int], prompt: str = "") -> str:
+    """What tokens say, after the very prompt that they continue.
+
+    A tokenizer may not give back what it read (some change case or spaces), so the prompt is not decoded, unless
+    masks within it have been filled.
+    """
+    text = decoded(tokenizer, tokens)
+    start = decoded(tokenizer, encoded(tokenizer, prompt))
+    return prompt + text.removeprefix(start) if text.startswith(start) else text
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
+    """The documents that tokens hold, a blank line between two of them; padding says nothing.
+
+    Nothing is cut at an end-of-text token: what follows is another document.
+    """
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    parts = groupby((token for token in tokens if token != pad or token == end), key=lambda token: token == end)
+    return "".join(BREAK if is_end else plain(tokenizer, list(part)) for is_end, part in parts)
+
+
+def plain(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
+    """What tokens say, letter by letter."""
+    return tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)

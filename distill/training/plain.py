@@ -1,0 +1,92 @@
+"""torch's own optimiser, for one process that holds everything: no shards, no process group, no DeepSpeed.
+
+Gradient mean, norm and clipping are DeepSpeed's formulas in its order, so that a run on one process is the same, bit
+for bit, whichever of the two engines trains it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from distill.config import OptimizerConfig, TrainConfig
+from distill.runtime.world import World
+from distill.training.engine import Engine, adam_settings, micro_batch
+
+
+class PlainEngine(Engine):
+    """Weights in the training precision, float32 masters of them, and AdamW; in float32 the masters are the weights."""
+
+    def __init__(self, network: nn.Module, optimizer: OptimizerConfig, train: TrainConfig, world: World):
+        super().__init__(network, optimizer, train)
+        network.to(world.device)
+        self._accumulation = train.batch // micro_batch(train, world)
+        self._masters = [parameter.detach().float() for _, parameter in self._trained]
+        self._master = dict(zip(self._shapes, self._masters, strict=True))
+        self._adam = torch.optim.AdamW(self._masters, **adam_settings(optimizer))
+        self._zero_moments()
+
+    def masters(self) -> list[Tensor]:
+        """See `Engine.masters`."""
+        return self._masters
+
+    def backward(self, loss: Tensor) -> None:
+        """See `Engine.backward`."""
+        (loss / self._accumulation).backward()
+
+    @torch.no_grad()
+    def step(self, update: int, loss_is_finite: bool = True) -> tuple[float, bool]:
+        """See `Engine.step`."""
+        self._set_learning_rate(update)
+        gradients = self._take_gradients()
+        norm = gradient_norm(gradients)
+        moves = loss_is_finite and math.isfinite(norm)
+        if moves:
+            clip(gradients, norm, self.optimizer.clip)
+            for master, gradient in zip(self._masters, gradients, strict=True):
+                master.grad = gradient
+            self._adam.step()
+            self._adam.zero_grad()
+            self._weights_from_masters()
+        return float(norm), moves
+
+    def _take_gradients(self) -> list[Tensor]:
+        """Every parameter's gradient in float32, zero where none came, and no longer the parameter's."""
+        gradients = []
+        for _, parameter in self._trained:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients.append(gradient.float())
+            parameter.grad = None
+        return gradients
+
+    def _state(self, kind: str, name: str, parameter: nn.Parameter) -> Tensor:
+        master = self._master[name]
+        return master if kind == "weight" else self._adam.state[master][kind]
+
+    def _set_state(self, kind: str, name: str, parameter: nn.Parameter, full: Tensor) -> None:
+        self._state(kind, name, parameter).copy_(full)
+
+    @torch.no_grad()
+    def _weights_from_masters(self) -> None:
+        for (_, parameter), master in zip(self._trained, self._masters, strict=True):
+            if parameter.dtype != master.dtype:
+                parameter.copy_(master)
+
+    def destroy(self) -> None:
+        """See `Engine.destroy`."""
+        self._adam.state.clear()
+
+
+def gradient_norm(gradients: list[Tensor]) -> Tensor:
+    """() float32, the length of all gradients as one vector: squares are summed in float64, as DeepSpeed does."""
+    norms = torch.stack([torch.linalg.vector_norm(gradient.double()) for gradient in gradients])
+    return norms.pow(2).sum().float().pow(0.5)
+
+
+def clip(gradients: list[Tensor], norm: Tensor, largest: float) -> None:
+    """Scale gradients of length ``norm`` to ``largest`` at most, in place; 0 leaves them as they are."""
+    if largest > 0:
+        excess = ((norm + 1e-6) / largest).clamp(min=1.0)
+        torch._foreach_mul_(gradients, 1.0 / excess)
