@@ -11,7 +11,7 @@ from distill.data.corpus import load_corpus
 from distill.data.teacher_rows import training_rows
 from distill.evaluation.evaluate import check_length
 from distill.evaluation.report import plot_training
-from distill.models import as_distillation, load_student, load_teacher
+from distill.models import as_distillation, check_capabilities, load_student, load_teacher
 from distill.runtime.messages import say
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import start_world
@@ -45,6 +45,7 @@ def distil(config: DistillConfig, run_path: str | Path, resume: bool = False, al
     micro_batch(config.train, world, config.objective.group)
     run = RunFolder(run_path)
     config = open_run(run, config, world, resume, allow_changes)
+    check_capabilities(config)
     teacher, tokenizer = load_teacher(config.teacher)
     length = config.sequence_length
     if length > teacher.spec.max_length:

@@ -16,16 +16,14 @@ from distill.data.tokenizers import load_tokenizer
 from distill.evaluation.evaluate import at_precision, check, draw, evaluate, many_steps
 from distill.evaluation.judge import load_judge
 from distill.evaluation.report import plot_evaluation, print_table
-from distill.models import load_averaged, load_discriminator, load_teacher
+from distill.models import load_averaged, load_discriminator, load_named, load_teacher
 from distill.runtime.messages import say
 from distill.runtime.run_folder import RunFolder, check_new_folder, new_folder
 from distill.runtime.world import World, start_world
 from distill.training.checkpoint import best_checkpoint, verify_checkpoint
-from students.planner import load_planned
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.files import publish
-from teachers.markov import is_markov, load_markov
 from teachers.process import MaskedProcess
 
 SHOWN = 4  # samples of each model in samples.txt
@@ -141,10 +139,7 @@ def _from_names(student: str | None, teacher: str | None, overrides: list[str], 
     names = {kind: name for kind, name in (("teacher", teacher), ("student", student)) if name}
     if not names:
         raise UserError("there is nothing to evaluate; give a run folder, or --student and/or --teacher")
-    tokenizer = load_tokenizer(next(iter(names.values())))
-    models: dict[str, Denoiser] = {
-        kind: load_markov(name) if is_markov(name) else load_planned(name, tokenizer) for kind, name in names.items()
-    }
+    models, tokenizer = load_named(names)
     text = None
     if config.data is not None:
         length = config.length or min(m.spec.max_length for m in models.values())

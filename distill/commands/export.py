@@ -10,7 +10,8 @@ from distill.evaluation.report import markdown_table
 from distill.models import STEPS, open_student
 from distill.runtime.messages import say
 from distill.runtime.run_folder import new_folder
-from students.export import Compression, export_student
+from students.export import export_student
+from teachers.denoiser import Compression
 from teachers.errors import UserError, nearest
 
 COMPRESSIONS: tuple[str, ...] = get_args(Compression)
@@ -35,8 +36,10 @@ def export_command(run: Path, out: Path, compress: str | None = None, steps: int
     student = open_student(run)
     if not 1 <= steps <= student.canvas_length:
         raise UserError(f"--steps {steps} is outside 1 to {student.canvas_length}, the tokens of a canvas; give fewer")
-    if getattr(student.denoiser.model.config, "quantization_config", None) is not None:
+    if student.compressed:
         raise UserError(f"{run} is compressed already; export the float32 model it was made from")
+    if compress is not None:
+        student.denoiser.require("compression", f"--compress {compress}")
     card = f"{student.origin}\n\n{_measurements(run)}"
     if compress is not None:
         card += "\nFigures are of the float32 weights, before compression.\n"

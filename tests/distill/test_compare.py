@@ -15,6 +15,9 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+
+from distill import cli
+from distill.commands import compare as compare_command
 from distill.comparison.compare import (
     Budget,
     check_fair,
@@ -30,9 +33,6 @@ from distill.comparison.compare import (
     t_quantile,
     why_failed,
 )
-
-from distill import cli
-from distill.commands import compare as compare_command
 from distill.comparison.report import markdown, plot_frontier, plot_speed, table_sections
 from distill.config import DataConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer

@@ -25,7 +25,7 @@ from distill.evaluation.report import markdown_table, print_table, table_rows
 from students.planner import add_planner
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import create_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from tests.distill.runs import sign
 from tests.forks import Command

@@ -21,7 +21,8 @@ from distill.config import DataConfig, DistillConfig, PretrainConfig, TokenizerC
 from distill.data.tokenizers import train_tokenizer
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import create_denoiser, load_denoiser
+from teachers.families import load_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 KINDS = {

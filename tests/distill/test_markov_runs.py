@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from distill.comparison.compare import measure
 
 from distill.commands.distil import distil
 from distill.commands.evaluate import evaluate_command
@@ -14,6 +13,7 @@ from distill.commands.generate import generate_command
 from distill.commands.markov import markov_command, word
 from distill.commands.plan import plan_command
 from distill.commands.pretrain import pretrain
+from distill.comparison.compare import measure
 from distill.config import DataConfig, DistillConfig, EvaluateConfig, PretrainConfig, TokenizerConfig, validate
 from distill.data.corpus import load_corpus
 from distill.data.teacher_rows import write_rows
@@ -27,8 +27,8 @@ from students.samplers import Ancestral
 from students.samplers.law import ancestral_law, ancestral_log_prob
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import create_denoiser
-from teachers.markov import load_markov
+from teachers.families import load_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 
 LENGTH = 8
 SHAPE = {
@@ -84,7 +84,7 @@ def refused(capture, *words):
 
 
 def test_the_folder_holds_rows_that_read_back_as_the_source_wrote_them(folder):
-    source, tokenizer = load_markov(str(folder)), load_tokenizer(str(folder))
+    source, tokenizer = load_denoiser(str(folder)), load_tokenizer(str(folder))
     assert (source.tokens, source.order, source.spec.max_length, source.spec.mask_id) == (5, 1, LENGTH, 5)
     assert len(tokenizer) == source.spec.vocabulary
     corpus = load_corpus(DataConfig(**data(folder)), tokenizer)
@@ -127,7 +127,7 @@ def test_estimated_from_text(order, tmp_path):
     out = markov_command(
         tmp_path / "out", order=order, length=16, rows=30, heldout=2, text=str(text), tokenizer=tokenizer
     )
-    source, own = load_markov(str(out)), load_tokenizer(str(out))
+    source, own = load_denoiser(str(out)), load_tokenizer(str(out))
     assert source.order == order
     assert source.spec.mask_id == own.mask_token_id
     assert source.tokens == len(own) - 1
@@ -188,7 +188,7 @@ def test_an_existing_folder_and_a_tokenizer_with_merges_are_refused(folder, tmp_
 def test_as_a_judge_it_is_exact(folder):
     tokenizer = load_tokenizer(str(folder))
     judge = load_judge(str(folder), tokenizer)
-    source = load_markov(str(folder))
+    source = load_denoiser(str(folder))
     assert isinstance(judge, ExactJudge)
     rows = source.sample(50, torch.Generator().manual_seed(1), length=LENGTH)
     told = []
@@ -217,7 +217,7 @@ def test_a_whole_distillation_from_it(folder, start, tmp_path, capsys):
     watched = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any("watch/teacher_judge_perplexity" in line for line in watched)
     result = json.loads(evaluate_command(run).read_text())
-    source = load_markov(str(folder))
+    source = load_denoiser(str(folder))
     entropy = source.entropy(LENGTH) / LENGTH
     assert result["judge"]["source_entropy"] == pytest.approx(entropy)
     for row in [result["reference"], *result["rows"]]:
@@ -247,7 +247,7 @@ def test_a_whole_distillation_from_it(folder, start, tmp_path, capsys):
 def test_the_divergence_is_the_bound_of_the_enumeration_and_only_the_source_has_none(tmp_path):
     length, many = 3, 2**20
     folder = markov_command(tmp_path / "source", tokens=3, length=length, rows=1, heldout=1, seed=4)
-    source = load_markov(str(folder))
+    source = load_denoiser(str(folder))
     config = EvaluateConfig(steps=[1, 2, 3], teacher_steps=many, samples=20_000, batch=10_000, bootstrap=200)
     rows, judge = source.all_rows(length), load_judge(str(folder), load_tokenizer(str(folder)))
 

@@ -15,7 +15,7 @@ from distill.training.checkpoint import latest_checkpoint
 from students.critic import Discriminator
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import create_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 from tests.distill.runs import here
 
 SHAPE = {

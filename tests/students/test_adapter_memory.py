@@ -9,7 +9,7 @@ from students.adapters import AdaptedDenoiser, AdapterConfig
 from students.critic import auxiliary_denoiser
 from students.student import Ema, frozen, trainable_copy
 from teachers.denoiser import DenoiserSpec
-from teachers.families.causal import create_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 from tests.forks import Command
 
 SHARE = 1.35  # of the base alone and its activations: what the issue that asked for adapters allows

@@ -15,7 +15,7 @@ from students.critic import Discriminator, auxiliary_denoiser
 from students.student import Ema, cast, enable_gradient_checkpointing, frozen, trainable_copy, twin
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import create_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 

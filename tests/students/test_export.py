@@ -18,7 +18,8 @@ from students.samplers import Ancestral
 from students.samplers.dilated import Dilated, dilated_transitions
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import CausalDenoiser, create_denoiser, load_denoiser
+from teachers.families import load_denoiser
+from teachers.families.stock.denoiser import StockDenoiser, create_denoiser
 from teachers.process import MaskedProcess
 
 # 1.77 M parameters: the shape for which int8 must be at most 0.35 of float32
@@ -52,7 +53,7 @@ assert not ours, ours
 """
 
 
-def make(shape=TINY, seed=0, **spec) -> tuple[CausalDenoiser, object]:
+def make(shape=TINY, seed=0, **spec) -> tuple[StockDenoiser, object]:
     tokenizer = train_tokenizer(TokenizerConfig(vocabulary=259), DataConfig(path="unused", length=16))
     torch.manual_seed(seed)
     values = dict(

@@ -25,7 +25,8 @@ from students.samplers.threshold import confident
 from students.student import twin
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import create_denoiser, load_pretrained
+from teachers.families import resolve
+from teachers.families.stock.denoiser import create_denoiser, load_model
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, uniform
 from tests.tabular import TabularDenoiser, all_patterns, all_sequences
@@ -247,17 +248,17 @@ def test_saved_planner_comes_back_and_stock_transformers_reads_the_folder(tmp_pa
     for p in denoiser.planner.parameters():
         p.normal_()
     denoiser.save(tmp_path)
-    back = load_planned(str(tmp_path))
+    back = load_planned(resolve(str(tmp_path)))
     assert isinstance(back, PlannedDenoiser)
     assert back.planner.base_steps == 5
     for one, other in zip(denoiser.parameters(), back.parameters(), strict=True):
         assert torch.equal(one, other)
-    assert load_pretrained(str(tmp_path)).num_parameters() == sum(p.numel() for p in denoiser.inner.parameters())
+    assert load_model(resolve(str(tmp_path))).num_parameters() == sum(p.numel() for p in denoiser.inner.parameters())
     (tmp_path / PLANNER_FILE).write_bytes(b"nonsense")
     with pytest.raises(UserError, match="cannot put planner"):
-        load_planned(str(tmp_path))
+        load_planned(resolve(str(tmp_path)))
     (tmp_path / PLANNER_FILE).unlink()
-    assert not isinstance(load_planned(str(tmp_path)), PlannedDenoiser)
+    assert not isinstance(load_planned(resolve(str(tmp_path))), PlannedDenoiser)
 
 
 @pytest.mark.parametrize("adapted", [False, True])

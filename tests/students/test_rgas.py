@@ -16,7 +16,7 @@ from students.samplers.rgas import choose, embedding_gradients, guidance_strengt
 from teachers import chunks
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import create_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from tests.students.test_samplers import (
     CHI_SQUARE_26,

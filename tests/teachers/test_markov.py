@@ -14,8 +14,8 @@ from students.samplers.ancestral import sample as ancestral
 from students.samplers.law import ancestral_law, ancestral_log_prob
 from students.student import cast, frozen
 from teachers.errors import UserError
-from teachers.families.causal import load_denoiser
-from teachers.markov import LOWEST, MarkovDenoiser, estimate_source, is_markov, load_markov, random_source
+from teachers.families import load_denoiser, resolve
+from teachers.markov import LOWEST, MarkovDenoiser, estimate_source, random_source
 from teachers.process import MaskedProcess
 from tests.tabular import TabularDenoiser, all_patterns
 
@@ -266,8 +266,8 @@ def test_no_cast_moves_it(order):
 def test_saved_and_loaded_it_is_the_same(order, tmp_path):
     source = MarkovDenoiser(random_source(T, order, 1.5, 0, L).transitions, L, 1, 0, 2)
     source.save(tmp_path)
-    assert is_markov(str(tmp_path))
-    back = load_markov(str(tmp_path))
+    assert resolve(str(tmp_path)).family.name == "markov"
+    back = load_denoiser(str(tmp_path))
     assert back.spec == source.spec
     assert torch.equal(back.transitions, source.transitions)
     assert torch.equal(back.initial, source.initial)
@@ -317,7 +317,7 @@ def test_a_damaged_folder_is_refused(damage, tmp_path):
         tables["transitions" if damage == "tables" else "initial"] *= 2
         save_file(tables, weights)
     with pytest.raises(UserError, match=r"cannot load Markov source|must be positive, sum to 1"):
-        load_markov(str(tmp_path))
+        load_denoiser(str(tmp_path))
 
 
 def test_the_least_transition_leaves_room_for_four():

@@ -12,8 +12,10 @@ from distill.data.tokenizers import train_tokenizer
 from teachers.convert import from_autoregressive
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import CausalDenoiser, check_tokenizer, create_denoiser, load_denoiser
+from teachers.families import load_denoiser
+from teachers.families.stock.denoiser import StockDenoiser, create_denoiser
 from teachers.masks import attention_mask_4d
+from teachers.vocabulary import check_tokenizer
 
 FAMILIES = ["qwen3", "llama", "qwen2"]
 V, L, MASK, BLOCK = 11, 8, 10, 2
@@ -42,7 +44,7 @@ def stock(family, vocabulary=V, **more):
 
 def denoiser(family="qwen3", **spec):
     values = {"mask_id": MASK, "vocabulary": V, "max_length": 16, **spec}
-    return CausalDenoiser(stock(family), DenoiserSpec(**values)).requires_grad_(False)
+    return StockDenoiser(stock(family), DenoiserSpec(**values)).requires_grad_(False)
 
 
 @pytest.fixture

@@ -1,0 +1,26 @@
+"""Whether a tokenizer is a model's own."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerBase
+
+from teachers.errors import UserError
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int, mask_id: int, name: str) -> None:
+    """Refuse a tokenizer that can produce tokens the model does not have, or that calls another token the mask.
+
+    Args:
+        vocabulary: V of the model called ``name``.
+        mask_id: the model's mask, which need not be an entry of the tokenizer.
+    """
+    if len(tokenizer) > vocabulary:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} entries but model {name!r} has {vocabulary}; "
+            "give the tokenizer the model was trained with"
+        )
+    if tokenizer.mask_token_id is not None and tokenizer.mask_token_id != mask_id:
+        raise UserError(
+            f"the tokenizer's mask token is {tokenizer.mask_token_id} but model {name!r} uses {mask_id}; "
+            "give the model's own tokenizer, or set mask_id"
+        )
