@@ -12,8 +12,7 @@ from teachers.errors import nearest
 
 MOVED: dict[str, str] = {"evaluate.draw": "sampler.draw"}
 """What an older fewstep's config may hold, and what to write now. A key is a dotted path, where a tagged section may be
-followed by its name (``objective.didi_instruct.omega`` is of that objective alone); a value ends the sentence
-"… is no longer allowed here; "."""
+followed by its name (``objective.didi_instruct.omega`` is of that objective alone)."""
 
 
 def shown(value: Any) -> str:
@@ -31,7 +30,7 @@ def explain(kind: type[BaseModel], errors: Sequence[Any], moved: dict[str, str] 
         path, _ = locate(kind, error["loc"])
         for place in (".".join(map(str, error["loc"])), ".".join(path)):
             if place in moved:
-                return f"{'.'.join(path)} is {shown(error['input'])}, which is no longer allowed here; {moved[place]}"
+                return f"{'.'.join(path)} is {shown(error['input'])}, which is no longer set here; write {moved[place]}"
     return _explain_one(kind, errors[0])
 
 

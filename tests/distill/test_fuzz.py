@@ -31,7 +31,7 @@ KINDS = {
         ("smoke.yaml", DistillConfig),
         ("quickstart.yaml", DistillConfig),
         ("pretrain/novels-teacher.yaml", PretrainConfig),
-        ("pretrain/novels-judge.yaml", PretrainConfig),
+        ("pretrain/oracle-start.yaml", PretrainConfig),
     )
 }
 DEEPSPEED = ["zero_optimization", "comms_logger", "aio", "checkpoint", "wall_clock_breakdown", "stage", "bf16", "seed"]
