@@ -61,7 +61,10 @@ class StockDenoiser(Denoiser):
         self.spec = spec
 
     def hidden_states(self, canvas: Canvas, embeddings: Tensor | None = None) -> Tensor:
-        """See `Denoiser.hidden_states`; under `shift`, what predicts a position is read one before it (0: its own)."""
+        """See `Denoiser.hidden_states`; under `shift`, what predicts a token is read at the one before it.
+
+        A row's first token has none before it: there it is read at its own.
+        """
         z, real = canvas.tokens, canvas.real
         attention_mask = real
         if self.spec.attention == "block":
@@ -73,8 +76,16 @@ class StockDenoiser(Denoiser):
             **read, attention_mask=attention_mask, position_ids=canvas.position_ids(), use_cache=False
         ).last_hidden_state
         if self.spec.shift:
-            hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
+            hidden = torch.where(self._first(canvas), hidden, hidden.roll(1, dims=1))
         return hidden
+
+    @staticmethod
+    def _first(canvas: Canvas) -> Tensor:
+        """(1 or B, L, 1) True at a row's first token, and wherever all before it is padding."""
+        positions = canvas.position_ids()
+        if positions is None:
+            positions = torch.arange(canvas.length, device=canvas.device)[None]
+        return (positions == 0)[..., None]
 
     def token_embeddings(self) -> Tensor:
         """See `Denoiser.token_embeddings`; by the module, which in some families scales them."""
