@@ -20,7 +20,7 @@ import distill.commands.export
 import distill.commands.generate
 import distill.commands.plan
 import distill.commands.pretrain
-from distill.evaluation.report import plot_training
+from distill.evaluation.reports.plots import plot_training
 from distill.runtime.deepspeed import import_deepspeed
 from teachers.families import load_denoiser
 

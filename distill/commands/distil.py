@@ -10,7 +10,6 @@ from distill.config import DistillConfig
 from distill.data.corpus import load_corpus
 from distill.data.teacher_rows import training_rows
 from distill.evaluation.evaluate import check_length
-from distill.evaluation.report import plot_training
 from distill.models import as_distillation, check_capabilities, load_student, load_teacher
 from distill.runtime.messages import say
 from distill.runtime.run_folder import RunFolder
@@ -74,6 +73,8 @@ def distil(config: DistillConfig, run_path: str | Path, resume: bool = False, al
         config.evaluate.every, data,
     )  # fmt: skip
     if world.is_main:
+        from distill.evaluation.reports.plots import plot_training  # slow to import, so not before it is needed
+
         plot_training(run.read_metrics(), run.path / "training.png")
     leave(run, world, outcome)
     if world.is_main:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import cast, get_args
 
-from distill.evaluation.report import markdown_table
+from distill.evaluation.results import FILE, Evaluation
 from distill.models import STEPS, open_student
 from distill.runtime.messages import say
 from distill.runtime.run_folder import new_folder
@@ -69,13 +68,7 @@ def export_command(run: Path, out: Path, compress: str | None = None, steps: int
 
 def _measurements(run: Path) -> str:
     """The table of RUN/evaluation.json, or a sentence that there is none."""
-    path = run / "evaluation.json"
+    path = run / FILE
     if not path.is_file():
         return f"Not measured yet: `fewstep evaluate {run.name}` before the export puts a table here."
-    try:
-        return markdown_table(json.loads(path.read_text("utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is not a whole evaluation ({type(error).__name__}: {error}); "
-            f"run fewstep evaluate {run} again, or remove it"
-        ) from error
+    return Evaluation.load(path).markdown()

@@ -13,14 +13,13 @@ from distill.commands.generate import generate_command
 from distill.commands.markov import markov_command, word
 from distill.commands.plan import plan_command
 from distill.commands.pretrain import pretrain
-from distill.comparison.compare import measure
 from distill.config import DataConfig, DistillConfig, EvaluateConfig, PretrainConfig, TokenizerConfig, validate
 from distill.data.corpus import load_corpus
 from distill.data.teacher_rows import write_rows
 from distill.data.tokenizers import load_tokenizer, train_tokenizer
 from distill.evaluation.evaluate import evaluate
 from distill.evaluation.judge import ExactJudge, Judge, load_judge
-from distill.evaluation.report import markdown_table
+from distill.evaluation.results import Evaluation, measure
 from distill.models import load_teacher
 from distill.runtime.world import start_world
 from students.samplers import Ancestral
@@ -216,26 +215,26 @@ def test_a_whole_distillation_from_it(folder, start, tmp_path, capsys):
     run = distil(config, tmp_path / "run")
     watched = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any("watch/teacher_judge_perplexity" in line for line in watched)
-    result = json.loads(evaluate_command(run).read_text())
+    result = Evaluation.load(evaluate_command(run))
     source = load_denoiser(str(folder))
     entropy = source.entropy(LENGTH) / LENGTH
-    assert result["judge"]["source_entropy"] == pytest.approx(entropy)
-    for row in [result["reference"], *result["rows"]]:
-        assert row["excess_nats"] == pytest.approx(math.log(row["judge_perplexity"]) - entropy)
-        low, high = row["excess_nats_ci"]
-        assert low <= row["excess_nats"] <= high
-    assert "divergence_nats" not in result["reference"]
-    for row in result["rows"]:
-        low, high = row["divergence_nats_ci"]
-        assert low <= row["divergence_nats"] <= high
-    assert measure(result["rows"]) == "divergence_nats"
-    teacher = {row["steps"]: row["excess_nats"] for row in result["rows"] if row["model"] == "teacher"}
+    assert result.judge.source_entropy == pytest.approx(entropy)
+    for row in [result.reference, *result.rows]:
+        assert row.excess_nats == pytest.approx(math.log(row.judge_perplexity) - entropy)
+        low, high = row.excess_nats_ci
+        assert low <= row.excess_nats <= high
+    assert result.reference.divergence_nats is None
+    for row in result.rows:
+        low, high = row.divergence_nats_ci
+        assert low <= row.divergence_nats <= high
+    assert result.quality == "divergence_nats"
+    teacher = {row.steps: row.excess_nats for row in result.rows if row.model == "teacher"}
     assert teacher[1] > teacher[64] + 0.2, "in one step the teacher's tokens are independent"
     assert abs(teacher[64]) < 0.3
-    shown = markdown_table(result)
+    shown = result.markdown()
     assert "excess" in shown
-    assert f"{result['rows'][0]['excess_nats']:.4f}" in shown
-    assert f"{result['rows'][0]['divergence_nats']:.4f} ± " in shown
+    assert f"{result.rows[0].excess_nats:.4f}" in shown
+    assert f"{result.rows[0].divergence_nats:.4f} ± " in shown
     assert len({line.count("|") for line in shown.splitlines()[:8]}) == 1, "a row has another number of columns"
     assert "excess" in capsys.readouterr().out
     assert generate_command(str(run), steps=4, num=1, seed=0)[0].count(" ") == LENGTH - 1
@@ -253,10 +252,10 @@ def test_the_divergence_is_the_bound_of_the_enumeration_and_only_the_source_has_
 
     def measured(**changes):
         result = evaluate(source, None, judge, config.model_copy(update=changes), length, seed=1)
-        return {row["steps"]: row for row in result["rows"]}
+        return {row.steps: row for row in result.rows}
 
     def error_of(row):
-        low, high = row["divergence_nats_ci"]
+        low, high = row.divergence_nats_ci
         return (high - low) / 2 / 1.96
 
     found = measured()
@@ -267,14 +266,14 @@ def test_the_divergence_is_the_bound_of_the_enumeration_and_only_the_source_has_
             exact += float((log_q.exp() * (log_q - source.log_likelihood(rows))).sum()) / steps**length
         kl = source.kl(ancestral_law(source, rows, steps), length)
         assert exact > 1.05 * kl if steps > 1 else exact == pytest.approx(kl, abs=1e-6)
-        assert found[steps]["divergence_nats"] == pytest.approx(exact / length, abs=4 * error_of(found[steps]))
+        assert found[steps].divergence_nats == pytest.approx(exact / length, abs=4 * error_of(found[steps]))
         assert 20 * error_of(found[steps]) < exact / length, "the case is trivial"
-    assert found[many]["divergence_nats"] == pytest.approx(0, abs=1e-4)
+    assert found[many].divergence_nats == pytest.approx(0, abs=1e-4)
     assert measure(list(found.values())) == "divergence_nats"
 
     sharp = measured(sampler=Ancestral(temperature=0.5))[many]
-    assert sharp["excess_nats"] < 0 < sharp["divergence_nats"] - 4 * error_of(sharp)
-    assert "divergence_nats" not in measured(draw="float32-gumbel")[1]
+    assert sharp.excess_nats < 0 < sharp.divergence_nats - 4 * error_of(sharp)
+    assert measured(sampler=Ancestral(draw="float32-gumbel"))[1].divergence_nats is None
 
 
 def test_evaluated_by_name_with_held_out_rows(folder, tmp_path):
