@@ -190,7 +190,7 @@ def test_an_export_that_does_not_reload_leaves_no_folder(tmp_path, monkeypatch):
         (dict(compress="int9"), r"--compress 'int9' is unknown; did you mean 'int8'\?; allowed are int8"),
         (dict(steps=0), "--steps 0 is outside 1 to 12"),
         (dict(steps=13), "--steps 13 is outside 1 to 12"),
-        (dict(run="nowhere"), "is not a folder"),
+        (dict(run="nowhere"), "does not exist"),
         (dict(run="."), "neither a run folder"),
         (dict(run="young"), "no checkpoint yet"),
         (dict(run="judge"), "autoregressive"),

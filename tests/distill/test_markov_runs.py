@@ -18,7 +18,7 @@ from distill.data.corpus import load_corpus
 from distill.data.teacher_rows import write_rows
 from distill.data.tokenizers import load_tokenizer, train_tokenizer
 from distill.evaluation.evaluate import evaluate
-from distill.evaluation.judge import ExactJudge, Judge, load_judge
+from distill.evaluation.judge import ExactJudge, load_judge
 from distill.evaluation.results import Evaluation, measure
 from distill.models import load_teacher
 from distill.runtime.world import start_world
@@ -205,9 +205,6 @@ def test_as_a_judge_it_is_exact(folder):
     with pytest.raises(UserError) as refusal:
         load_judge(str(folder), load_tokenizer("bundled:teacher"))
     refused(refusal, str(folder), "over one vocabulary")
-    with pytest.raises(UserError) as refusal:
-        Judge(str(folder), tokenizer)
-    refused(refusal, "exact Markov source, not a network")
 
 
 def test_a_whole_distillation_from_it(folder, start, tmp_path, capsys):

@@ -20,7 +20,7 @@ from distill.commands.evaluate import evaluate_command
 from distill.config import DataConfig, EvaluateConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
 from distill.evaluation.evaluate import evaluate, quick_figures
-from distill.evaluation.judge import Judge
+from distill.evaluation.judge import load_judge
 from distill.evaluation.reports.cells import table_rows
 from distill.evaluation.reports.terminal import evaluation_table, print_table
 from distill.evaluation.results import Evaluation, as_json
@@ -93,7 +93,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judge(made):
-    return Judge(str(made.root / "judge"), made.tokenizer)
+    return load_judge(str(made.root / "judge"), made.tokenizer)
 
 
 def rows(count: int, seed: int = 0, vocabulary: int = 256):
@@ -217,7 +217,7 @@ def test_mistakes_are_one_line_with_a_remedy(made, tmp_path):
 
 
 def test_judge_of_another_vocabulary_retokenizes(made):
-    reader = Judge(str(made.root / "other-judge"), made.tokenizer, retokenize=True)
+    reader = load_judge(str(made.root / "other-judge"), made.tokenizer, retokenize=True)
     text = "Line 7 says that 49 is a square.<|endoftext|>Li"
     ids = made.tokenizer(text, add_special_tokens=False)["input_ids"]
     own = made.other(text, add_special_tokens=False)["input_ids"]
