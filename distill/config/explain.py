@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from teachers.errors import nearest
+from teachers.source import reason
 
 MOVED: dict[str, str] = {"evaluate.draw": "sampler.draw"}
 """What an older fewstep's config may hold, and what to write now. A key is a dotted path, where a tagged section may be
@@ -22,6 +23,14 @@ def shown(value: Any) -> str:
     except ValueError:  # Python prints no integer of thousands of digits
         return "a huge number"
     return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def library_reason(error: Exception) -> str:
+    """What another library says against a value of the user's, with the value where the library tells it."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc'])} is {shown(first['input'])}: {first['msg']}"
+    return f"{type(error).__name__}: {reason(error)}" if isinstance(error, LookupError) else reason(error)
 
 
 def explain(kind: type[BaseModel], errors: Sequence[Any], moved: dict[str, str] = MOVED) -> str:
