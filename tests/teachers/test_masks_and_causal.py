@@ -422,6 +422,12 @@ def test_shapes_that_no_model_has(model_type, shape, parts):
         assert part in str(caught.value)
 
 
+def test_a_number_of_a_shape_is_of_its_fields_kind():
+    shape = {**SHAPE, "hidden_size": 3.2e1, "initializer_range": 1}
+    config = create_denoiser("qwen3", shape, DenoiserSpec(mask_id=1, vocabulary=20, max_length=8)).model.config
+    assert (config.hidden_size, config.initializer_range) == (32, 1.0)
+
+
 def test_unknown_bundled_model():
     with pytest.raises(UserError, match="no bundled model 'nothing-like-it'"):
         load_denoiser("bundled:nothing-like-it")

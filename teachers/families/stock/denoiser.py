@@ -169,13 +169,20 @@ def create_denoiser(model_type: str, shape: dict[str, Any], spec: DenoiserSpec) 
             raise UserError(f"model.shape.{key} follows from the tokenizer and data.length; leave it out")
         if key not in known:  # transformers takes any key, and leaves the field that was meant at its default
             raise UserError(f"model.shape.{key} is not a field of {model_type}{nearest(key, list(known))}")
+    shape = {key: _as_declared(value, known[key]) for key, value in shape.items()}
     try:
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **own, **shape))
     except Exception as error:  # whatever a number out of range meets first: transformers, torch or the memory
-        raise UserError(
-            f"no {model_type} can be made from model.shape ({reason(error)}); correct its values"
-        ) from error
+        why = " ".join(str(error).split())[:200] or reason(error)
+        raise UserError(f"no {model_type} can be made from model.shape ({why}); correct its values") from error
     return StockDenoiser(model, spec)
+
+
+def _as_declared(value: Any, default: Any) -> Any:
+    """A number of its field's kind, where no digit is lost: 2e2 is 200, and 1 is 1.0; transformers takes no other."""
+    if type(default) is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return float(value) if type(default) is float and type(value) is int else value
 
 
 def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
