@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from distill import cli
 from distill.config import DataConfig, DistillConfig, PretrainConfig, TokenizerConfig, dump_config, load_config
 from distill.data.tokenizers import train_tokenizer
+from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import load_denoiser
@@ -280,8 +281,7 @@ def whole(kind, out):
     if kind != "export":
         return math.isfinite(json.loads((out / "evaluation.json").read_text("utf-8"))["rows"][-1]["judge_perplexity"])
     denoiser = load_denoiser(str(out))
-    tokens = torch.zeros(1, LENGTH, dtype=torch.int64)
-    return not denoiser.logits(tokens).isnan().any()
+    return not denoiser.log_probs(Canvas.blank(1, LENGTH, denoiser.spec.mask_id)).isnan().any()
 
 
 @pytest.mark.parametrize(("kind", "file", "damage", "seed"), CASES, ids=["-".join(map(str, c)) for c in CASES])
