@@ -56,8 +56,7 @@ def check_capabilities(config: DistillConfig) -> None:
     student.require(_asked_of_student(config))
     # critics start as the teacher, or as the student where the teacher has no weights
     start = teacher if "weights" in teacher.family.capabilities else student
-    why = f"objective {config.objective.name} has a critic that reads them; choose another objective or teacher"
-    start.require(dict.fromkeys(config.objective.capabilities, why))
+    start.require(_asked_of_critic(config))
 
 
 def _asked_of_teacher(config: DistillConfig) -> dict[Capability, str]:
@@ -82,10 +81,18 @@ def _asked_of_student(config: DistillConfig) -> dict[Capability, str]:
     return asked
 
 
+def _asked_of_critic(config: DistillConfig) -> dict[Capability, str]:
+    why = f"objective {config.objective.name} has a network that reads them; choose another objective or teacher"
+    asked: dict[Capability, str] = dict.fromkeys(config.objective.capabilities, why)
+    if config.sampler.needs_critic:
+        asked["embeddings"] = f"sampler {config.sampler.name} mixes them; choose another one"
+    return asked
+
+
 def load_teacher(config: ModelConfig) -> tuple[Denoiser, PreTrainedTokenizerBase]:
     """The frozen teacher, a network in float32 or an exact source, and its tokenizer, checked against each other."""
     checkpoint = find_teacher(config)
-    tokenizer = tokenizer_of(checkpoint, config.tokenizer, "teacher.tokenizer")
+    tokenizer = tokenizer_of(checkpoint, config.tokenizer)
     teacher = checkpoint.load(tokenizer, **{key: getattr(config, key) for key in OPTIONS})
     if teacher.spec.attention == "causal":
         raise UserError(
@@ -94,11 +101,8 @@ def load_teacher(config: ModelConfig) -> tuple[Denoiser, PreTrainedTokenizerBase
     return frozen(teacher), tokenizer
 
 
-def tokenizer_of(checkpoint: Checkpoint, name: str | None, key: str) -> PreTrainedTokenizerBase:
-    """The tokenizer that is named, or else the checkpoint's own, or its family's.
-
-    Args:
-        key: the setting that could name one, for the message.
+def tokenizer_of(checkpoint: Checkpoint, name: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of that name, or else the checkpoint's own, or its family's.
 
     Raises:
         UserError: it can not be loaded.
@@ -110,8 +114,8 @@ def tokenizer_of(checkpoint: Checkpoint, name: str | None, key: str) -> PreTrain
         return load_tokenizer(own)
     except UserError as error:
         raise UserError(
-            f"model {checkpoint.name!r} is {checkpoint.family.title} and holds no tokenizer; such models use {own}, "
-            f"and {error}; or set {key} to a folder that holds it"
+            f"model {checkpoint.name!r} holds no tokenizer; set teacher.tokenizer to a folder with the one it was "
+            f"trained with, or put its files beside the weights: {own} is not to be had here ({error})"
         ) from error
 
 
@@ -166,7 +170,7 @@ def load_named(names: dict[str, str]) -> tuple[dict[str, Denoiser], PreTrainedTo
         names: what each is called here → its name.
     """
     checkpoints = {kind: resolve(name) for kind, name in names.items()}
-    tokenizer = tokenizer_of(next(iter(checkpoints.values())), None, "--run, whose config names a tokenizer,")
+    tokenizer = tokenizer_of(next(iter(checkpoints.values())))
     return {kind: load_planned(checkpoint, tokenizer) for kind, checkpoint in checkpoints.items()}, tokenizer
 
 
@@ -251,14 +255,14 @@ def _open_model(name: str) -> Student:
             f"{name} is neither a run folder (config.yaml) nor a model folder (config.json); give one of the two"
         )
     checkpoint = resolve(name)
-    tokenizer = tokenizer_of(checkpoint, None, "teacher.tokenizer of a run")
+    tokenizer = tokenizer_of(checkpoint)
     denoiser = load_planned(checkpoint, tokenizer)
     settings = folder / "generation_config.json"
     written = read_object(settings) if settings.is_file() else {}
     return Student(
         denoiser,
         tokenizer,
-        written.get("canvas_length") or denoiser.spec.max_length,
+        written.get("canvas_length") or denoiser.spec.length,
         written.get("noise_schedule") or "log-linear",
         written.get("max_denoising_steps") or STEPS,
         written_sampler(written.get("sampler")),
@@ -291,4 +295,4 @@ def _open_run(path: Path) -> Student:
         schedule = config.get("process", "log-linear")
         origin += " masked-diffusion pretraining."
     sampler = written_sampler(measured.get("sampler"))
-    return Student(denoiser, tokenizer, length or denoiser.spec.max_length, schedule, STEPS, sampler, origin)
+    return Student(denoiser, tokenizer, length or denoiser.spec.length, schedule, STEPS, sampler, origin)

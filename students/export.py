@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from students.samplers import Ancestral, Sampler
 from students.samplers.dilated import Dilated
@@ -15,6 +15,7 @@ from teachers.errors import UserError
 from teachers.families import resolve
 from teachers.files import publish
 from teachers.process import Schedule
+from teachers.vocabulary import read_tokenizer
 
 LARGEST_KL = 0.01  # nats a position between the export and the student; int8 measures 1e-4 or less [own]
 LARGEST_DIFFERENCE = 1e-4  # of a float32 export's logits: the same weights in another memory layout [own]
@@ -38,14 +39,14 @@ def export_student(
         steps: forward passes the student is meant for; ``max_denoising_steps`` in generation_config.json.
         compress: None keeps float32.
         model_card: Markdown on where the student comes from and what was measured, put into README.md.
-        canvas_length: tokens it was trained to write at once; by default the spec's ``max_length``.
+        canvas_length: tokens it was trained to write at once; by default the spec's.
         schedule: of the masked process it was trained with; ``noise_schedule`` in generation_config.json.
         sampler: what it is meant for, by default ancestral; ``sampler`` in generation_config.json.
 
     Raises:
         UserError: what was written does not load as its family does, or gives other logits. Nothing is left behind.
     """
-    canvas_length = canvas_length or denoiser.spec.max_length
+    canvas_length = canvas_length or denoiser.spec.length
     sampler = sampler or Ancestral()
 
     def write(partial: Path) -> None:
@@ -86,7 +87,7 @@ def check_export(
     checkpoint = resolve(str(folder))
     try:
         expected, found = checkpoint.family.written_logits(denoiser, checkpoint, canvas)
-        words = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        words = read_tokenizer(folder)
     except Exception as error:  # whatever the reason, the folder is of no use to anybody
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
@@ -13,6 +13,7 @@ from teachers.families import resolve
 from teachers.families.family import Checkpoint
 from teachers.families.stock.denoiser import StockDenoiser, load_model
 from teachers.source import reason
+from teachers.vocabulary import read_tokenizer
 
 
 def from_autoregressive(name: str, tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec) -> StockDenoiser:
@@ -46,7 +47,7 @@ def _check_extends(checkpoint: Checkpoint, rows: int, tokenizer: PreTrainedToken
     ours, own, folder = tokenizer.get_vocab(), {}, checkpoint.folder
     if any(folder.glob("*token*")) or any(folder.glob("vocab*")):
         try:
-            own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab()
+            own = read_tokenizer(folder).get_vocab()
         except Exception as error:  # tokenizers raises bare ones
             raise UserError(
                 f"cannot read the tokenizer of model {checkpoint.name!r} ({reason(error)}); make its folder whole, or "

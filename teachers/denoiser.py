@@ -32,6 +32,7 @@ class DenoiserSpec:
         mask_id: the mask token.
         vocabulary: V, the width of the logits, mask column included.
         max_length: the longest canvas.
+        trained_length: tokens of the rows it was trained on, where longer ones are possible; None: ``max_length``.
         eos_id, pad_id: None where the tokenizer has none.
         shift: the model predicts the *next* position, as autoregressive models do; `Denoiser.features` undoes it.
         attention: "full", "block" (causal between blocks, full within) or "causal" (an autoregressive judge).
@@ -48,6 +49,12 @@ class DenoiserSpec:
     attention: Attention = "full"
     block_size: int | None = None
     time_conditioned: bool = False
+    trained_length: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of a canvas, unless told otherwise."""
+        return self.max_length if self.trained_length is None else self.trained_length
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint's config."""

@@ -1,10 +1,24 @@
-"""Whether a tokenizer is a model's own."""
+"""Tokenizers as they lie in a folder, and whether one is a model's own."""
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from teachers.errors import UserError
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder; never remote code. Transformers raises whatever it likes."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # the config.json beside it may be of a family that transformers does not know
+    try:
+        # said outright, because transformers would ask on the terminal
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    finally:
+        logging.set_verbosity(before)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int, mask_id: int, name: str) -> None:

@@ -51,6 +51,8 @@ def distil(config: DistillConfig, run_path: str | Path, resume: bool = False, al
         raise UserError(
             f"data.length {length} is longer than the teacher's {teacher.spec.max_length} positions; set a smaller one"
         )
+    if length > teacher.spec.length:
+        say(f"rows have {length} tokens, more than the {teacher.spec.length} that the teacher was trained on")
     student = load_student(config, teacher)
     if config.evaluate.length is not None:
         check_length([teacher, student], config.evaluate.length)

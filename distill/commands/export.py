@@ -37,8 +37,8 @@ def export_command(run: Path, out: Path, compress: str | None = None, steps: int
         raise UserError(f"--steps {steps} is outside 1 to {student.canvas_length}, the tokens of a canvas; give fewer")
     if student.compressed:
         raise UserError(f"{run} is compressed already; export the float32 model it was made from")
-    if compress is not None:
-        student.denoiser.require("compression", f"--compress {compress}")
+    if compress is not None and "compression" not in student.denoiser.capabilities:
+        raise UserError(f"--compress {compress} has no meaning for a student of this family; leave it out")
     card = f"{student.origin}\n\n{_measurements(run)}"
     if compress is not None:
         card += "\nFigures are of the float32 weights, before compression.\n"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils import logging
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from teachers.errors import UserError
 from teachers.source import model_folder, reason
+from teachers.vocabulary import read_tokenizer
 
 if TYPE_CHECKING:  # whoever writes text with a finished model loads no config and no corpus
     from distill.config import DataConfig, TokenizerConfig
@@ -50,25 +48,12 @@ def train_tokenizer(config: TokenizerConfig, data: DataConfig) -> PreTrainedToke
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=data.length, **SPECIAL)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Within, transformers logs errors alone."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder, a pinned hub name or ``bundled:NAME``; never remote code."""
     name = str(name)
     folder = model_folder(name, revision, weights=False)
     try:
-        with quiet():  # the config.json beside it may be of a family that transformers does not know
-            # said outright, because transformers would ask on the terminal
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = read_tokenizer(folder)
     except Exception as error:
         raise UserError(
             f"cannot load a tokenizer from {name!r} ({reason(error)}); name a folder that holds one"

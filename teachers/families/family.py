@@ -131,8 +131,14 @@ class Family(ABC):
         Args:
             tokens: (B, L), on the denoiser's device.
         """
+        import torch
+
         from teachers.canvas import Canvas
 
         canvas = Canvas.of(tokens, denoiser.spec.mask_id)
-        written = checkpoint.load().to(denoiser.device)
-        return denoiser.log_probs(canvas).double(), written.log_probs(canvas).double()
+        with torch.no_grad():
+            expected, written = (
+                network.log_probs(canvas).double() for network in (denoiser, checkpoint.load().to(denoiser.device))
+            )
+        meaningless = torch.arange(expected.shape[-1], device=tokens.device) == denoiser.spec.mask_id
+        return expected.masked_fill(meaningless, 0), written.masked_fill(meaningless, 0)

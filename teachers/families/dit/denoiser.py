@@ -22,6 +22,7 @@ from teachers.source import check_weight_files
 from teachers.weights import check_finite, read_weights, write_weights
 
 WEIGHTS_FILE = "model.safetensors"
+LONGEST = 2**20  # tokens of a canvas; nothing in the network bounds them, and no memory holds more [own]
 NOISE_END = 1e-3  # of log-linear noise: σ(t) = −ln(1 − (1 − NOISE_END) t) [code]
 
 
@@ -97,13 +98,13 @@ def load_dit(
     tokenizer: PreTrainedTokenizerBase | None,
     shape: Shape,
     prefix: str,
-    max_length: int,
+    trained_length: int,
     time_conditioned: bool,
 ) -> DitDenoiser:
     """A checkpoint of an absorbing process, whose mask is the last entry of the vocabulary.
 
     Args:
-        shape, max_length, time_conditioned: what its config.json says.
+        shape, trained_length, time_conditioned: what its config.json says.
         prefix: see `Release`.
 
     Raises:
@@ -117,8 +118,8 @@ def load_dit(
         check_mask_is_free(tokenizer, mask_id, checkpoint.name)
         eos_id, pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     spec = DenoiserSpec(
-        mask_id, shape.vocabulary, max_length, eos_id, None if pad_id == mask_id else pad_id,
-        time_conditioned=time_conditioned,
+        mask_id, shape.vocabulary, LONGEST, eos_id, None if pad_id == mask_id else pad_id,
+        time_conditioned=time_conditioned, trained_length=trained_length,
     )  # fmt: skip
     release = Release(prefix, checkpoint.config, checkpoint.family.capabilities)
     return DitDenoiser(load_transformer(checkpoint, shape, prefix), spec, release).eval()
