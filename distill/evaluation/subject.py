@@ -50,7 +50,7 @@ class Subject:
         """L, tokens of every sample."""
         if self.config.length is not None:
             return self.config.length
-        return self.text.length if self.text else min(m.spec.max_length for m in self.models.values())
+        return self.text.length if self.text else min(m.spec.length for m in self.models.values())
 
     @property
     def parts(self) -> tuple[Denoiser | None, Denoiser | None, nn.Module | None]:
