@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def split_words(words: Iterable[str]) -> tuple[list[Path], list[str]]:
     configs, overrides = [], []
     for word in words:
         (overrides if is_override(word) else configs).append(word)
-    return [Path(config) for config in configs], overrides
+    return [Path(os.path.expanduser(config)) for config in configs], overrides
 
 
 def load_contenders(paths: list[Path], overrides: list[str]) -> dict[str, DistillConfig]:

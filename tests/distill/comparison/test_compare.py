@@ -234,8 +234,10 @@ def test_unfair_and_mistaken_comparisons_are_refused_before_anything_is_made(mad
     refused(r"samples=100000|evaluate.samples is 100000", slow, "evaluate.samples=100000")
 
 
-def test_words_and_budgets():
+def test_words_and_budgets(monkeypatch):
     assert split_words(["a.yaml", "train.batch=8", "b.yaml"]) == ([Path("a.yaml"), Path("b.yaml")], ["train.batch=8"])
+    monkeypatch.setenv("HOME", "/home/me")
+    assert split_words(["~/a.yaml", "x=~/b"]) == ([Path("/home/me/a.yaml")], ["x=~/b"])
     assert parse_budget("10m") == Budget(10.0, None)
     assert parse_budget("2000u") == Budget(None, 2000)
     assert str(parse_budget("2.5m")) == "2.5m"
