@@ -37,7 +37,8 @@ from distill.runtime.run_folder import RunFolder
 from distill.training.checkpoint import AVERAGE, latest_checkpoint
 from objectives.integral_kl import IntegralKL
 from teachers.denoiser import DenoiserSpec
-from teachers.families.causal import create_denoiser, load_denoiser
+from teachers.families import load_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 
 ROOT = Path(__file__).parents[1]
 RECORD = "FEWSTEP_RECORD_DRAWS"  # in the environment of the runs: where they leave what they drew

@@ -46,7 +46,7 @@ def make_teacher(folder: Path, shape: dict, rest: dict) -> None:
     """A teacher of random weights, with the bundled tokenizer."""
     from distill.data.tokenizers import load_tokenizer
     from teachers.denoiser import DenoiserSpec
-    from teachers.families.causal import create_denoiser
+    from teachers.families.stock.denoiser import create_denoiser
 
     tokenizer = load_tokenizer("bundled:teacher")
     spec = DenoiserSpec(

@@ -67,9 +67,7 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def at_home(value: Any) -> Any:
-    """A path of the command line, or several, with ~ expanded: in ``--run=~/x`` no shell does it."""
-    if isinstance(value, list):
-        return [os.path.expanduser(word) for word in value]
+    """A path of the command line with ~ expanded, as no shell does in ``--run=~/x``; what is no path, as it is."""
     return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
 

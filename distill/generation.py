@@ -174,7 +174,7 @@ def build_canvas(tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec, prompts
         if len(ids) >= length:
             raise UserError(
                 f"prompt {prompt[:40]!r} has {len(ids)} tokens and the canvas {length}, which leaves none to write; "
-                f"give a shorter prompt, or a larger length up to {spec.max_length}"
+                f"give a shorter prompt, or a larger length"
             )
         row[: len(ids)] = torch.tensor(ids)
     return Canvas.of(tokens, spec.mask_id)

@@ -14,15 +14,16 @@ from transformers.utils.logging import disable_progress_bar
 from distill.data.tokenizers import load_tokenizer
 from distill.runtime.run_folder import RunFolder
 from students.adapters import AdaptedDenoiser, is_adapter, merge_adapter, merged
-from students.planner import PlannedDenoiser, load_planned, load_planner
+from students.planner import load_planned, load_planner
 from students.samplers import Sampler, written_sampler
 from students.student import cast, frozen, trainable_copy
-from teachers.denoiser import Denoiser
+from teachers.capability import Capability
+from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import CausalDenoiser, check_tokenizer, load_denoiser
-from teachers.markov import MarkovDenoiser, is_markov, load_markov
+from teachers.families import Checkpoint, resolve
+from teachers.families.family import OPTIONS
 from teachers.process import MaskedProcess, Schedule
-from teachers.source import model_folder, parse_source
+from teachers.source import model_folder, parse_source, read_object
 
 if TYPE_CHECKING:  # an export is opened without what training needs
     from distill.config import DistillConfig, ModelConfig
@@ -32,21 +33,67 @@ if TYPE_CHECKING:  # an export is opened without what training needs
 STEPS = 8  # what a student is exported for unless told otherwise [own]
 
 
-def load_teacher(config: ModelConfig) -> tuple[CausalDenoiser | MarkovDenoiser, PreTrainedTokenizerBase]:
+def find_teacher(config: ModelConfig) -> Checkpoint:
+    """The teacher's checkpoint, unread, whose family takes the options that the config gives.
+
+    Raises:
+        UserError: see `teachers.families.resolve` and `Checkpoint.check_options`.
+    """
+    checkpoint = resolve(config.path, config.revision, config.trust_remote_code)
+    checkpoint.check_options({key: getattr(config, key) for key in OPTIONS}, "teacher.")
+    return checkpoint
+
+
+def check_capabilities(config: DistillConfig) -> None:
+    """Refuse what the families of teacher and student can not do; of both, nothing but config.json is read.
+
+    Raises:
+        UserError: the config asks for it.
+    """
+    teacher = find_teacher(config.teacher)
+    teacher.require(_asked_of_teacher(config))
+    student = teacher if config.student.init == "teacher" else resolve(config.student.init)
+    student.require(_asked_of_student(config))
+    # critics start as the teacher, or as the student where the teacher has no weights
+    start = teacher if "weights" in teacher.family.capabilities else student
+    start.require(_asked_of_critic(config))
+
+
+def _asked_of_teacher(config: DistillConfig) -> dict[Capability, str]:
+    placement: dict[str, Capability] = {"sharded": "sharding", "dispatched": "dispatch"}
+    asked: dict[Capability, str] = {}
+    if config.student.adapter is not None or config.objective.adapters:
+        asked["adapters"] = "student.adapter or the objective's critic asks for one; leave adapters out"
+    if config.teacher.placement in placement:
+        asked[placement[config.teacher.placement]] = f"teacher.placement is {config.teacher.placement!r}; leave it out"
+    if config.student.init == "teacher":
+        asked["weights"] = (
+            "student.init is 'teacher'; set student.init to a network of its vocabulary, such as RUN/model of fewstep "
+            "pretrain"
+        )
+    return asked
+
+
+def _asked_of_student(config: DistillConfig) -> dict[Capability, str]:
+    asked: dict[Capability, str] = {"weights": "student.init names it; set student.init to a network"}
+    if config.train.gradient_checkpointing:
+        asked["checkpointing"] = "train.gradient_checkpointing is true; set it to false"
+    return asked
+
+
+def _asked_of_critic(config: DistillConfig) -> dict[Capability, str]:
+    why = f"objective {config.objective.name} has a network that reads them; choose another objective or teacher"
+    asked: dict[Capability, str] = dict.fromkeys(config.objective.capabilities, why)
+    if config.sampler.needs_critic:
+        asked["embeddings"] = f"sampler {config.sampler.name} mixes them; choose another one"
+    return asked
+
+
+def load_teacher(config: ModelConfig) -> tuple[Denoiser, PreTrainedTokenizerBase]:
     """The frozen teacher, a network in float32 or an exact source, and its tokenizer, checked against each other."""
-    tokenizer = load_tokenizer(config.tokenizer or config.path, config.revision if config.tokenizer is None else None)
-    if is_markov(config.path, config.revision):
-        return _load_exact_teacher(config, tokenizer), tokenizer
-    teacher = load_denoiser(
-        config.path,
-        tokenizer,
-        config.mask_id,
-        config.revision,
-        config.trust_remote_code,
-        shift=config.shift,
-        attention=config.attention,
-        block_size=config.block_size,
-    )
+    checkpoint = find_teacher(config)
+    tokenizer = tokenizer_of(checkpoint, config.tokenizer)
+    teacher = checkpoint.load(tokenizer, **{key: getattr(config, key) for key in OPTIONS})
     if teacher.spec.attention == "causal":
         raise UserError(
             f"teacher.path {config.path!r} is an autoregressive model; convert it with fewstep pretrain and model.init"
@@ -54,62 +101,54 @@ def load_teacher(config: ModelConfig) -> tuple[CausalDenoiser | MarkovDenoiser, 
     return frozen(teacher), tokenizer
 
 
-def _load_exact_teacher(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> MarkovDenoiser:
-    for key in ("mask_id", "shift", "attention", "block_size"):
-        if getattr(config, key) is not None:
-            raise UserError(
-                f"teacher.{key} is set, but teacher.path {config.path!r} is an exact Markov source; leave it out"
-            )
-    teacher = load_markov(config.path, config.revision)
-    check_tokenizer(tokenizer, teacher.spec.vocabulary, teacher.spec.mask_id, config.path)
-    return teacher
+def tokenizer_of(checkpoint: Checkpoint, name: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of that name, or else the checkpoint's own, or its family's.
 
-
-def _check_exact(config: DistillConfig) -> None:
-    """Refuse what needs a network of the teacher."""
-    is_exact = f"teacher.path {config.teacher.path!r} is an exact Markov source, no network"
-    if config.student.adapter is not None or config.objective.adapters:
+    Raises:
+        UserError: it can not be loaded.
+    """
+    own = checkpoint.family.tokenizer(checkpoint)
+    if name is not None or own == str(checkpoint.folder):
+        return load_tokenizer(name or own)
+    try:
+        return load_tokenizer(own)
+    except UserError as error:
         raise UserError(
-            f"{is_exact} that adapters could sit on; leave out student.adapter and the objective's adapters"
-        )
-    if config.teacher.placement != "replicated":
-        raise UserError(
-            f"{is_exact} that could be spread out, but teacher.placement is {config.teacher.placement!r}; leave it out"
-        )
-    if config.student.init == "teacher":
-        raise UserError(
-            f"{is_exact} to start from, but student.init is 'teacher'; set student.init to a network of its "
-            "vocabulary, such as RUN/model of fewstep pretrain"
-        )
+            f"model {checkpoint.name!r} holds no tokenizer; set teacher.tokenizer to a folder with the one it was "
+            f"trained with, or put its files beside the weights: {own} is not to be had here ({error})"
+        ) from error
 
 
-def load_student(config: DistillConfig, teacher: CausalDenoiser | MarkovDenoiser) -> Denoiser:
+def load_student(config: DistillConfig, teacher: Denoiser) -> Denoiser:
     """The network to train: an adapter on the teacher, a copy of it, or a checkpoint with the same vocabulary."""
-    if isinstance(teacher, MarkovDenoiser):
-        _check_exact(config)
     if config.student.adapter is not None:
         # the same seed as the critic's: their adapters start equal, as do a student and a critic that are copies
         torch.manual_seed(config.train.seed)
         return AdaptedDenoiser(teacher, config.student.adapter)
     if config.student.init == "teacher":
         return trainable_copy(teacher)
-    student = load_planned(config.student.init, mask_id=teacher.spec.mask_id)
-    if student.spec.vocabulary != teacher.spec.vocabulary:
-        raise UserError(
-            f"student.init {config.student.init!r} has {student.spec.vocabulary} vocabulary entries and the teacher "
-            f"{teacher.spec.vocabulary}; start from a model with the teacher's vocabulary"
-        )
-    if student.spec.max_length < config.sequence_length:
-        raise UserError(
-            f"student.init {config.student.init!r} has {student.spec.max_length} positions and rows have "
-            f"{config.sequence_length} tokens; set a smaller data.length, or start from a longer model"
-        )
+    checkpoint = resolve(config.student.init)
+    options = {"mask_id": teacher.spec.mask_id} if "mask_id" in checkpoint.family.options else {}
+    student = load_planned(checkpoint, **options)
+    _check_start(config, student.spec, teacher.spec)
     return trainable_copy(student)
 
 
-def load_averaged(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, teacher: ModelConfig | None
-) -> CausalDenoiser | PlannedDenoiser:
+def _check_start(config: DistillConfig, student: DenoiserSpec, teacher: DenoiserSpec) -> None:
+    name = config.student.init
+    if (student.vocabulary, student.mask_id) != (teacher.vocabulary, teacher.mask_id):
+        raise UserError(
+            f"student.init {name!r} has {student.vocabulary} vocabulary entries, mask {student.mask_id}, and the "
+            f"teacher {teacher.vocabulary}, mask {teacher.mask_id}; start from a model with the teacher's vocabulary"
+        )
+    if student.max_length < config.sequence_length:
+        raise UserError(
+            f"student.init {name!r} has {student.max_length} positions and rows have {config.sequence_length} tokens; "
+            "set a smaller data.length, or start from a longer model"
+        )
+
+
+def load_averaged(folder: Path, tokenizer: PreTrainedTokenizerBase, teacher: ModelConfig | None) -> Denoiser:
     """The averaged network in a checkpoint's ``folder``; an adapter comes merged into the teacher it was trained on.
 
     A planner that lies there comes on it.
@@ -118,25 +157,34 @@ def load_averaged(
         teacher: what the run's config says; None for a run without one.
     """
     if not is_adapter(folder):
-        return load_planned(str(folder), tokenizer)
+        return load_planned(resolve(str(folder)), tokenizer)
     if teacher is None:
         raise UserError(f"{folder} is an adapter, but its run's config names no teacher; put the config.yaml back")
-    return load_planner(merge_adapter(load_teacher(teacher)[0], folder), folder)  # type: ignore[arg-type]
+    return load_planner(merge_adapter(load_teacher(teacher)[0], folder), folder)
 
 
-def as_distillation(config: DistillConfig, teacher: CausalDenoiser | MarkovDenoiser, student: Denoiser) -> Distillation:
-    """What an objective is built on; critics start as the teacher, or as the student where the teacher is exact."""
+def load_named(names: dict[str, str]) -> tuple[dict[str, Denoiser], PreTrainedTokenizerBase]:
+    """Models of one vocabulary, by folder or name, with the tokenizer of the first.
+
+    Args:
+        names: what each is called here → its name.
+    """
+    checkpoints = {kind: resolve(name) for kind, name in names.items()}
+    tokenizer = tokenizer_of(next(iter(checkpoints.values())))
+    return {kind: load_planned(checkpoint, tokenizer) for kind, checkpoint in checkpoints.items()}, tokenizer
+
+
+def as_distillation(config: DistillConfig, teacher: Denoiser, student: Denoiser) -> Distillation:
+    """What an objective is built on; critics start as the teacher, or as the student where it has no weights."""
     from objectives.objective import Distillation
 
-    start = student if isinstance(teacher, MarkovDenoiser) else teacher
+    start = teacher if "weights" in teacher.capabilities else student
     return Distillation(
         teacher, student, MaskedProcess(config.teacher.process), config.sequence_length, start, config.sampler
     )
 
 
-def load_discriminator(
-    config: DistillConfig, checkpoint: Path, teacher: CausalDenoiser | MarkovDenoiser, student: Denoiser
-) -> Discriminator:
+def load_discriminator(config: DistillConfig, checkpoint: Path, teacher: Denoiser, student: Denoiser) -> Discriminator:
     """A run's trained discriminator, frozen, in ``evaluate.precision``, with no adapter left on the teacher's copy.
 
     Raises:
@@ -167,17 +215,19 @@ class Student:
         canvas_length: tokens it is to write at once: as many as it was evaluated with, or else trained.
         schedule: of the masked process it was trained with.
         steps: forward passes it is meant for.
+        compressed: whether its weights are no longer those it was trained to.
         sampler: what it was evaluated with while it was trained.
         origin: one sentence for the model card.
     """
 
-    denoiser: CausalDenoiser | PlannedDenoiser
+    denoiser: Denoiser
     tokenizer: PreTrainedTokenizerBase
     canvas_length: int
     schedule: Schedule
     steps: int
     sampler: Sampler
     origin: str
+    compressed: bool = False
 
 
 def open_student(name: str | Path) -> Student:
@@ -187,36 +237,37 @@ def open_student(name: str | Path) -> Student:
         UserError: no such folder, neither kind of folder, no checkpoint yet, damaged files, or an autoregressive model.
     """
     disable_progress_bar()
-    source = parse_source(str(name))
-    path = Path(source.path) if source.revision is None else model_folder(str(name))
-    if not path.is_dir():
-        raise UserError(f"{name} is not a folder; give a run folder, an exported model or bundled:NAME")
-    if (path / "config.json").is_file():
-        student = _open_model(path, path.name if source.revision is None else str(name))
-    elif (path / "config.yaml").is_file():
-        student = _open_run(path)
-    else:
-        raise UserError(
-            f"{name} is neither a run folder (config.yaml) nor a model folder (config.json); give one of the two"
-        )
+    path = Path(parse_source(str(name)).path)
+    is_run = (path / "config.yaml").is_file() and not (path / "config.json").is_file()
+    student = _open_run(path) if is_run else _open_model(str(name))
     if student.denoiser.spec.attention == "causal":
         raise UserError(f"{name} is an autoregressive model, not a denoiser; give a distilled or pretrained denoiser")
     student.denoiser.requires_grad_(False).eval()
     return student
 
 
-def _open_model(path: Path, name: str) -> Student:
-    tokenizer = load_tokenizer(str(path))
-    denoiser = load_planned(str(path), tokenizer)
-    written = denoiser.model.generation_config.to_dict()
+def _open_model(name: str) -> Student:
+    folder = model_folder(name)
+    if not folder.is_dir():
+        raise UserError(f"{name} is not a folder; give a run folder, an exported model or bundled:NAME")
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{name} is neither a run folder (config.yaml) nor a model folder (config.json); give one of the two"
+        )
+    checkpoint = resolve(name)
+    tokenizer = tokenizer_of(checkpoint)
+    denoiser = load_planned(checkpoint, tokenizer)
+    settings = folder / "generation_config.json"
+    written = read_object(settings) if settings.is_file() else {}
     return Student(
         denoiser,
         tokenizer,
-        written.get("canvas_length") or denoiser.spec.max_length,
+        written.get("canvas_length") or denoiser.spec.length,
         written.get("noise_schedule") or "log-linear",
         written.get("max_denoising_steps") or STEPS,
         written_sampler(written.get("sampler")),
-        f"Exported from the model folder `{name}`.",
+        f"Exported from the model folder `{name if folder.parent.name == 'snapshots' else folder.name}`.",
+        "quantization_config" in checkpoint.config,
     )
 
 
@@ -244,4 +295,4 @@ def _open_run(path: Path) -> Student:
         schedule = config.get("process", "log-linear")
         origin += " masked-diffusion pretraining."
     sampler = written_sampler(measured.get("sampler"))
-    return Student(denoiser, tokenizer, length or denoiser.spec.max_length, schedule, STEPS, sampler, origin)
+    return Student(denoiser, tokenizer, length or denoiser.spec.length, schedule, STEPS, sampler, origin)

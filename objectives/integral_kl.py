@@ -26,6 +26,7 @@ from objectives.regularisers import Regularisers
 from objectives.rollouts import AnyRollout, KStep, Start
 from students.adapters import AdapterConfig
 from teachers.canvas import Canvas
+from teachers.capability import Capability
 from teachers.chunks import chunk_count, in_chunks, row_sums
 from teachers.randomness import RowStreams
 
@@ -107,6 +108,11 @@ class IntegralKLConfig(ObjectiveConfig):
     def adapters(self) -> bool:
         """The critic's."""
         return self.ratio.adapter is not None
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """The critic's."""
+        return self.ratio.capabilities
 
     def with_adapter(self, adapter: AdapterConfig) -> IntegralKLConfig:
         """The same with its critic on an adapter of the teacher; as it is where it has one."""

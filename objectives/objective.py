@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from students.samplers import Ancestral, Sampler
+from teachers.capability import Capability
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
@@ -92,6 +93,11 @@ class ObjectiveConfig(Section, ABC):
     def adapters(self) -> bool:
         """Whether it puts adapters of its own on the teacher."""
         return False
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What it asks of `Distillation.start` beside weights."""
+        return frozenset()
 
     @abstractmethod
     def build(self, distillation: Distillation) -> Objective:

@@ -20,6 +20,7 @@ from objectives.parts import Part
 from students.adapters import AdapterConfig
 from students.critic import Discriminator, auxiliary_denoiser
 from teachers.canvas import Canvas
+from teachers.capability import Capability
 from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser
 
@@ -231,6 +232,11 @@ class RatioPart(Part, ABC):
     adapter: AdapterConfig | None = None
 
     @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What it asks of the network that the critic starts as."""
+        return frozenset()
+
+    @property
     def trained_blocks(self) -> int | None:
         """How many of the critic's last blocks train; None for all."""
         return None
@@ -281,6 +287,11 @@ class Discrimination(RatioPart):
     targets: tuple[float, float] = (0.9, 0.1)  # [code]
     reward_epsilon: float = Field(1e-6, gt=0)  # [code]
     reward_clamp: float = Field(8.0, gt=0)  # [code]
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """Hidden states to read, and blocks to train the last few of, unless an adapter trains in their place."""
+        return frozenset({"hidden states"} if self.adapter is not None else {"hidden states", "blocks"})
 
     @property
     def trained_blocks(self) -> int | None:

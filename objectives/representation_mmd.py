@@ -33,6 +33,7 @@ from objectives.objective import Distillation, LossOutput, Objective, ObjectiveC
 from students.rollout import one_move
 from students.student import cast, frozen, trainable_copy
 from teachers.canvas import Canvas
+from teachers.capability import Capability
 from teachers.chunks import chunk_count, in_chunks
 from teachers.errors import UserError
 from teachers.randomness import RowStreams, beta, categorical, uniform
@@ -76,6 +77,11 @@ class RepresentationMmdConfig(ObjectiveConfig):
         if not 0 < low < high <= 1:
             raise ValueError(f"clamp_time is {self.clamp_time}; give 0 < low < high ≤ 1")
         return self
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """Hidden states after the first few blocks."""
+        return frozenset({"hidden states", "blocks"})
 
     def build(self, distillation: Distillation) -> RepresentationMmd:
         """See `ObjectiveConfig.build`."""

@@ -14,7 +14,7 @@ from teachers.canvas import Canvas
 from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import load_denoiser
+from teachers.families import load_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, uniform
 

@@ -21,9 +21,8 @@ from transformers import PreTrainedModel
 
 from students.planner import PlannedDenoiser
 from teachers.canvas import Canvas
-from teachers.denoiser import Contexts, Denoiser
+from teachers.denoiser import Compression, Contexts, Denoiser
 from teachers.errors import UserError, nearest
-from teachers.families.causal import CausalDenoiser
 from teachers.section import Section
 
 if TYPE_CHECKING:  # PEFT takes as long to import as the rest of this floor, and most students have no adapter
@@ -95,18 +94,18 @@ class AdaptedDenoiser(Denoiser):
         UserError: a target that no linear layer's name ends with.
     """
 
-    base: CausalDenoiser
+    base: Denoiser
 
-    def __init__(self, base: CausalDenoiser, config: AdapterConfig):
+    def __init__(self, base: Denoiser, config: AdapterConfig):
         super().__init__()
         object.__setattr__(self, "base", base.requires_grad_(False))  # not registered: its parameters are not ours
         self.spec, self.config = base.spec, config
         self.capabilities = base.capabilities - {"adapters", "blocks", "compression"}
-        check_targets(base.model, config)
-        self.name, self.active = insert_adapter(base.model, config)
+        check_targets(base, config)
+        self.name, self.active = insert_adapter(base.network, config)
         self.layers = {
             path: nn.ModuleDict({"lora_A": layer.lora_A[self.name], "lora_B": layer.lora_B[self.name]})
-            for path, layer in lora_layers(base.model).items()
+            for path, layer in lora_layers(base.network).items()
             if self.name in layer.lora_A
         }
         self.adapter = nn.ModuleDict({path.replace(".", "-"): layer for path, layer in self.layers.items()})
@@ -145,9 +144,9 @@ class AdaptedDenoiser(Denoiser):
         twin.requires_grad_(False)
         return twin
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, compression: Compression | None = None) -> None:
         """Write the adapter in PEFT's own format; `peft.PeftModel.from_pretrained` puts it on the base's model."""
-        config = copy.copy(self.base.model.peft_config[self.name])
+        config = copy.copy(self.base.network.peft_config[self.name])
         config.inference_mode = True
         config.target_modules = sorted(config.target_modules)  # a set, whose order differs from process to process
         config.save_pretrained(folder)
@@ -170,15 +169,14 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
-def check_targets(model: PreTrainedModel, config: AdapterConfig) -> None:
+def check_targets(base: Denoiser, config: AdapterConfig) -> None:
     """Refuse targets that would be passed over in silence, and the head, whose weights may be the embedding's too."""
     if config.targets == "all-linear":
         return
-    head = model.get_output_embeddings()
     linear = [
         name.removesuffix(".base_layer")
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
+        for name, module in base.network.named_modules()
+        if isinstance(module, nn.Linear) and module is not base.output_layer
     ]
     for target in config.targets:
         if not any(f".{name}".endswith(f".{target}") for name in linear):
@@ -251,7 +249,7 @@ def merged(denoiser: Denoiser, dtype: torch.dtype = torch.float32) -> Denoiser:
     if isinstance(denoiser, AdaptedDenoiser):
         scale = denoiser.config.alpha / denoiser.config.rank
         for path, layer in denoiser.layers.items():
-            weight = copied.model.get_submodule(path).weight  # type: ignore[union-attr]
+            weight = copied.network.get_submodule(path).weight
             low_rank = layer["lora_B"].weight.float() @ layer["lora_A"].weight.float()
             weight.data = (weight.float() + scale * low_rank).to(dtype)
     for parameter in copied.parameters():
@@ -264,7 +262,7 @@ def is_adapter(folder: str | Path) -> bool:
     return (Path(folder) / CONFIG_FILE).is_file()
 
 
-def merge_adapter(base: CausalDenoiser, folder: str | Path) -> CausalDenoiser:
+def merge_adapter(base: AnyDenoiser, folder: str | Path) -> AnyDenoiser:
     """Merge a saved adapter into ``base`` itself, in place.
 
     Raises:
@@ -278,10 +276,10 @@ def merge_adapter(base: CausalDenoiser, folder: str | Path) -> CausalDenoiser:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name it is giving up
             warnings.filterwarnings("error", message="Found missing adapter keys")  # PEFT would make them up
-            model = PeftModel.from_pretrained(base.model, str(folder)).merge_and_unload()
+            PeftModel.from_pretrained(base.network, str(folder)).merge_and_unload()
     except Exception as error:  # PEFT, safetensors and torch raise different types for one thing: it does not fit
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"cannot put adapter {folder} on its base ({reason}); give the base it was trained on"
         ) from error
-    return CausalDenoiser(model, base.spec)
+    return base

@@ -1,34 +1,28 @@
-"""A student as a folder that stock transformers loads: weights, configs, tokenizer and a model card."""
+"""A student as a folder that loads wherever its teacher did: weights, configs, tokenizer and a model card."""
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from students.compress import int8_config, int8_state
-from students.planner import PlannedDenoiser
 from students.samplers import Ancestral, Sampler
 from students.samplers.dilated import Dilated
-from teachers.denoiser import DenoiserSpec
+from teachers.denoiser import Compression, Denoiser, DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import CausalDenoiser
+from teachers.families import resolve
 from teachers.files import publish
 from teachers.process import Schedule
-from teachers.saving import save_network
+from teachers.vocabulary import read_tokenizer
 
-Compression = Literal["int8"]
 LARGEST_KL = 0.01  # nats a position between the export and the student; int8 measures 1e-4 or less [own]
 LARGEST_DIFFERENCE = 1e-4  # of a float32 export's logits: the same weights in another memory layout [own]
-SHARD = "5GB"
 
 
 def export_student(
-    denoiser: CausalDenoiser | PlannedDenoiser,
+    denoiser: Denoiser,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     steps: int,
@@ -45,20 +39,18 @@ def export_student(
         steps: forward passes the student is meant for; ``max_denoising_steps`` in generation_config.json.
         compress: None keeps float32.
         model_card: Markdown on where the student comes from and what was measured, put into README.md.
-        canvas_length: tokens it was trained to write at once; by default the spec's ``max_length``.
+        canvas_length: tokens it was trained to write at once; by default the spec's.
         schedule: of the masked process it was trained with; ``noise_schedule`` in generation_config.json.
         sampler: what it is meant for, by default ancestral; ``sampler`` in generation_config.json.
 
     Raises:
-        UserError: what was written does not load with stock classes, or gives other logits. Nothing is left behind.
+        UserError: what was written does not load as its family does, or gives other logits. Nothing is left behind.
     """
-    canvas_length = canvas_length or denoiser.spec.max_length
+    canvas_length = canvas_length or denoiser.spec.length
     sampler = sampler or Ancestral()
 
     def write(partial: Path) -> None:
-        _write_model(denoiser, partial, compress)
-        if isinstance(denoiser, PlannedDenoiser):
-            denoiser.save_planner(partial)
+        denoiser.save(partial, compress)
         tokenizer.save_pretrained(partial)
         GenerationConfig(
             max_denoising_steps=steps,
@@ -71,32 +63,19 @@ def export_student(
             use_cache=False,
         ).save_pretrained(partial)
         divergence = check_export(denoiser, tokenizer, partial, compress)
-        card = _card(
-            denoiser.spec, folder.name, steps, canvas_length, schedule, sampler, compress, divergence, model_card
-        )
+        card = _card(denoiser, folder.name, steps, canvas_length, schedule, sampler, compress, divergence, model_card)
         (partial / "README.md").write_text(card, encoding="utf-8")
 
     return publish(folder, write)
 
 
-def _write_model(denoiser: CausalDenoiser | PlannedDenoiser, folder: Path, compress: Compression | None) -> None:
-    model = denoiser.model
-    if compress is None:
-        save_network(model, folder, max_shard_size=SHARD)
-        return
-    save_network(model, folder, state_dict=int8_state(model), max_shard_size=SHARD)
-    config = copy.deepcopy(model.config)
-    config.quantization_config = int8_config(model)
-    config.save_pretrained(folder)
-
-
 def check_export(
-    denoiser: CausalDenoiser | PlannedDenoiser,
+    denoiser: Denoiser,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     compress: Compression | None,
 ) -> float:
-    """Load an export with stock classes and compare it with what was exported.
+    """Read an export as others will, and compare it with what was exported.
 
     Returns:
         KL(student ‖ export) in nats a position, the mean over random half-masked canvases; 0 for an exact copy.
@@ -104,14 +83,15 @@ def check_export(
     Raises:
         UserError: it does not load, or differs by more than `LARGEST_DIFFERENCE` (float32) or `LARGEST_KL` (int8).
     """
+    canvas = _half_masked(denoiser.spec).to(denoiser.device)
+    checkpoint = resolve(str(folder))
     try:
-        written = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
-        written = written.to(denoiser.device).eval()
-        words = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        expected, found = checkpoint.family.written_logits(denoiser, checkpoint, canvas)
+        words = read_tokenizer(folder)
     except Exception as error:  # whatever the reason, the folder is of no use to anybody
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"the export does not load with stock transformers ({reason}); this architecture can not be exported"
+            f"the export does not load as {checkpoint.family.title} ({reason}); this architecture can not be exported"
             + (", or try without --compress" if compress else "")
         ) from error
     if words.get_vocab() != tokenizer.get_vocab() or words.mask_token_id != tokenizer.mask_token_id:
@@ -119,14 +99,12 @@ def check_export(
             f"the exported tokenizer has {len(words)} entries and mask token {words.mask_token_id} where the student's "
             f"has {len(tokenizer)} and {tokenizer.mask_token_id}; give a tokenizer that save_pretrained keeps"
         )
-    canvas = _half_masked(denoiser.spec).to(denoiser.device)
-    expected, found = (_stock_logits(model, canvas) for model in (denoiser.model, written))
     if compress is None:
         difference = float((expected - found).abs().max())
         if not difference <= LARGEST_DIFFERENCE:  # NaN is a difference too
             raise UserError(
                 f"the exported logits differ from the student's by {difference:.1e}, more than {LARGEST_DIFFERENCE}; "
-                "this architecture does not survive save_pretrained and can not be exported"
+                "this architecture does not survive being saved and can not be exported"
             )
     content = torch.arange(expected.shape[-1], device=canvas.device) != denoiser.spec.mask_id
     p, q = (logits[..., content].log_softmax(-1) for logits in (expected, found))
@@ -147,14 +125,8 @@ def _half_masked(spec: DenoiserSpec) -> Tensor:
     return canvas
 
 
-@torch.no_grad()
-def _stock_logits(model: PreTrainedModel, canvas: Tensor) -> Tensor:
-    """(B, L, V) float64, as anybody's transformers computes them."""
-    return model(input_ids=canvas, use_cache=False).logits.double()
-
-
 def _card(
-    spec: DenoiserSpec,
+    denoiser: Denoiser,
     name: str,
     steps: int,
     canvas_length: int,
@@ -164,16 +136,19 @@ def _card(
     divergence: float,
     measured: str,
 ) -> str:
-    weights = "float32"
+    spec, weights, stock = denoiser.spec, "float32", "stock class" in denoiser.capabilities
     if compress:
         weights = (
             "int8 with one scale an output channel (compressed-tensors, pack-quantized); embeddings and head bfloat16. "
             f"KL to the float32 student on random half-masked canvases: {divergence:.1e} nats a position"
         )
-    needs = "torch 'transformers>=5.17'" + (" compressed-tensors" if compress else "")
+    use = "In the format of the teacher it was distilled from: what loads that one loads this folder."
+    if stock:
+        needs = "torch 'transformers>=5.17'" + (" compressed-tensors" if compress else "")
+        use = f"With stock transformers (`pip install {needs}`):\n\n```python\n{snippet(spec, schedule, sampler)}```"
     return f"""\
 ---
-library_name: transformers
+{"library_name: transformers" if stock else "library_name: fewstep"}
 pipeline_tag: text-generation
 tags:
 - masked-diffusion
@@ -187,10 +162,7 @@ Attention: {spec.attention}{f", blocks of {spec.block_size}" if spec.block_size 
 
 ## Use
 
-With stock transformers (`pip install {needs}`):
-
-```python
-{snippet(spec, schedule, sampler)}```
+{use}
 
 With fewstep, {sampler.label} sampler:
 

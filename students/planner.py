@@ -23,14 +23,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase
 
 from teachers.canvas import Canvas
-from teachers.denoiser import DelegatingDenoiser, Denoiser
+from teachers.denoiser import Compression, DelegatingDenoiser, Denoiser
 from teachers.errors import UserError
-from teachers.families.causal import CausalDenoiser, load_denoiser
+from teachers.families import Checkpoint
 from teachers.randomness import categorical
-from teachers.source import model_folder, reason
+from teachers.source import reason
 
 PLANNER_FILE = "planner.safetensors"
 PERIODS = 4  # of the position: 2, 4, 8 and 16 tokens [own]
@@ -183,18 +183,9 @@ class PlannedDenoiser(DelegatingDenoiser):
         """The planner's; see `Denoiser.repulsion`."""
         return self.planner.repulsion
 
-    @property
-    def model(self) -> PreTrainedModel:
-        """The transformers model within."""
-        return self.inner.model  # type: ignore[return-value]
-
-    def save(self, folder: str | Path) -> None:
-        """The inner denoiser's folder, which loads without us, and the planner beside its weights."""
-        self.inner.save(folder)
-        self.save_planner(folder)
-
-    def save_planner(self, folder: str | Path) -> None:
-        """Write `PLANNER_FILE`."""
+    def save(self, folder: str | Path, compression: Compression | None = None) -> None:
+        """The inner denoiser's folder, which loads without us, and `PLANNER_FILE`, float32, beside its weights."""
+        self.inner.save(folder, compression)
         tensors = {name: p.detach().cpu().float().contiguous() for name, p in self.planner.named_parameters()}
         shape = {"base_steps": self.planner.base_steps, "width": self.planner.width}
         save_file(tensors, Path(folder) / PLANNER_FILE, metadata={"planner": json.dumps(shape)})
@@ -207,7 +198,7 @@ def add_planner(denoiser: Denoiser, base_steps: int, width: int = 32) -> Planned
     return PlannedDenoiser(denoiser, PlannerHead(features.shape[-1], base_steps, width).to(features.device))
 
 
-def load_planner(denoiser: CausalDenoiser, folder: str | Path) -> CausalDenoiser | PlannedDenoiser:
+def load_planner(denoiser: Denoiser, folder: str | Path) -> Denoiser:
     """The denoiser that was loaded from ``folder``, with the planner that lies there, or as it is if none does.
 
     Raises:
@@ -230,6 +221,6 @@ def load_planner(denoiser: CausalDenoiser, folder: str | Path) -> CausalDenoiser
     return planned
 
 
-def load_planned(name: str, *args: Any, revision: str | None = None, **kwargs: Any) -> CausalDenoiser | PlannedDenoiser:
-    """`load_denoiser`, whose arguments these are, with the planner that lies in the model's folder, if one does."""
-    return load_planner(load_denoiser(name, *args, revision=revision, **kwargs), model_folder(name, revision))
+def load_planned(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any) -> Denoiser:
+    """`Checkpoint.load`, with the planner that lies in the model's folder, if one does."""
+    return load_planner(checkpoint.load(tokenizer, **options), checkpoint.folder)

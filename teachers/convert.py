@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import CausalDenoiser, load_pretrained
-from teachers.source import model_folder, reason
+from teachers.families import resolve
+from teachers.families.family import Checkpoint
+from teachers.families.stock.denoiser import StockDenoiser, load_model
+from teachers.source import reason
+from teachers.vocabulary import read_tokenizer
 
 
-def from_autoregressive(name: str, tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec) -> CausalDenoiser:
+def from_autoregressive(name: str, tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec) -> StockDenoiser:
     """Load an autoregressive model as the start of a denoiser.
 
     Embedding rows that the vocabulary lacks (the mask's) are added; the mask's embedding starts as the mean of the
@@ -24,9 +27,11 @@ def from_autoregressive(name: str, tokenizer: PreTrainedTokenizerBase, spec: Den
     Raises:
         UserError: the model comes with a tokenizer that gives other ids, or lacks rows for ordinary tokens.
     """
-    model = load_pretrained(name)
+    checkpoint = resolve(name)
+    checkpoint.require({"stock class": "a model to convert must be one; set model.init to a causal language model"})
+    model = load_model(checkpoint)
     had = model.get_input_embeddings().weight.shape[0]
-    _check_extends(name, had, tokenizer)
+    _check_extends(checkpoint, had, tokenizer)
     if had < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():
@@ -34,25 +39,25 @@ def from_autoregressive(name: str, tokenizer: PreTrainedTokenizerBase, spec: Den
             mean = table[:had].mean(0)
             table[had:] = mean
             table[spec.mask_id] = mean
-    return CausalDenoiser(model, replace(spec, vocabulary=max(had, len(tokenizer))))
+    return StockDenoiser(model, replace(spec, vocabulary=max(had, len(tokenizer))))
 
 
-def _check_extends(name: str, rows: int, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_extends(checkpoint: Checkpoint, rows: int, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer that is not the model's own, with special tokens added at most."""
-    ours = tokenizer.get_vocab()
-    folder, own = model_folder(name), {}
+    ours, own, folder = tokenizer.get_vocab(), {}, checkpoint.folder
     if any(folder.glob("*token*")) or any(folder.glob("vocab*")):
         try:
-            own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab()
+            own = read_tokenizer(folder).get_vocab()
         except Exception as error:  # tokenizers raises bare ones
             raise UserError(
-                f"cannot read the tokenizer of model {name!r} ({reason(error)}); make its folder whole, or remove its "
-                "tokenizer files if they are not to be compared with the one you train with"
+                f"cannot read the tokenizer of model {checkpoint.name!r} ({reason(error)}); make its folder whole, or "
+                "remove its tokenizer files if they are not to be compared with the one you train with"
             ) from error
     changed = any(ours.get(token) != entry for token, entry in own.items())
     lacking = any(entry >= rows and entry not in tokenizer.added_tokens_decoder for entry in ours.values())
     if changed or lacking:
         raise UserError(
-            f"model {name!r} has {rows} vocabulary entries of its own and the tokenizer {len(tokenizer)} others; "
-            "set tokenizer.path to the tokenizer the model was trained with, with a mask token added"
+            f"model {checkpoint.name!r} has {rows} vocabulary entries of its own and the tokenizer "
+            f"{len(tokenizer)} others; set tokenizer.path to the tokenizer the model was trained with, with a mask "
+            "token added"
         )

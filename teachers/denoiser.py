@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from teachers.canvas import Canvas
+from teachers.capability import Capability
 from teachers.errors import UserError
+from teachers.randomness import Randomness
 
 Attention = Literal["full", "block", "causal"]
-Capability = Literal["hidden states", "embeddings", "blocks", "adapters", "checkpointing", "compression"]
-"""What not every denoiser can do: `Denoiser.hidden_states`, `token_embeddings`, `blocks`; carry LoRA adapters;
-`checkpoint_activations`; be exported with compressed weights."""
+Compression = Literal["int8"]
+"""How weights can be written smaller, where the capability is declared."""
 Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
 """Makes what surrounds a forward pass, and its repetition in the backward pass."""
 
@@ -31,6 +32,7 @@ class DenoiserSpec:
         mask_id: the mask token.
         vocabulary: V, the width of the logits, mask column included.
         max_length: the longest canvas.
+        trained_length: tokens of the rows it was trained on, where longer ones are possible; None: ``max_length``.
         eos_id, pad_id: None where the tokenizer has none.
         shift: the model predicts the *next* position, as autoregressive models do; `Denoiser.features` undoes it.
         attention: "full", "block" (causal between blocks, full within) or "causal" (an autoregressive judge).
@@ -47,10 +49,23 @@ class DenoiserSpec:
     attention: Attention = "full"
     block_size: int | None = None
     time_conditioned: bool = False
+    trained_length: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of a canvas, unless told otherwise."""
+        return self.max_length if self.trained_length is None else self.trained_length
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint's config."""
         return asdict(self)
+
+
+def log_probabilities(logits: Tensor, mask_id: int) -> Tensor:
+    """(…, V) logits of any type → float32 log-probabilities over every entry but the mask, whose column is −∞."""
+    forbidden = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    forbidden[mask_id] = True
+    return logits.float().masked_fill(forbidden, -torch.inf).log_softmax(-1)
 
 
 class Denoiser(nn.Module, ABC):
@@ -161,9 +176,25 @@ class Denoiser(nn.Module, ABC):
         """(2, R) how commitments of a pass keep apart, see `students.planner.draw_commits`; None: they do not."""
         return None
 
+    @property
+    def network(self) -> nn.Module:
+        """The module whose linear layers adapters can sit on."""
+        self.require("adapters", "putting adapters into a network")
+        raise AssertionError(f"{type(self).__name__} declares adapters and has no network")
+
+    @property
+    def output_layer(self) -> nn.Module:
+        """The linear layer of `network` that `head` applies, on which no adapter sits."""
+        self.require("adapters", "putting adapters into a network")
+        raise AssertionError(f"{type(self).__name__} declares adapters and has no output layer")
+
     @abstractmethod
-    def save(self, folder: str | Path) -> None:
-        """Write config and safetensors weights, so that `load_denoiser` gives the same denoiser back."""
+    def save(self, folder: str | Path, compression: Compression | None = None) -> None:
+        """Write config and safetensors weights in the family's own format, so that `load_denoiser` gives it back.
+
+        Args:
+            compression: None for float32; else capability "compression".
+        """
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """`log_probs`, so that wrappers such as DeepSpeed's engine can call the module."""
@@ -173,6 +204,27 @@ class Denoiser(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
+
+
+class ExactLaw(Denoiser):
+    """A denoiser that knows the law of whole rows; capability "exact law"."""
+
+    @abstractmethod
+    def sample(self, rows: int, generator: Randomness, length: int | None = None) -> Tensor:
+        """Exact draws: (rows, ``length``) int64; by default as long as `spec` says."""
+
+    @abstractmethod
+    def log_likelihood(self, tokens: Tensor) -> Tensor:
+        """log p of whole rows (B, L): (B,) float64 nats."""
+
+    @abstractmethod
+    def entropy(self, length: int | None = None) -> float:
+        """Of a row of ``length`` tokens, in nats."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Numbers that make up the law."""
 
 
 class DelegatingDenoiser(Denoiser):
@@ -225,9 +277,19 @@ class DelegatingDenoiser(Denoiser):
         """See `Denoiser.repulsion`."""
         return self.inner.repulsion
 
-    def save(self, folder: str | Path) -> None:
+    @property
+    def network(self) -> nn.Module:
+        """See `Denoiser.network`."""
+        return self.inner.network
+
+    @property
+    def output_layer(self) -> nn.Module:
+        """See `Denoiser.output_layer`."""
+        return self.inner.output_layer
+
+    def save(self, folder: str | Path, compression: Compression | None = None) -> None:
         """See `Denoiser.save`."""
-        self.inner.save(folder)
+        self.inner.save(folder, compression)
 
     @property
     def device(self) -> torch.device:

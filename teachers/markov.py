@@ -23,12 +23,13 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from teachers.canvas import Canvas
-from teachers.denoiser import Denoiser, DenoiserSpec
+from teachers.denoiser import Compression, DenoiserSpec, ExactLaw
 from teachers.errors import UserError
+from teachers.families.family import Checkpoint
+from teachers.families.markov import CAPABILITIES, MODEL_TYPE
 from teachers.randomness import Randomness, categorical, uniform
-from teachers.source import model_folder, read_object, reason
+from teachers.source import reason
 
-MODEL_TYPE = "fewstep-markov"
 LOWEST = -150.0
 """Least log-probability of a transition: forward times backward weights of order 2 spread over four times as much, and
 float64 ends at e⁻⁷⁰⁸."""
@@ -46,7 +47,7 @@ class MarkovConfig(PreTrainedConfig):
 AutoConfig.register(MODEL_TYPE, MarkovConfig, exist_ok=True)
 
 
-class MarkovDenoiser(Denoiser):
+class MarkovDenoiser(ExactLaw):
     """A stationary Markov source as a denoiser without parameters.
 
     Its T tokens are all entries of the vocabulary but the mask.
@@ -70,6 +71,7 @@ class MarkovDenoiser(Denoiser):
         UserError: tables that are not laws, of other shapes or too large, or transitions below `LOWEST`.
     """
 
+    capabilities = CAPABILITIES
     transitions: Tensor
     initial: Tensor
 
@@ -113,6 +115,11 @@ class MarkovDenoiser(Denoiser):
     def device(self) -> torch.device:
         """Where the tables are."""
         return self.transitions.device
+
+    @property
+    def size(self) -> int:
+        """Transitions."""
+        return self.transitions.numel()
 
     def features(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:
         """`posterior` in float32, whatever the time: (B, L, V), or (N, V) under ``select``; see `Denoiser.features`."""
@@ -266,8 +273,10 @@ class MarkovDenoiser(Denoiser):
         gaps = (log_q.double() - self.log_likelihood(tokens)) / tokens.shape[1]
         return float(gaps.mean()), float(gaps.std()) / math.sqrt(len(gaps))
 
-    def save(self, folder: str | Path) -> None:
-        """See `Denoiser.save`; `load_markov` reads it."""
+    def save(self, folder: str | Path, compression: Compression | None = None) -> None:
+        """See `Denoiser.save`; `load_source` reads it."""
+        if compression is not None:
+            self.require("compression", f"compression {compression!r}")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: v.cpu().contiguous() for k, v in self.named_buffers()}, folder / "model.safetensors")
@@ -403,31 +412,20 @@ def estimate_source(
     return MarkovDenoiser(table.log(), length, mask_id, eos_id, pad_id)
 
 
-def is_markov(name: str, revision: str | None = None) -> bool:
-    """Whether a model's name is that of a saved Markov source.
-
-    Raises:
-        UserError: see `teachers.source.model_folder`.
-    """
-    config = model_folder(name, revision) / "config.json"
-    return config.is_file() and read_object(config).get("model_type") == MODEL_TYPE
-
-
-def load_markov(name: str, revision: str | None = None) -> MarkovDenoiser:
+def load_source(checkpoint: Checkpoint) -> MarkovDenoiser:
     """Load what `MarkovDenoiser.save` wrote.
 
     Raises:
         UserError: it cannot be read, or its tables are not those of a source.
     """
-    folder = model_folder(name, revision)
-    spec: dict[str, Any] = read_object(folder / "config.json").get("fewstep") or {}
+    spec: dict[str, Any] = checkpoint.config.get("fewstep") or {}
     try:
-        tables = load_file(folder / "model.safetensors")
+        tables = load_file(checkpoint.folder / "model.safetensors")
         transitions, initial = tables["transitions"], tables["initial"]
         values = {key: spec[key] for key in ("mask_id", "eos_id", "pad_id")}
         length = int(spec["max_length"])
     except Exception as error:  # safetensors, the disk and a config of another kind raise half a dozen types
         raise UserError(
-            f"cannot load Markov source {name!r} ({reason(error)}); give a folder that fewstep markov wrote"
+            f"cannot load Markov source {checkpoint.name!r} ({reason(error)}); give a folder that fewstep markov wrote"
         ) from error
     return MarkovDenoiser(transitions, length, **values, initial=initial)

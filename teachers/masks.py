@@ -21,20 +21,21 @@ def attention_mask_4d(
 
     Args:
         attention: "full", "block" or "causal".
-        block_size: tokens a block; a query sees its own block and every earlier one.
+        block_size: tokens a block, counted from a row's first real token; a query sees its own block and every earlier
+            one.
         padding: (B, L), 1 for real tokens; padded keys are hidden from every query.
     """
     position = torch.arange(length, device=device)
     if attention == "full":
-        allowed = torch.ones(length, length, dtype=torch.bool, device=device)
+        allowed = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
     elif attention == "causal":
-        allowed = position[:, None] >= position[None, :]
+        allowed = (position[:, None] >= position)[None, None]
     else:
         if not block_size or block_size < 1:
             raise UserError(f"block attention needs a block size of at least 1, got {block_size}; set block_size")
-        block = position // block_size
-        allowed = block[:, None] >= block[None, :]
-    allowed = allowed[None, None]
+        place = position[None] if padding is None else (padding.long().cumsum(1) - 1).clamp(min=0)
+        block = place // block_size
+        allowed = block[:, None, :, None] >= block[:, None, None, :]
     if padding is not None:
         allowed = allowed & padding.bool()[:, None, None, :]
     return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill(~allowed, torch.finfo(dtype).min)

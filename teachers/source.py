@@ -20,7 +20,8 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 # what is downloaded of a model; never a pickle, and Python only where it was asked for
-MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+TOKENIZER_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
+MODEL_FILES = ["*.safetensors", *TOKENIZER_FILES]
 READ = {Path(pattern).suffix for pattern in MODEL_FILES} | {".py"}
 
 
@@ -100,50 +101,55 @@ def check_trust(source: Source, trust_remote_code: Any) -> bool:
     return True
 
 
-def model_folder(name: str, revision: str | None = None, code: bool = False) -> Path:
-    """The folder of a model or tokenizer, downloaded if it is a hub name: data files only, and Python if ``code``.
+def model_folder(name: str, revision: str | None = None, code: bool = False, weights: bool = True) -> Path:
+    """The folder of a model or tokenizer, downloaded if it is a hub name.
+
+    Args:
+        name, revision: see `parse_source`.
+        code: Python files are downloaded, too.
+        weights: False for what a tokenizer needs.
 
     Raises:
         UserError: see `parse_source`; it does not exist, cannot be downloaded, or a file in it is a link to elsewhere
             or a Git LFS pointer.
     """
     source = parse_source(name, revision)
-    if source.revision is None:
-        if not os.path.exists(source.path):
-            raise UserError(
-                f"model {name!r} does not exist; give a folder, a hub name with its commit (org/name@<40 hex digits>) "
-                "or bundled:NAME"
-            )
+    if source.revision is not None:
+        folder = _download(source, name, (MODEL_FILES if weights else TOKENIZER_FILES) + ["*.py"] * code)
+    elif os.path.exists(source.path):
         folder = Path(source.path)
     else:
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(
-                snapshot_download(
-                    source.path,
-                    revision=source.revision,
-                    allow_patterns=MODEL_FILES + ["*.py"] * code,
-                    ignore_patterns=["*/*", "consolidated*"],  # other formats of the same weights
-                )
-            )
-        except Exception as error:  # the hub, the connection and the disk raise a dozen types
-            raise UserError(
-                f"cannot download model {name!r} ({reason(error)}); check name, commit, access and connection"
-            ) from error
+        raise UserError(
+            f"model {name!r} does not exist; give a folder, a hub name with its commit (org/name@<40 hex digits>) "
+            "or bundled:NAME"
+        )
     _check_files(folder)
     return folder
 
 
-def check_model_folder(folder: Path, trusted: bool) -> None:
-    """Check what a model folder would make the loaders read or run, before they do.
+def _download(source: Source, name: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        # the folders of a repository hold other formats of the same weights
+        found = snapshot_download(
+            source.path, revision=source.revision, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"]
+        )
+    except Exception as error:  # the hub, the connection and the disk raise a dozen types
+        raise UserError(
+            f"cannot download model {name!r} ({reason(error)}); check name, commit, access and connection"
+        ) from error
+    return Path(found)
+
+
+def check_weight_files(folder: Path, config: dict[str, Any]) -> None:
+    """Check what a model folder would make any loader read, before it does.
 
     Args:
-        folder: it has a ``config.json``.
-        trusted: its own code may run.
+        config: its ``config.json``.
 
     Raises:
-        UserError: pickled weights only, an adapter, weight files outside the folder, or code that was not asked for.
+        UserError: pickled weights only, an adapter, or weight files outside the folder.
     """
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{folder} holds an adapter, which names another model; merge it and give the merged model")
@@ -160,9 +166,20 @@ def check_model_folder(folder: Path, trusted: bool) -> None:
             raise UserError(f"{index} has no weight_map; download the model again")
         for shard in shards.values():
             _check_weight_file(shard, index)
-    config = read_object(folder / "config.json")
     if config.get("transformers_weights") is not None:
         _check_weight_file(config["transformers_weights"], folder / "config.json")
+
+
+def check_code(folder: Path, config: dict[str, Any], trusted: bool) -> None:
+    """Check what code transformers would run for a model, before it does.
+
+    Args:
+        config: the folder's ``config.json``.
+        trusted: the model's own code may run.
+
+    Raises:
+        UserError: code of another repository, or code that was not asked for.
+    """
     other = _code_elsewhere(config)
     if other is not None:
         raise UserError(

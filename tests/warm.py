@@ -20,9 +20,9 @@ import distill.commands.export
 import distill.commands.generate
 import distill.commands.plan
 import distill.commands.pretrain
-from distill.evaluation.report import plot_training
+from distill.evaluation.reports.plots import plot_training
 from distill.runtime.deepspeed import import_deepspeed
-from teachers.families.causal import load_denoiser
+from teachers.families import load_denoiser
 
 import_deepspeed()
 load_denoiser("bundled:teacher")

@@ -10,8 +10,7 @@ from distill.config import DistillConfig
 from distill.data.corpus import load_corpus
 from distill.data.teacher_rows import training_rows
 from distill.evaluation.evaluate import check_length
-from distill.evaluation.report import plot_training
-from distill.models import as_distillation, load_student, load_teacher
+from distill.models import as_distillation, check_capabilities, load_student, load_teacher
 from distill.runtime.messages import say
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import start_world
@@ -45,12 +44,15 @@ def distil(config: DistillConfig, run_path: str | Path, resume: bool = False, al
     micro_batch(config.train, world, config.objective.group)
     run = RunFolder(run_path)
     config = open_run(run, config, world, resume, allow_changes)
+    check_capabilities(config)
     teacher, tokenizer = load_teacher(config.teacher)
     length = config.sequence_length
     if length > teacher.spec.max_length:
         raise UserError(
             f"data.length {length} is longer than the teacher's {teacher.spec.max_length} positions; set a smaller one"
         )
+    if length > teacher.spec.length:
+        say(f"rows have {length} tokens, more than the {teacher.spec.length} that the teacher was trained on")
     student = load_student(config, teacher)
     if config.evaluate.length is not None:
         check_length([teacher, student], config.evaluate.length)
@@ -73,6 +75,8 @@ def distil(config: DistillConfig, run_path: str | Path, resume: bool = False, al
         config.evaluate.every, data,
     )  # fmt: skip
     if world.is_main:
+        from distill.evaluation.reports.plots import plot_training  # slow to import, so not before it is needed
+
         plot_training(run.read_metrics(), run.path / "training.png")
     leave(run, world, outcome)
     if world.is_main:

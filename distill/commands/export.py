@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import cast, get_args
 
-from distill.evaluation.report import markdown_table
+from distill.evaluation.results import FILE, Evaluation
 from distill.models import STEPS, open_student
 from distill.runtime.messages import say
 from distill.runtime.run_folder import new_folder
-from students.export import Compression, export_student
+from students.export import export_student
+from teachers.denoiser import Compression
 from teachers.errors import UserError, nearest
 
 COMPRESSIONS: tuple[str, ...] = get_args(Compression)
@@ -35,8 +35,10 @@ def export_command(run: Path, out: Path, compress: str | None = None, steps: int
     student = open_student(run)
     if not 1 <= steps <= student.canvas_length:
         raise UserError(f"--steps {steps} is outside 1 to {student.canvas_length}, the tokens of a canvas; give fewer")
-    if getattr(student.denoiser.model.config, "quantization_config", None) is not None:
+    if student.compressed:
         raise UserError(f"{run} is compressed already; export the float32 model it was made from")
+    if compress is not None and "compression" not in student.denoiser.capabilities:
+        raise UserError(f"--compress {compress} has no meaning for a student of this family; leave it out")
     card = f"{student.origin}\n\n{_measurements(run)}"
     if compress is not None:
         card += "\nFigures are of the float32 weights, before compression.\n"
@@ -66,13 +68,7 @@ def export_command(run: Path, out: Path, compress: str | None = None, steps: int
 
 def _measurements(run: Path) -> str:
     """The table of RUN/evaluation.json, or a sentence that there is none."""
-    path = run / "evaluation.json"
+    path = run / FILE
     if not path.is_file():
         return f"Not measured yet: `fewstep evaluate {run.name}` before the export puts a table here."
-    try:
-        return markdown_table(json.loads(path.read_text("utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is not a whole evaluation ({type(error).__name__}: {error}); "
-            f"run fewstep evaluate {run} again, or remove it"
-        ) from error
+    return Evaluation.load(path).markdown()

@@ -27,7 +27,6 @@ from distill.runtime.messages import say
 from distill.runtime.progress import console
 from students.adapters import AdapterConfig
 from teachers.errors import UserError
-from teachers.markov import is_markov
 
 GB = 1e9
 HEADROOM = 0.9
@@ -62,13 +61,8 @@ def plan_command(config: DistillConfig, gpus: int, memory: float, out: Path | No
         memory: of a device, in GB (10⁹ bytes).
 
     Raises:
-        UserError: see `Shapes` and `setup_of`; an exact teacher; ``out`` exists or cannot be written.
+        UserError: see `Shapes` and `setup_of`; ``out`` exists or cannot be written.
     """
-    if is_markov(config.teacher.path, config.teacher.revision):
-        raise UserError(
-            f"teacher.path {config.teacher.path!r} is an exact Markov source, not a network of layers and weights to "
-            "plan for; give a config whose teacher is a network"
-        )
     if out is not None and out.exists():
         raise UserError(f"{out} exists; name another file with --json")
     assumed = " (assumed for auto)" if config.train.precision == "auto" else ""

@@ -5,11 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from pydantic import ValidationError
-
-from distill.config.explain import shown
+from distill.config.explain import library_reason, shown
 from teachers.errors import nearest
-from teachers.source import reason
 
 RESERVED = {
     "train_batch_size": "train.batch",
@@ -19,8 +16,30 @@ RESERVED = {
     "optimizer": "train.student and train.critic",
     "scheduler": "train.student and train.critic",
     "bf16": "train.precision",
+    "bfloat16": "train.precision",
     "fp16": "train.precision",
+    "torch_autocast": "train.precision",
+    "elasticity": "train.batch and train.micro_batch",
+    "comet": "train.wandb",
+    "csv_monitor": "train.wandb",
+    "tensorboard": "train.wandb",
+    "wandb": "train.wandb",
 }
+"""What fewstep sets, and the key of its own that says it."""
+FIXED = {
+    "gradient_allreduce_op": "mean",
+    "managed_gradient_accumulation": True,
+    "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,
+}
+"""What has one value that the loop is right with."""
+PAST_THE_ENGINE = {
+    "autotuning", "compile", "compression_training", "curriculum_learning", "data_efficiency", "dataloader_drop_last",
+    "dynamic_batching", "expert_parallel", "flops_profiler", "hybrid_engine", "memory_breakdown", "pipeline",
+    "progressive_layer_drop", "random_ltd", "tensor_parallel", "wall_clock_breakdown", "weight_quantization",
+}  # fmt: skip
+"""What acts in the forward pass of DeepSpeed's engine, in its data loader or its launcher. Objectives call the networks
+themselves: of this it would do nothing, or half and fail."""
 
 
 def check_deepspeed(section: dict[str, Any], precision: str) -> None:
@@ -33,9 +52,8 @@ def check_deepspeed(section: dict[str, Any], precision: str) -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     known = _deepspeed_keys()
-    for key in section:
-        if key in RESERVED:
-            raise ValueError(f"deepspeed.{key} is set by fewstep; set {RESERVED[key]} instead")
+    for key, value in section.items():
+        _check_key(key, value)
         if key not in known:
             raise ValueError(f"deepspeed.{key} is not a DeepSpeed key{nearest(key, sorted(known))}")
     zero = section.get("zero_optimization", {})
@@ -57,6 +75,24 @@ def check_deepspeed(section: dict[str, Any], precision: str) -> None:
     _check_as_deepspeed_does(section)
 
 
+def _check_key(key: str, value: Any) -> None:
+    """Refuse what fewstep sets itself, and what cannot work in its loop."""
+    given = f"deepspeed.{key} is {shown(value)}"
+    if key in RESERVED and (_asks(value) or not isinstance(value, dict)):
+        raise ValueError(f"{given}, but is set by fewstep; set {RESERVED[key]} instead")
+    if key in PAST_THE_ENGINE and _asks(value):
+        raise ValueError(
+            f"{given}, but networks are called past DeepSpeed's engine, where it has no effect; leave it out"
+        )
+    if key in FIXED and value != FIXED[key]:
+        raise ValueError(f"{given}; fewstep works with {FIXED[key]} alone; leave it out")
+
+
+def _asks(value: Any) -> bool:
+    """Whether a key's value asks for anything: everyday configs spell out what is switched off."""
+    return bool(value.get("enabled", value) if isinstance(value, dict) else value)
+
+
 def _check_as_deepspeed_does(section: dict[str, Any]) -> None:
     """Let DeepSpeed read the section as it will when the engines are built, by which time there is a run folder."""
     from deepspeed.runtime.config import DeepSpeedConfig
@@ -66,13 +102,12 @@ def _check_as_deepspeed_does(section: dict[str, Any]) -> None:
     try:
         DeepSpeedConfig(config)
     except Exception as error:  # a dozen types, for what is one thing: it cannot be used
-        why = reason(error)
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            why = f"{'.'.join(str(p) for p in first['loc'])} is {shown(first['input'])}: {first['msg']}"
-        raise ValueError(
-            f"DeepSpeed cannot use the deepspeed section ({why}); correct or leave out that key"
-        ) from error
+        raise ValueError(unusable(section, error)) from error
+
+
+def unusable(section: dict[str, Any], error: Exception) -> str:
+    """What to tell when DeepSpeed raises over a ``deepspeed`` section."""
+    return f"DeepSpeed cannot use deepspeed: {shown(section)} ({library_reason(error)}); correct or leave out that key"
 
 
 # top-level keys that DeepSpeed reads by other means than the constants of its runtime

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from teachers.errors import nearest
+from teachers.source import reason
 
 MOVED: dict[str, str] = {"evaluate.draw": "sampler.draw"}
 """What an older fewstep's config may hold, and what to write now. A key is a dotted path, where a tagged section may be
-followed by its name (``objective.didi_instruct.omega`` is of that objective alone); a value ends the sentence
-"… is no longer allowed here; "."""
+followed by its name (``objective.didi_instruct.omega`` is of that objective alone)."""
 
 
 def shown(value: Any) -> str:
@@ -25,13 +25,21 @@ def shown(value: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
+def library_reason(error: Exception) -> str:
+    """What another library says against a value of the user's, with the value where the library tells it."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc'])} is {shown(first['input'])}: {first['msg']}"
+    return f"{type(error).__name__}: {reason(error)}" if isinstance(error, LookupError) else reason(error)
+
+
 def explain(kind: type[BaseModel], errors: Sequence[Any], moved: dict[str, str] = MOVED) -> str:
     """The line for the first of pydantic's ``errors``; for a key of an older fewstep's before any other."""
     for error in errors:
         path, _ = locate(kind, error["loc"])
         for place in (".".join(map(str, error["loc"])), ".".join(path)):
             if place in moved:
-                return f"{'.'.join(path)} is {shown(error['input'])}, which is no longer allowed here; {moved[place]}"
+                return f"{'.'.join(path)} is {shown(error['input'])}, which is no longer set here; write {moved[place]}"
     return _explain_one(kind, errors[0])
 
 

@@ -27,10 +27,9 @@ from students.fill import fill
 from students.samplers import Ancestral
 from students.trajectories import best_order
 from teachers.canvas import Canvas
-from teachers.denoiser import Denoiser
+from teachers.denoiser import Denoiser, ExactLaw
 from teachers.errors import UserError
 from teachers.files import publish
-from teachers.markov import MarkovDenoiser
 from teachers.process import MaskedProcess
 
 FILE = "teacher-rows.safetensors"
@@ -84,7 +83,7 @@ def write_rows(
     samples, length, steps = config.teacher_samples, config.sequence_length, config.teacher_sample_steps
     process, generator = MaskedProcess(config.teacher.process), torch.Generator(world.device)
     generator.manual_seed(config.train.seed)
-    if needs == "rows" and isinstance(teacher, MarkovDenoiser):
+    if needs == "rows" and isinstance(teacher, ExactLaw):
         return {"tokens": teacher.sample(samples, generator, length).int().cpu()}  # exact, and without a step
     given = corpus.batch(config.train.seed, range(samples)).to(world.device) if corpus is not None else None
     what = "ordering rows of the data with" if given is not None else "sampling rows from"

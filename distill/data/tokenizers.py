@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from teachers.errors import UserError
 from teachers.source import model_folder, reason
+from teachers.vocabulary import read_tokenizer
 
 if TYPE_CHECKING:  # whoever writes text with a finished model loads no config and no corpus
     from distill.config import DataConfig, TokenizerConfig
@@ -46,12 +48,12 @@ def train_tokenizer(config: TokenizerConfig, data: DataConfig) -> PreTrainedToke
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=data.length, **SPECIAL)
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder, a pinned hub name or ``bundled:NAME``; never remote code."""
-    folder = model_folder(name, revision)
+    name = str(name)
+    folder = model_folder(name, revision, weights=False)
     try:
-        # said outright, because transformers would ask on the terminal
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = read_tokenizer(folder)
     except Exception as error:
         raise UserError(
             f"cannot load a tokenizer from {name!r} ({reason(error)}); name a folder that holds one"

@@ -13,9 +13,10 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from distill.data.tokenizers import load_tokenizer
+from teachers.denoiser import ExactLaw
 from teachers.errors import UserError
-from teachers.families.causal import load_pretrained
-from teachers.markov import is_markov, load_markov
+from teachers.families import Checkpoint, resolve
+from teachers.families.stock.denoiser import load_model
 
 LOGITS_AT_ONCE = 2**26  # float32 values of one batch's logits: 256 MiB
 ROWS_AT_ONCE = 64
@@ -27,7 +28,7 @@ class Judge:
     """A stock causal language model, in float32, read left to right.
 
     Args:
-        name: a folder, a hub name or ``bundled:NAME``, with its tokenizer.
+        checkpoint: a causal language model, with its tokenizer.
         tokenizer: the one that the tokens to be scored come from.
         retokenize: decode with ``tokenizer`` and encode with the judge's own, instead of scoring the ids themselves.
         device: where it runs; a GPU if there is one.
@@ -41,21 +42,21 @@ class Judge:
 
     def __init__(
         self,
-        name: str,
+        checkpoint: Checkpoint,
         tokenizer: PreTrainedTokenizerBase,
         retokenize: bool = False,
         device: torch.device | str | None = None,
     ):
-        self.name, self.source, self.retokenized = name, tokenizer, retokenize
-        self.tokenizer = load_tokenizer(name)
+        self.name, self.source, self.retokenized = checkpoint.name, tokenizer, retokenize
+        self.tokenizer = load_tokenizer(checkpoint.folder)
         if not retokenize:
-            check_same_vocabulary(self.tokenizer, tokenizer, name)
-        self.model = load_pretrained(name).requires_grad_(False).eval()
+            check_same_vocabulary(self.tokenizer, tokenizer, self.name)
+        self.model = load_model(checkpoint).requires_grad_(False).eval()
         config = self.model.config.to_dict()
         if config.get("is_causal") is False:  # absent from most stock configs, whose models are all causal
             raise UserError(
-                f"judge {name!r} is not autoregressive (its config says is_causal: false, as diffusion models do); "
-                "set evaluate.judge to a causal language model"
+                f"judge {self.name!r} is not autoregressive (its config says is_causal: false, as diffusion models "
+                "do); set evaluate.judge to a causal language model"
             )
         self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.parameters = sum(p.numel() for p in self.model.parameters())
@@ -155,7 +156,7 @@ class ExactJudge:
     """A Markov source as a judge: it knows the probability of every token, the first one too, and its own entropy.
 
     Args:
-        name: a folder that `fewstep markov` wrote.
+        checkpoint: what `fewstep markov` wrote.
         tokenizer, device: as of `Judge`.
 
     Raises:
@@ -165,11 +166,15 @@ class ExactJudge:
     retokenized = False
     max_length = sys.maxsize
 
-    def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase, device: torch.device | str | None = None):
-        self.name = name
-        check_same_vocabulary(load_tokenizer(name), tokenizer, name)
-        self.source = load_markov(name).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.parameters = self.source.transitions.numel()
+    def __init__(
+        self, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, device: torch.device | str | None = None
+    ):
+        self.name = checkpoint.name
+        check_same_vocabulary(load_tokenizer(checkpoint.folder), tokenizer, self.name)
+        source = checkpoint.load()
+        assert isinstance(source, ExactLaw), "whoever declares an exact law has one"
+        self.source = source.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.parameters = self.source.size
 
     def source_entropy(self, length: int) -> float:
         """Nats a token of the source's own rows of ``length`` tokens, exactly."""
@@ -189,19 +194,25 @@ AnyJudge = Judge | ExactJudge
 def load_judge(
     name: str, tokenizer: PreTrainedTokenizerBase, retokenize: bool = False, device: torch.device | str | None = None
 ) -> AnyJudge:
-    """The judge of that name, a network or an exact source; arguments as of `Judge`.
+    """The judge of that name, a network or an exact source.
+
+    Args:
+        name: a folder, a hub name or ``bundled:NAME``, with its tokenizer.
+        tokenizer, retokenize, device: as of `Judge`.
 
     Raises:
-        UserError: see `Judge` and `ExactJudge`; an exact source can not retokenize.
+        UserError: see `Judge` and `ExactJudge`; it is neither, or an exact source that would have to retokenize.
     """
-    if not is_markov(name):
-        return Judge(name, tokenizer, retokenize, device)
+    checkpoint = resolve(name)
+    if "exact law" not in checkpoint.family.capabilities:
+        checkpoint.require({"stock class": "a judge must be one; set evaluate.judge to a causal language model"})
+        return Judge(checkpoint, tokenizer, retokenize, device)
     if retokenize:
         raise UserError(
             f"evaluate.retokenize is true, but judge {name!r} is a Markov source, which knows only its own tokens; set "
             "it to false"
         )
-    return ExactJudge(name, tokenizer, device)
+    return ExactJudge(checkpoint, tokenizer, device)
 
 
 def check_same_vocabulary(judge: PreTrainedTokenizerBase, model: PreTrainedTokenizerBase, name: str) -> None:

@@ -27,7 +27,8 @@ from students.adapters import AdaptedDenoiser
 from students.student import frozen, trainable_copy
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import SPEC_FIELDS, CausalDenoiser
+from teachers.families import recognise
+from teachers.families.stock.denoiser import StockDenoiser, told
 from teachers.process import MaskedProcess
 from teachers.source import parse_source, read_object, reason
 
@@ -163,7 +164,13 @@ def read_shape(name: str) -> PretrainedConfig:
     path = path / "config.json" if path.is_dir() else path
     if source.revision is not None or not path.is_file():
         raise UserError(f"{name!r} is no folder with a config.json; download that one file and give its path")
-    kind = read_object(path).get("model_type")
+    config = read_object(path)
+    kind, family = config.get("model_type"), recognise(config, name)
+    if "planning" not in family.capabilities:
+        raise UserError(
+            f"{name!r} is {family.title}, whose layers and weights fewstep plan does not know; give a config whose "
+            "networks are causal language models of transformers"
+        )
     if kind not in CONFIG_MAPPING:
         raise UserError(
             f"{path} is of model_type {kind!r}, which transformers does not know; for planning, write its shape as a "
@@ -175,18 +182,17 @@ def read_shape(name: str) -> PretrainedConfig:
         raise UserError(f"cannot read {path} ({reason(error)}); it must be a model's config.json") from error
 
 
-def _denoiser(shape: PretrainedConfig, config: DistillConfig, layers: int | None = None) -> CausalDenoiser:
+def _denoiser(shape: PretrainedConfig, config: DistillConfig, layers: int | None = None) -> StockDenoiser:
     """A denoiser of a shape with so many layers, all by default."""
     shape = type(shape).from_dict(shape.to_dict())
     if layers is not None:
         shape.num_hidden_layers = layers
         if getattr(shape, "layer_types", None):
             shape.layer_types = shape.layer_types[:layers]
-    saved = {k: v for k, v in (getattr(shape, "fewstep", None) or {}).items() if k in SPEC_FIELDS}
     given = {k: getattr(config.teacher, k) for k in ("attention", "block_size", "shift")}
-    spec = {"mask_id": 0, **saved, **{k: v for k, v in given.items() if v is not None}}
+    spec = {"mask_id": 0, **told(shape.to_dict(), {k: v for k, v in given.items() if v is not None})}
     spec |= {"vocabulary": shape.vocab_size, "max_length": shape.max_position_embeddings}
-    return CausalDenoiser(AutoModelForCausalLM.from_config(shape, dtype=torch.float32), DenoiserSpec(**spec))
+    return StockDenoiser(AutoModelForCausalLM.from_config(shape, dtype=torch.float32), DenoiserSpec(**spec))
 
 
 class Shapes:

@@ -5,7 +5,7 @@ A checkpoint is a folder ``update-N``:
 - ``student/rank-K.safetensors``, ``critic/…``: float32 weights, Adam's moments and the average by parameter name, each
   process having written its share of the names; any number of processes at any ZeRO stage reads them back;
 - ``target/rank-0.safetensors``: where the objective has a target, its weights;
-- ``student-ema/``: the averaged student, loadable by `teachers.families.causal.load_denoiser`;
+- ``student-ema/``: the averaged student, loadable by `teachers.families.load_denoiser`;
 - ``state.json``: the update, counters, what the watch keeps; ``manifest.json``: size and SHA-256 of every file, last.
 
 It is written under another name in the background while training goes on, and renamed when all processes are done.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from distill.config import OptimizerConfig, TrainConfig
+from distill.config.deepspeed import unusable
 from distill.runtime.world import World
-from distill.training.engine import Engine
+from distill.training.engine import STATE, Engine, micro_batch
 from distill.training.plain import PlainEngine
 from distill.training.zero import ZeroEngine
+from teachers.errors import UserError
 
 
 def deepspeed_section(section: dict[str, Any], world: World, sharded_teacher: bool = False) -> dict[str, Any] | None:
@@ -32,3 +35,48 @@ def start_engine(
     if deepspeed is None:
         return PlainEngine(network, optimizer, train, world)
     return ZeroEngine(network, optimizer, train, deepspeed, world)
+
+
+class Probe(nn.Module):
+    """A network of four weights, made without drawing a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.Parameter(torch.ones(2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 2) → ()."""
+        return (x.to(self.weights) @ self.weights).float().sum()
+
+
+def rehearse(section: dict[str, Any], train: TrainConfig, world: World) -> None:
+    """Take one step of a tiny network under a ``deepspeed`` section, on all processes, before anything is loaded.
+
+    DeepSpeed accepts many settings that it only fails on when it trains, some on a number of processes alone.
+
+    Raises:
+        UserError: it cannot train so.
+    """
+    if not section:
+        return
+    try:
+        _take_a_step(section, train, world)
+    except UserError:
+        raise
+    except Exception as error:  # of any type: what it raises is about the section, there is nothing else here
+        raise UserError(unusable(section, error)) from error
+
+
+def _take_a_step(section: dict[str, Any], train: TrainConfig, world: World) -> None:
+    network = Probe()
+    precision = "float32" if train.precision == "auto" else train.precision
+    tried = train.model_copy(update={"gradient_checkpointing": False, "precision": precision})
+    engine = ZeroEngine(network, train.student, tried, section, world)
+    rows = torch.ones(micro_batch(train, world), 2, device=world.device)
+    for _ in range(train.batch // world.size // len(rows)):
+        engine.backward(network(rows))
+    engine.step(0)
+    for kind in STATE:
+        state = {name: full.clone() for name, full in engine.gather(kind)}
+        engine.scatter(kind, state.__getitem__)
+    engine.destroy()

@@ -1,12 +1,12 @@
-"""The loop: next batch → rollout → for each phase: loss, backward, step → average; once in a while log, watch, save."""
+"""A run: one update after another, and once in a while log, watch, checkpoint."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import torch
@@ -18,16 +18,13 @@ from distill.runtime.progress import progress_bar
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
 from distill.training.checkpoint import Checkpointer, check_space, latest_checkpoint, load_checkpoint
-from distill.training.engine import Engine, micro_batch
-from distill.training.engines import start_engine
 from distill.training.guards import Guard, termination
 from distill.training.meter import Meter
 from distill.training.tracking import Tracker
-from objectives.objective import LossOutput, Objective, Rollout
-from students.student import Ema, cast, twin
+from distill.training.trainer import Trainer, Update
+from objectives.objective import Objective
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
-from teachers.randomness import RowStreams
 
 Watch = Callable[[int, Denoiser | None, dict[str, Any]], tuple[dict[str, float], bool, str | None]]
 """(update, average on the main process, state kept across resumes) → (metrics, whether this is the best so far, why to
@@ -66,9 +63,7 @@ def train(
     """Run ``config.updates`` updates, or what is left of them.
 
     Args:
-        optimizers: one a phase of the objective.
-        corpus: real rows or trajectories, or None for objectives that need none.
-        deepspeed: what DeepSpeed is told, or None where torch alone trains, see `deepspeed_section`.
+        objective, optimizers, corpus, deepspeed: see `Trainer`.
         length: tokens a row, for the throughput.
         watch: called every ``watch_every`` updates; may stop the run.
         data: identity of the corpus, to refuse a run that continues on other data; None accepts any.
@@ -77,129 +72,125 @@ def train(
         UserError: the checkpoint is damaged or of other data, or there is no room for one.
         RunError: too many updates in a row were not finite, or the last checkpoint could not be written.
     """
-    micro = micro_batch(config, world, objective.group)
-    # kept on the CPU, but for when it is watched: a large one need not fit beside what trains
-    average = twin(objective.network("student")).cpu() if world.is_main else None  # type: ignore[arg-type]
-    engines = {
-        phase: start_engine(objective.network(phase), optimizers[phase], config, deepspeed, world)
-        for phase in objective.phases
-    }
-    ema = Ema(engines["student"].masters(), config.ema)
-    target = objective.target
-    if target is not None:
-        cast(target, getattr(torch, config.precision)).to(world.device)
+    trainer = Trainer(objective, optimizers, corpus, config, deepspeed, world)
     kept: dict[str, Any] = {"watched": {}, "stopped": None, "skipped": 0, "data": data}
-    done = 0
-    checkpoint = latest_checkpoint(run) if resume else None
-    if checkpoint is not None:
-        state = load_checkpoint(checkpoint, engines, ema, world, target)
-        if data is not None and state.get("data") not in (None, data):
-            raise UserError(
-                f"the data is {data} but this run was trained on {state['data']}; put the data back, start a new run, "
-                "or allow it with --allow-changes"
-            )
-        done, kept = state["update"], {key: state.get(key, start) for key, start in kept.items()} | {"data": data}
-        fill(average, ema, engines["student"])  # there may be no update left
+    if resume:
+        kept = continued(trainer, run, kept)
     if world.is_main:
-        run.drop_metrics_after(done)
-    world.on_main(lambda: check_space(run, engines, config.keep, target))
-    checkpointer = Checkpointer(run, world, config.keep)
-    rows, meter, guard = world.rows(config.batch), Meter(world), Guard(run, world, config)
-    saved_at = time.monotonic()
+        run.drop_metrics_after(trainer.done)
+    world.on_main(lambda: check_space(run, trainer.engines, config.keep, trainer.target))
 
     with termination() as terminated, progress_bar() as bar, Tracker(run, world, config) as tracker:
-        task = bar.add_task("training", total=config.updates, completed=done, note="")
-        preempted = False
-        for update in range(done, config.updates):
-            if kept["stopped"] or preempted:
+        loop = Loop(trainer, run, tracker, kept, terminated)
+        task = bar.add_task("training", total=config.updates, completed=trainer.done, note="")
+        for update in trainer if not kept["stopped"] else ():
+            loop.count(update, config.batch * length)
+            last = update.number == config.updates
+            bar.update(task, completed=update.number)
+            if last or update.number % config.log_every == 0:
+                bar.update(task, note=loop.log())
+            best = False
+            if watch is not None and watch_every and (last or update.number % watch_every == 0):
+                best = loop.watch(watch)
+            if loop.save(last, best):
                 break
-            real = None
-            if corpus is not None:
-                real = corpus.batch(config.seed, [update * config.batch + row for row in rows]).to(world.device)
-            if objective.begin(update, config.updates):
-                fill(target, ema, engines["student"])
-            rollout = objective.rollout(real, len(rows), RowStreams(config.seed, (update,), rows, world.device))
-            all_moved = True
-            for phase in objective.phases:
-                loss, norm, moved, outs = take_step(engines[phase], objective, phase, rollout, update, micro, world)
-                if moved:
-                    meter.add(phase, loss, norm, outs)
-                else:
-                    guard.record(update, phase, loss, norm)
-                    kept["skipped"] += 1
-                all_moved = all_moved and moved
-                if moved and phase == "student":
-                    ema.update()
-            if not guard.goes_on(all_moved):
-                checkpointer.settle()
-                guard.stop()
-
-            finished = update + 1
-            last = finished == config.updates
-            meter.tokens += config.batch * length
-            bar.update(task, completed=finished)
-            if finished % config.log_every == 0 or last:
-                rates = {f"{phase}/lr": engine.learning_rate(update) for phase, engine in engines.items()}
-                line = {"update": finished, **meter.read(), **rates, "skipped": kept["skipped"]}
-                tracker.log(line)
-                bar.update(task, note=f"loss {line['student/loss']:.3f}" if "student/loss" in line else "skipped")
-            best = filled = False
-            if watch is not None and watch_every and (finished % watch_every == 0 or last):
-                checkpointer.settle()  # it may still be writing the average
-                fill(average, ema, engines["student"])
-                filled = True
-                with on_device(average, world.device):
-                    metrics, best, kept["stopped"] = watch(finished, average, kept["watched"])
-                tracker.log({"update": finished, **metrics})
-            minutes = (time.monotonic() - saved_at) / 60
-            late = config.checkpoint_minutes is not None and minutes > config.checkpoint_minutes
-            preempted, writing, late = world.any(terminated.is_set(), checkpointer.writing, late)
-            if not writing:
-                checkpointer.settle()
-            if best or last or late or preempted or kept["stopped"] or finished % config.checkpoint_every == 0:
-                checkpointer.settle()
-                if not filled:
-                    fill(average, ema, engines["student"])
-                checkpointer.begin(finished, engines, ema, average, target, kept, best)
-                saved_at = time.monotonic()
-        problem = checkpointer.settle()
-    if problem:
-        raise RunError(f"{problem}; make room or mend the folder, then start again with --resume")
-    for engine in engines.values():
-        engine.destroy()
-    return Outcome(average, kept["stopped"], preempted)
+        average = trainer.average()
+        loop.finish()
+    return Outcome(average, kept["stopped"], loop.preempted)
 
 
-def take_step(
-    engine: Engine, objective: Objective, phase: str, rollout: Rollout, update: int, micro: int, world: World
-) -> tuple[float, float, bool, list[LossOutput]]:
-    """One phase of an update: forward and backward passes of ``micro`` rows at a time, then the optimiser's step.
+def continued(trainer: Trainer, run: RunFolder, kept: dict[str, Any]) -> dict[str, Any]:
+    """Bring a trainer to the run's newest checkpoint, if there is one; what the loop had kept there.
 
-    Returns:
-        The loss over all processes, the gradient's norm, whether the weights moved, and what each micro-batch gave.
+    Raises:
+        UserError: it is damaged, of other networks or of other data.
     """
-    outs, rows = [], len(rollout)
-    loss = torch.zeros((), dtype=torch.float64, device=world.device)
-    terms = world.sum(objective.count(phase, rollout)).clamp(min=1)
-    for start in range(0, rows, micro):
-        out = objective.loss(phase, rollout.rows(slice(start, start + micro)))
-        # engines average over processes and micro-batches; the loss is a mean over all terms
-        engine.backward(out.sum * (world.size * (rows // micro) / terms).to(out.sum))
-        outs.append(LossOutput(out.sum.detach(), out.metrics))
-        loss += outs[-1].sum / terms
-    value = float(world.sum(loss))
-    norm, moved = engine.step(update, math.isfinite(value))
-    return value, norm, moved, outs
+    checkpoint = latest_checkpoint(run)
+    if checkpoint is None:
+        return kept
+    state = load_checkpoint(checkpoint, trainer.engines, trainer.ema, trainer.world, trainer.target)
+    data = kept["data"]
+    if data is not None and state.get("data") not in (None, data):
+        raise UserError(
+            f"the data is {data} but this run was trained on {state['data']}; put the data back, start a new run, "
+            "or allow it with --allow-changes"
+        )
+    trainer.done = state["update"]
+    return {key: state.get(key, start) for key, start in kept.items()} | {"data": data}
 
 
-@torch.no_grad()
-def fill(average: Denoiser | None, ema: Ema, student: Engine) -> None:
-    """Put the averaged weights into ``average``, cast; all processes together, those without one as well."""
-    into = dict(average.named_parameters()) if average is not None else {}
-    with ema.swapped():
-        for name, weight in student.gather("weight"):
-            if into:
-                into[name].copy_(weight)
+class Loop:
+    """What is done once in a while, and what ends a run before its last update.
+
+    Attributes:
+        kept: plain values that a resumed run needs, in every checkpoint.
+        preempted: whether any process got a SIGTERM.
+    """
+
+    def __init__(self, trainer: Trainer, run: RunFolder, tracker: Tracker, kept: dict[str, Any], terminated: Event):
+        self.trainer, self.config, self.world = trainer, trainer.config, trainer.world
+        self.tracker, self.kept, self.terminated, self.preempted = tracker, kept, terminated, False
+        self.meter, self.guard = Meter(self.world), Guard(run, self.world, self.config)
+        self.checkpointer, self.saved_at = Checkpointer(run, self.world, self.config.keep), time.monotonic()
+
+    def count(self, update: Update, tokens: int) -> None:
+        """Add an update to the averages, or to what was skipped.
+
+        Raises:
+            RunError: too many in a row were skipped.
+        """
+        self.meter.tokens += tokens
+        for phase, step in update.steps.items():
+            if step.moved:
+                self.meter.add(phase, step.loss, step.norm, step.outs)
+            else:
+                self.guard.record(update.number - 1, phase, step.loss, step.norm)
+                self.kept["skipped"] += 1
+        if not self.guard.goes_on(update.moved):
+            self.checkpointer.settle()
+            self.guard.stop()
+
+    def log(self) -> str:
+        """Write down the averages since the last time; what to show of them."""
+        rates = {f"{phase}/lr": rate for phase, rate in self.trainer.learning_rates().items()}
+        line = {"update": self.trainer.done, **self.meter.read(), **rates, "skipped": self.kept["skipped"]}
+        self.tracker.log(line)
+        return f"loss {line['student/loss']:.3f}" if "student/loss" in line else "skipped"
+
+    def watch(self, watch: Watch) -> bool:
+        """Look at the average; whether it is the best so far."""
+        self.checkpointer.settle()  # it may still be writing the average
+        average = self.trainer.average()
+        with on_device(average, self.world.device):
+            metrics, best, self.kept["stopped"] = watch(self.trainer.done, average, self.kept["watched"])
+        self.tracker.log({"update": self.trainer.done, **metrics})
+        return best
+
+    def save(self, last: bool, best: bool) -> bool:
+        """Start a checkpoint where one is due, and publish the one before it; whether the run is to end here."""
+        minutes, limit = (time.monotonic() - self.saved_at) / 60, self.config.checkpoint_minutes
+        late = limit is not None and minutes > limit
+        self.preempted, writing, late = self.world.any(self.terminated.is_set(), self.checkpointer.writing, late)
+        if not writing:
+            self.checkpointer.settle()
+        ends = self.preempted or bool(self.kept["stopped"])
+        if best or last or late or ends or self.trainer.done % self.config.checkpoint_every == 0:
+            self.checkpointer.settle()
+            it = self.trainer
+            self.checkpointer.begin(it.done, it.engines, it.ema, it.average(), it.target, self.kept, best)
+            self.saved_at = time.monotonic()
+        return ends
+
+    def finish(self) -> None:
+        """Publish the last checkpoint and release the engines.
+
+        Raises:
+            RunError: it could not be written.
+        """
+        problem = self.checkpointer.settle()
+        if problem:
+            raise RunError(f"{problem}; make room or mend the folder, then start again with --resume")
+        self.trainer.destroy()
 
 
 @contextmanager

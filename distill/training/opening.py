@@ -11,19 +11,26 @@ from distill.runtime.messages import say, warn
 from distill.runtime.run_folder import RunFolder, check_new_folder
 from distill.runtime.world import World
 from distill.training.checkpoint import latest_checkpoint, verify_checkpoint
+from distill.training.engines import rehearse
 from distill.training.loop import Outcome
+from distill.training.tracking import check_wandb
 from teachers.files import publish
 
 
 def open_run(run: RunFolder, config: AnyConfig, world: World, resume: bool, allow_changes: bool) -> AnyConfig:
-    """Check the run folder before anything is loaded: that a new one can be made, or that this one can be resumed.
+    """Check, before anything is loaded, that a new run folder can be made, or that this one can be resumed.
+
+    What other libraries are given is tried first: where they refuse it, no folder is in the way of the next start.
 
     Returns:
         The config with its precision `settled`, as a resumed run has it, on every process.
 
     Raises:
-        UserError: it can not; see `check_new_folder`, `RunFolder.reopen` and `verify_checkpoint`.
+        UserError: it can not; see `check_wandb`, `rehearse`, `check_new_folder`, `RunFolder.reopen` and
+            `verify_checkpoint`.
     """
+    world.on_main(lambda: check_wandb(config.train.wandb))
+    rehearse(config.deepspeed, config.train, world)
 
     def check() -> AnyConfig:
         if not resume:

@@ -11,8 +11,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from distill.config import DistillConfig
-from distill.evaluation.evaluate import at_precision, quick_figures
+from distill.evaluation.evaluate import quick_figures
 from distill.evaluation.judge import load_judge
+from distill.evaluation.sample import at_precision
 from distill.runtime.messages import say
 from distill.runtime.world import World
 from teachers.denoiser import Denoiser

@@ -110,7 +110,7 @@ class Rgas(Sampler):
         if len(rows) == 0:
             return None
         wanted = open_[rows] if self.guidance(number, steps) > 0 else reveal[rows].any(1)
-        return Candidates(rows, wanted, t[rows], reveal[rows])
+        return Candidates(rows, wanted, t[rows], reveal=reveal[rows])
 
     def settle(self, work: Work, asked: Asked, before: Canvas, features: Tensor) -> tuple[Tokens, Tensor]:
         """Tilt the law of what is revealed, or choose among candidates; they share the pass."""

@@ -21,7 +21,7 @@ from students.samplers.threshold import Threshold
 from students.student import Ema
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import create_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 
 LENGTH = 12
 SHAPE = dict(
@@ -29,9 +29,9 @@ SHAPE = dict(
     intermediate_size=24, tie_word_embeddings=True,
 )  # fmt: skip
 ROW = dict(
-    model="student", sampler="ancestral", steps=8, nfe=7.25, critic_nfe=0.0, samples=64, judge_perplexity=123.456,
-    judge_perplexity_ci=[120.0, 127.0], unigram_entropy=4.25, bigram_entropy=6.5, distinct_2=0.5, seconds=2.0,
-    tokens_per_second=4096.0,
+    model="student", sampler="ancestral", steps=8, nfe=7.25, nfe_median=7.0, nfe_p95=8.0, critic_nfe=0.0, samples=64,
+    judge_perplexity=123.456, judge_perplexity_ci=[120.0, 127.0], unigram_entropy=4.25, bigram_entropy=6.5,
+    distinct_2=0.5, seconds=2.0, tokens_per_second=4096.0,
 )  # fmt: skip
 
 
@@ -126,7 +126,20 @@ def test_the_card_has_the_measured_table(tmp_path):
     evaluation = {
         "rows": [ROW],
         "judge": {"name": "bundled:judge", "parameters": 2_000_000, "retokenized": False},
-        "sampling": dict(samples=64, length=12, sampler="ancestral", draw="exact", precision="float32"),
+        "sampling": dict(
+            sampler="ancestral",
+            sampler_settings={},
+            draw="exact",
+            precision="float32",
+            process="log-linear",
+            samples=64,
+            length=12,
+            batch=64,
+            seed=0,
+            bootstrap=10,
+            device="cpu",
+            torch="2",
+        ),
         "reference": None,
     }
     (run / "evaluation.json").write_text(json.dumps(evaluation))
@@ -177,7 +190,7 @@ def test_an_export_that_does_not_reload_leaves_no_folder(tmp_path, monkeypatch):
         (dict(compress="int9"), r"--compress 'int9' is unknown; did you mean 'int8'\?; allowed are int8"),
         (dict(steps=0), "--steps 0 is outside 1 to 12"),
         (dict(steps=13), "--steps 13 is outside 1 to 12"),
-        (dict(run="nowhere"), "is not a folder"),
+        (dict(run="nowhere"), "does not exist"),
         (dict(run="."), "neither a run folder"),
         (dict(run="young"), "no checkpoint yet"),
         (dict(run="judge"), "autoregressive"),

@@ -19,7 +19,7 @@ from students.samplers import Sampler
 from students.samplers.threshold import Threshold
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import create_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 
 SHAPE = dict(
     hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8,

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from distill.comparison.compare import measure
 
 from distill.commands.distil import distil
 from distill.commands.evaluate import evaluate_command
@@ -19,16 +18,16 @@ from distill.data.corpus import load_corpus
 from distill.data.teacher_rows import write_rows
 from distill.data.tokenizers import load_tokenizer, train_tokenizer
 from distill.evaluation.evaluate import evaluate
-from distill.evaluation.judge import ExactJudge, Judge, load_judge
-from distill.evaluation.report import markdown_table
+from distill.evaluation.judge import ExactJudge, load_judge
+from distill.evaluation.results import Evaluation, measure
 from distill.models import load_teacher
 from distill.runtime.world import start_world
 from students.samplers import Ancestral
 from students.samplers.law import ancestral_law, ancestral_log_prob
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import create_denoiser
-from teachers.markov import load_markov
+from teachers.families import load_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 
 LENGTH = 8
 SHAPE = {
@@ -84,7 +83,7 @@ def refused(capture, *words):
 
 
 def test_the_folder_holds_rows_that_read_back_as_the_source_wrote_them(folder):
-    source, tokenizer = load_markov(str(folder)), load_tokenizer(str(folder))
+    source, tokenizer = load_denoiser(str(folder)), load_tokenizer(str(folder))
     assert (source.tokens, source.order, source.spec.max_length, source.spec.mask_id) == (5, 1, LENGTH, 5)
     assert len(tokenizer) == source.spec.vocabulary
     corpus = load_corpus(DataConfig(**data(folder)), tokenizer)
@@ -127,7 +126,7 @@ def test_estimated_from_text(order, tmp_path):
     out = markov_command(
         tmp_path / "out", order=order, length=16, rows=30, heldout=2, text=str(text), tokenizer=tokenizer
     )
-    source, own = load_markov(str(out)), load_tokenizer(str(out))
+    source, own = load_denoiser(str(out)), load_tokenizer(str(out))
     assert source.order == order
     assert source.spec.mask_id == own.mask_token_id
     assert source.tokens == len(own) - 1
@@ -188,7 +187,7 @@ def test_an_existing_folder_and_a_tokenizer_with_merges_are_refused(folder, tmp_
 def test_as_a_judge_it_is_exact(folder):
     tokenizer = load_tokenizer(str(folder))
     judge = load_judge(str(folder), tokenizer)
-    source = load_markov(str(folder))
+    source = load_denoiser(str(folder))
     assert isinstance(judge, ExactJudge)
     rows = source.sample(50, torch.Generator().manual_seed(1), length=LENGTH)
     told = []
@@ -206,9 +205,6 @@ def test_as_a_judge_it_is_exact(folder):
     with pytest.raises(UserError) as refusal:
         load_judge(str(folder), load_tokenizer("bundled:teacher"))
     refused(refusal, str(folder), "over one vocabulary")
-    with pytest.raises(UserError) as refusal:
-        Judge(str(folder), tokenizer)
-    refused(refusal, "exact Markov source, not a network")
 
 
 def test_a_whole_distillation_from_it(folder, start, tmp_path, capsys):
@@ -216,26 +212,26 @@ def test_a_whole_distillation_from_it(folder, start, tmp_path, capsys):
     run = distil(config, tmp_path / "run")
     watched = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any("watch/teacher_judge_perplexity" in line for line in watched)
-    result = json.loads(evaluate_command(run).read_text())
-    source = load_markov(str(folder))
+    result = Evaluation.load(evaluate_command(run))
+    source = load_denoiser(str(folder))
     entropy = source.entropy(LENGTH) / LENGTH
-    assert result["judge"]["source_entropy"] == pytest.approx(entropy)
-    for row in [result["reference"], *result["rows"]]:
-        assert row["excess_nats"] == pytest.approx(math.log(row["judge_perplexity"]) - entropy)
-        low, high = row["excess_nats_ci"]
-        assert low <= row["excess_nats"] <= high
-    assert "divergence_nats" not in result["reference"]
-    for row in result["rows"]:
-        low, high = row["divergence_nats_ci"]
-        assert low <= row["divergence_nats"] <= high
-    assert measure(result["rows"]) == "divergence_nats"
-    teacher = {row["steps"]: row["excess_nats"] for row in result["rows"] if row["model"] == "teacher"}
+    assert result.judge.source_entropy == pytest.approx(entropy)
+    for row in [result.reference, *result.rows]:
+        assert row.excess_nats == pytest.approx(math.log(row.judge_perplexity) - entropy)
+        low, high = row.excess_nats_ci
+        assert low <= row.excess_nats <= high
+    assert result.reference.divergence_nats is None
+    for row in result.rows:
+        low, high = row.divergence_nats_ci
+        assert low <= row.divergence_nats <= high
+    assert result.quality == "divergence_nats"
+    teacher = {row.steps: row.excess_nats for row in result.rows if row.model == "teacher"}
     assert teacher[1] > teacher[64] + 0.2, "in one step the teacher's tokens are independent"
     assert abs(teacher[64]) < 0.3
-    shown = markdown_table(result)
+    shown = result.markdown()
     assert "excess" in shown
-    assert f"{result['rows'][0]['excess_nats']:.4f}" in shown
-    assert f"{result['rows'][0]['divergence_nats']:.4f} ± " in shown
+    assert f"{result.rows[0].excess_nats:.4f}" in shown
+    assert f"{result.rows[0].divergence_nats:.4f} ± " in shown
     assert len({line.count("|") for line in shown.splitlines()[:8]}) == 1, "a row has another number of columns"
     assert "excess" in capsys.readouterr().out
     assert generate_command(str(run), steps=4, num=1, seed=0)[0].count(" ") == LENGTH - 1
@@ -247,16 +243,16 @@ def test_a_whole_distillation_from_it(folder, start, tmp_path, capsys):
 def test_the_divergence_is_the_bound_of_the_enumeration_and_only_the_source_has_none(tmp_path):
     length, many = 3, 2**20
     folder = markov_command(tmp_path / "source", tokens=3, length=length, rows=1, heldout=1, seed=4)
-    source = load_markov(str(folder))
+    source = load_denoiser(str(folder))
     config = EvaluateConfig(steps=[1, 2, 3], teacher_steps=many, samples=20_000, batch=10_000, bootstrap=200)
     rows, judge = source.all_rows(length), load_judge(str(folder), load_tokenizer(str(folder)))
 
     def measured(**changes):
         result = evaluate(source, None, judge, config.model_copy(update=changes), length, seed=1)
-        return {row["steps"]: row for row in result["rows"]}
+        return {row.steps: row for row in result.rows}
 
     def error_of(row):
-        low, high = row["divergence_nats_ci"]
+        low, high = row.divergence_nats_ci
         return (high - low) / 2 / 1.96
 
     found = measured()
@@ -267,14 +263,14 @@ def test_the_divergence_is_the_bound_of_the_enumeration_and_only_the_source_has_
             exact += float((log_q.exp() * (log_q - source.log_likelihood(rows))).sum()) / steps**length
         kl = source.kl(ancestral_law(source, rows, steps), length)
         assert exact > 1.05 * kl if steps > 1 else exact == pytest.approx(kl, abs=1e-6)
-        assert found[steps]["divergence_nats"] == pytest.approx(exact / length, abs=4 * error_of(found[steps]))
+        assert found[steps].divergence_nats == pytest.approx(exact / length, abs=4 * error_of(found[steps]))
         assert 20 * error_of(found[steps]) < exact / length, "the case is trivial"
-    assert found[many]["divergence_nats"] == pytest.approx(0, abs=1e-4)
+    assert found[many].divergence_nats == pytest.approx(0, abs=1e-4)
     assert measure(list(found.values())) == "divergence_nats"
 
     sharp = measured(sampler=Ancestral(temperature=0.5))[many]
-    assert sharp["excess_nats"] < 0 < sharp["divergence_nats"] - 4 * error_of(sharp)
-    assert "divergence_nats" not in measured(draw="float32-gumbel")[1]
+    assert sharp.excess_nats < 0 < sharp.divergence_nats - 4 * error_of(sharp)
+    assert measured(sampler=Ancestral(draw="float32-gumbel"))[1].divergence_nats is None
 
 
 def test_evaluated_by_name_with_held_out_rows(folder, tmp_path):

@@ -14,6 +14,7 @@ from distill.training.checkpoint import check_space, checkpoint_bytes, checkpoin
 from distill.training.loop import train
 from objectives.objective import LossOutput
 from students.student import twin
+from teachers.canvas import Canvas
 from teachers.errors import UserError
 from tests.distill.line import Line, Ones, Poisoned, train_line
 from tests.distill.runs import assert_same_weights, here, sign
@@ -46,11 +47,12 @@ class Chasing(Poisoned):
         return Ones(torch.rand(rows, 4, generator=torch.Generator().manual_seed(self.update)))
 
     def loss(self, phase, rollout):
+        canvas = Canvas.of(rollout.x, self.denoiser.spec.mask_id)
         if phase == "critic":
-            return LossOutput(self.critic(rollout.x).square().sum())
+            return LossOutput(self.critic(canvas).square().sum())
         with torch.no_grad():
-            goal = 2 * self.target(rollout.x)
-        return LossOutput((self.denoiser(rollout.x) - goal).square().sum())
+            goal = 2 * self.target(canvas)
+        return LossOutput((self.denoiser(canvas) - goal).square().sum())
 
 
 def chase(folder, stage=1, updates=6, resume=False, precision="float32"):

@@ -15,8 +15,10 @@ from distill.data.teacher_rows import FILE, training_rows, write_rows, writing_s
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
 from objectives.objective import Distillation
-from students.samplers.top_k import sample as top_k
+from students.fill import fill
+from students.samplers import TopK
 from students.student import trainable_copy
+from teachers.canvas import Canvas
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
 from tests.distill.runs import ROOT, assert_same_weights, here
@@ -60,7 +62,7 @@ def test_trajectories_are_the_teachers_own(teacher, run):
     assert rows.tokens.shape == rows.order.shape == (70, LENGTH)
     assert (np.sort(rows.order, 1) == [0, 0, 1, 2]).all()  # 4 tokens in 3 passes
     generator = torch.Generator().manual_seed(config.train.seed)
-    first = top_k(teacher, torch.full((64, LENGTH), MASK), 3, generator).tokens
+    first = fill(teacher, Canvas.blank(64, LENGTH, MASK), TopK(), 3, generator).tokens
     assert np.array_equal(rows.tokens[:64], first)
     assert not np.array_equal(rows_of(configure(TRAJECTORY, "train.seed=1"), teacher, run).tokens, rows.tokens)
 
@@ -94,8 +96,8 @@ def test_the_data_give_the_tokens_and_the_teacher_their_order(teacher, run):
     corpus = corpus_of(90)
     rows = rows_of(configure(TRAJECTORY), teacher, run, corpus)
     assert np.array_equal(rows.tokens, corpus.batch(0, range(70)).numpy())
-    z, given = torch.full((70, LENGTH), MASK), torch.from_numpy(rows.tokens).long()
-    log_p = teacher.logits(z).gather(-1, given[..., None]).squeeze(-1)
+    given = torch.from_numpy(rows.tokens).long()
+    log_p = teacher.log_probs(Canvas.blank(70, LENGTH, MASK)).gather(-1, given[..., None]).squeeze(-1)
     two = log_p.topk(2).indices.sort(1).values.numpy()
     assert np.array_equal(np.argsort(rows.order, 1, kind="stable")[:, :2], two)  # the first pass takes two
     other = rows_of(configure(TRAJECTORY), teacher, run, corpus_of(90, seed=1))  # not those that were kept

@@ -7,7 +7,7 @@ from objectives.certainty import CanvasRollout, CertaintyConfig, block_canvases,
 from objectives.objective import Distillation
 from students.student import trainable_copy
 from teachers.denoiser import DenoiserSpec
-from teachers.families.causal import create_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.tabular import TabularDenoiser, all_patterns, all_sequences

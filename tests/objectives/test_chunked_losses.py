@@ -13,7 +13,7 @@ from objectives.objective import Distillation
 from students.student import trainable_copy
 from teachers import chunks
 from teachers.denoiser import DenoiserSpec
-from teachers.families.causal import create_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.objectives.test_integral_kl import CONFIGS, LENGTH, VOCABULARY, real_rows, small_objective

@@ -12,7 +12,7 @@ from objectives.objective import Distillation
 from students.rollout import one_move
 from students.student import trainable_copy
 from teachers.denoiser import DenoiserSpec
-from teachers.families.causal import create_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.objectives.test_integral_kl import LENGTH, MASK, SHAPE, VOCABULARY, real_rows, small_objective

@@ -12,7 +12,7 @@ from objectives.ratios import clamped_log_odds, smoothed_cross_entropy, soft_bce
 from students.critic import Discriminator
 from students.student import trainable_copy
 from teachers.denoiser import DenoiserSpec
-from teachers.families.causal import create_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.tabular import TabularDenoiser

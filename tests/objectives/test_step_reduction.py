@@ -26,7 +26,7 @@ from students.samplers.threshold import confident
 from students.student import trainable_copy, twin
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import create_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.students.test_planner import SHAPE, chance_of_commits, small_model

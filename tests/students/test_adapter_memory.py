@@ -8,8 +8,9 @@ import torch
 from students.adapters import AdaptedDenoiser, AdapterConfig
 from students.critic import auxiliary_denoiser
 from students.student import Ema, frozen, trainable_copy
+from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
-from teachers.families.causal import create_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 from tests.forks import Command
 
 SHARE = 1.35  # of the base alone and its activations: what the issue that asked for adapters allows
@@ -27,8 +28,7 @@ def memory(name):
 
 
 def backward(network, optimizer=None):
-    z = torch.zeros(1, 32, dtype=torch.long)
-    network.logits(z)[..., 1:].square().mean().backward()
+    network.log_probs(Canvas.blank(1, 32, 0))[..., 1:].square().mean().backward()
     if optimizer is not None:
         optimizer.step()
 
@@ -50,7 +50,7 @@ def train(kind):
             backward(network, torch.optim.AdamW(network.parameters()))
         average.update()
         with torch.no_grad():
-            teacher.logits(torch.zeros(1, 32, dtype=torch.long))
+            teacher.log_probs(Canvas.blank(1, 32, 0))
     base = sum(p.numel() * p.element_size() for p in teacher.parameters())
     print(json.dumps({"base": base, "peak": memory("VmHWM") - before}))
 

@@ -13,9 +13,10 @@ from objectives.objective import Distillation
 from students.adapters import AdaptedDenoiser, AdapterConfig, merge_adapter, merged, plain_copy
 from students.critic import Discriminator, auxiliary_denoiser
 from students.student import Ema, cast, enable_gradient_checkpointing, frozen, trainable_copy, twin
+from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import create_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 
@@ -45,11 +46,11 @@ def move(network, scale=0.1):
 def canvas(rows=3):
     z = torch.randint(2, VOCABULARY, (rows, LENGTH), generator=torch.Generator().manual_seed(3))
     z[:, ::2] = MASK
-    return z
+    return Canvas.of(z, MASK)
 
 
-def probabilities(denoiser, **kwargs):
-    return denoiser.logits(canvas(), **kwargs).exp()
+def probabilities(denoiser, select=None):
+    return denoiser.log_probs(canvas(), select).exp()
 
 
 def some_loss(denoiser):
@@ -80,16 +81,16 @@ def test_every_network_gives_its_own_output_in_whatever_order_they_are_called(sp
     for one, other in itertools.combinations(expected.values(), 2):
         assert (one - other).abs().max() > 0.01
     hidden = {n: n.hidden_states(canvas()).detach() for n in expected}
-    masked = canvas() == MASK
+    masked = canvas().open
     for order in itertools.permutations(expected):
         for network in order:
             assert torch.equal(probabilities(network), expected[network])
             assert torch.equal(network.hidden_states(canvas()), hidden[network])
-            features = network.features(canvas(), select=masked)
+            features = network.features(canvas(), masked)
             assert features.shape == (masked.sum(), SHAPE["hidden_size"])
             probabilities(teacher), probabilities(critic)  # whoever computes between features and head
             torch.testing.assert_close(network.head(features).exp(), expected[network][masked])
-            torch.testing.assert_close(probabilities(network, select=masked), expected[network][masked])
+            torch.testing.assert_close(probabilities(network, masked), expected[network][masked])
 
 
 def test_an_error_within_a_pass_leaves_the_teacher_as_it_was():
@@ -97,7 +98,7 @@ def test_an_error_within_a_pass_leaves_the_teacher_as_it_was():
     alone = probabilities(teacher)
     student = move(AdaptedDenoiser(teacher, SMALL))
     with pytest.raises(IndexError):
-        student.logits(canvas() + VOCABULARY)
+        student.log_probs(Canvas.blank(1, LENGTH, VOCABULARY))
     assert torch.equal(probabilities(teacher), alone)
 
 
@@ -152,7 +153,7 @@ def test_outputs_and_gradients_are_those_of_a_peft_model_that_reads_the_saved_ad
     student.save(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     reference = peft.PeftModel.from_pretrained(stock, tmp_path, is_trainable=True)
-    logits = reference(input_ids=canvas(), use_cache=False).logits
+    logits = reference(input_ids=canvas().tokens, use_cache=False).logits
     logits = logits.masked_fill(torch.arange(VOCABULARY) == MASK, -torch.inf).log_softmax(-1)
     torch.testing.assert_close(logits.exp(), probabilities(student))
     logits.exp().square().sum().backward()

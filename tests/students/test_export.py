@@ -14,11 +14,12 @@ import torch
 from distill.config import DataConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
 from students.export import check_export, export_student, snippet
-from students.samplers import Ancestral
-from students.samplers.dilated import Dilated, dilated_transitions
+from students.samplers import Ancestral, Dilated
+from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import CausalDenoiser, create_denoiser, load_denoiser
+from teachers.families import load_denoiser
+from teachers.families.stock.denoiser import StockDenoiser, create_denoiser
 from teachers.process import MaskedProcess
 
 # 1.77 M parameters: the shape for which int8 must be at most 0.35 of float32
@@ -52,7 +53,7 @@ assert not ours, ours
 """
 
 
-def make(shape=TINY, seed=0, **spec) -> tuple[CausalDenoiser, object]:
+def make(shape=TINY, seed=0, **spec) -> tuple[StockDenoiser, object]:
     tokenizer = train_tokenizer(TokenizerConfig(vocabulary=259), DataConfig(path="unused", length=16))
     torch.manual_seed(seed)
     values = dict(
@@ -98,7 +99,9 @@ def test_both_exports_work_in_a_new_process_and_int8_is_a_third(tmp_path):
     # through our own loader it is the same network as through the stock one
     ours = load_denoiser(str(int8), tokenizer)
     found[..., denoiser.spec.mask_id] = -torch.inf
-    torch.testing.assert_close(ours.logits(canvas), found.log_softmax(-1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        ours.log_probs(Canvas.of(canvas, ours.spec.mask_id)), found.log_softmax(-1), rtol=0, atol=1e-5
+    )
     assert ours.spec == denoiser.spec
 
 
@@ -138,7 +141,7 @@ def test_the_snippet_draws_from_the_denoisers_own_distribution(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path / "out")
     scope: dict = {}
     exec(snippet(denoiser.spec, schedule, sampler), scope)  # one step: every token is drawn from the all-masked canvas
-    expected = denoiser.logits(torch.full((1, 16), denoiser.spec.mask_id))
+    expected = denoiser.log_probs(Canvas.blank(1, 16, denoiser.spec.mask_id))
     torch.testing.assert_close(scope["logits"].log_softmax(-1).float(), expected, rtol=0, atol=1e-4)
     assert not (scope["canvas"] == denoiser.spec.mask_id).any()
 
@@ -161,8 +164,8 @@ def test_the_snippets_dilated_passes_are_the_samplers_own(schedule):
         canvas = torch.ones(1, length, dtype=torch.int64)
         canvas[0, :start] = 7  # a prompt
         scope = {"math": math, "mask": 1, "canvas": canvas, "settings": SimpleNamespace(max_denoising_steps=steps)}
-        where = (canvas == 1).expand(4000, -1)
-        turns = dilated_transitions(where, steps, torch.Generator().manual_seed(0), MaskedProcess(schedule))
+        rows, generator = Canvas.of(canvas.expand(4000, -1), 1), torch.Generator().manual_seed(0)
+        turns = Dilated().transitions(rows, torch.full((4000,), steps), MaskedProcess(schedule), generator)
         possible = {tuple(turn[start:]) for turn in (steps - turns).tolist()}
         found = set()
         for _ in range(20):

@@ -9,6 +9,7 @@ import torch
 
 from students.adapters import AdaptedDenoiser, AdapterConfig, merged
 from students.adaptive import adaptive
+from students.fill import fill
 from students.planner import (
     PLANNER_FILE,
     PlannedDenoiser,
@@ -20,12 +21,14 @@ from students.planner import (
     summary,
     surroundings,
 )
-from students.samplers import SAMPLERS
+from students.samplers import Planner, Threshold
 from students.samplers.threshold import confident
 from students.student import twin
+from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import create_denoiser, load_pretrained
+from teachers.families import resolve
+from teachers.families.stock.denoiser import create_denoiser, load_model
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, uniform
 from tests.tabular import TabularDenoiser, all_patterns, all_sequences
@@ -71,11 +74,11 @@ def exact_law(denoiser, steps):
     for n in range(steps):
         after = {}
         for state, mass in states.items():
-            z = torch.tensor([state])
-            masked = z == mask_id
+            canvas = Canvas.of(torch.tensor([state]), mask_id)
+            masked = canvas.open
             mean += mass
-            log_probs = denoiser.logits(z)
-            features = denoiser.features(z, select=masked)
+            log_probs = denoiser.log_probs(canvas)
+            features = denoiser.features(canvas, masked)
             logits = denoiser.commit_logits(features, summary(log_probs[masked]), surroundings(masked))
             places, known = (x[0].nonzero().squeeze(1).tolist() for x in (masked, ~masked))
             for chosen in all_patterns(len(places)).tolist():
@@ -112,9 +115,10 @@ def test_sampler_and_recorded_trajectories_have_the_law_of_the_enumeration(steps
     denoiser = planned_table(scale=0.2)
     law, mean, log_q = exact_law(denoiser, steps)
     assert sum(law.values()) == pytest.approx(1)
-    canvas = torch.full((20_000, 3), denoiser.spec.mask_id)
-    out = SAMPLERS["planner"]().build()(denoiser, canvas, steps, torch.Generator().manual_seed(1))
-    found = adaptive(denoiser, MaskedProcess(), steps, 3, RowStreams(0, (1,), range(5000)))
+    canvas = Canvas.blank(20_000, 3, denoiser.spec.mask_id)
+    out = fill(denoiser, canvas, Planner(), steps, torch.Generator().manual_seed(1))
+    some, streams = canvas.rows(slice(0, 5000)), RowStreams(0, (1,), range(5000))
+    found = adaptive(denoiser, MaskedProcess(), some, Planner(), steps, streams)
     for tokens, passes in ((out.tokens, out.nfe), (found.sample, found.steps)):
         assert chi_square(tokens, law) < CHI_SQUARE_7
         assert float(passes.double().mean()) == pytest.approx(mean, abs=0.03)
@@ -180,16 +184,14 @@ def test_untrained_planner_is_the_ancestral_rate_with_and_without_a_head():
     torch.manual_seed(0)
     inner = small_model(64)
     planned = add_planner(inner, 8)
-    canvas = torch.full((100, 64), 1)
-    with_head, without = (
-        SAMPLERS["planner"]().build()(d, canvas, 8, torch.Generator().manual_seed(2)) for d in (planned, inner)
-    )
+    canvas = Canvas.blank(100, 64, 1)
+    with_head, without = (fill(d, canvas, Planner(), 8, torch.Generator().manual_seed(2)) for d in (planned, inner))
     assert torch.equal(with_head.tokens, without.tokens)
     assert torch.equal(with_head.nfe, without.nfe)
     assert 7 < float(with_head.nfe.double().mean()) <= 8
-    fewer = SAMPLERS["planner"](bias=1.0).build()(planned, canvas, 8, torch.Generator().manual_seed(2))
+    fewer = fill(planned, canvas, Planner(bias=1.0), 8, torch.Generator().manual_seed(2))
     assert float(fewer.nfe.double().mean()) < 6
-    assert (SAMPLERS["planner"]().label, SAMPLERS["planner"](bias=-0.5).label) == ("planner", "planner, bias -0.5")
+    assert (Planner().label, Planner(bias=-0.5).label) == ("planner", "planner, bias -0.5")
 
 
 def test_threshold_commits_what_reaches_it_and_always_the_most_confident():
@@ -197,18 +199,18 @@ def test_threshold_commits_what_reaches_it_and_always_the_most_confident():
     log_confidence = torch.tensor([0.95, 0.4, 0.9, 0.3, 0.6]).log()
     expected = [[True, False, False, True], [False, False, False, True], [False] * 4]
     assert confident(log_confidence, masked, 0.9).tolist() == expected
-    assert SAMPLERS["threshold"](threshold=0.8, confidence="drawn").label == "threshold 0.8, of the drawn token"
+    assert Threshold(threshold=0.8, confidence="drawn").label == "threshold 0.8, of the drawn token"
 
 
 def test_threshold_passes_adapt_and_the_default_does_not_look_at_what_was_drawn():
-    canvas = torch.full((400, 3), 2)
+    canvas = Canvas.blank(400, 3, 2)
     sure = TabularDenoiser(3, 3, 0, sharpness=0.0)
     with torch.no_grad():
         sure.table[..., 0] += 1.5  # probability 0.82 of token 0 at every position
     sample = {}
     for rule in (("largest", 0.9), ("largest", 0.8), ("drawn", 0.8)):
-        sampler = SAMPLERS["threshold"](confidence=rule[0], threshold=rule[1]).build()
-        sample[rule] = sampler(sure, canvas, 3, torch.Generator().manual_seed(0))
+        sampler = Threshold(confidence=rule[0], threshold=rule[1])
+        sample[rule] = fill(sure, canvas, sampler, 3, torch.Generator().manual_seed(0))
     assert (sample["largest", 0.9].nfe == 3).all()
     assert (sample["largest", 0.8].nfe == 1).all()
     assert 1 < float(sample["drawn", 0.8].nfe.double().mean()) < 3
@@ -220,7 +222,12 @@ def test_threshold_passes_adapt_and_the_default_does_not_look_at_what_was_drawn(
 @torch.no_grad()
 def test_trajectories_record_every_pass_and_do_not_depend_on_the_batch():
     denoiser = planned_table(length=4)
-    found = adaptive(denoiser, MaskedProcess(), 3, 4, RowStreams(0, (2,), range(12)))
+
+    def trajectories(rows):
+        blank = Canvas.blank(len(rows), 4, 2)
+        return adaptive(denoiser, MaskedProcess(), blank, Planner(), 3, RowStreams(0, (2,), rows))
+
+    found = trajectories(range(12))
     assert (found.commits.sum(1) == 1).all(), "each position is committed once"
     assert (found.sample != 2).all()
     z = torch.full((12, 4), 2)
@@ -229,13 +236,13 @@ def test_trajectories_record_every_pass_and_do_not_depend_on_the_batch():
         z = torch.where(found.commits[:, n], found.sample, z)
     assert torch.equal(found.steps, found.commits.any(2).sum(1))
     assert (found.steps[:, None] > torch.arange(3))[found.commits.any(2)].all()
-    alone = adaptive(denoiser, MaskedProcess(), 3, 4, RowStreams(0, (2,), [7]))
+    alone = trajectories([7])
     assert torch.equal(alone.states[0], found.states[7])
     denoiser.collective = True  # every process makes all passes, whatever its rows need
     calls = []
     features = denoiser.inner.features
     denoiser.inner.features = lambda *args, **kwargs: calls.append(1) or features(*args, **kwargs)
-    together = adaptive(denoiser, MaskedProcess(), 3, 4, RowStreams(0, (2,), range(12)))
+    together = trajectories(range(12))
     assert len(calls) == 3
     assert torch.equal(together.states, found.states)
 
@@ -247,17 +254,17 @@ def test_saved_planner_comes_back_and_stock_transformers_reads_the_folder(tmp_pa
     for p in denoiser.planner.parameters():
         p.normal_()
     denoiser.save(tmp_path)
-    back = load_planned(str(tmp_path))
+    back = load_planned(resolve(str(tmp_path)))
     assert isinstance(back, PlannedDenoiser)
     assert back.planner.base_steps == 5
     for one, other in zip(denoiser.parameters(), back.parameters(), strict=True):
         assert torch.equal(one, other)
-    assert load_pretrained(str(tmp_path)).num_parameters() == sum(p.numel() for p in denoiser.inner.parameters())
+    assert load_model(resolve(str(tmp_path))).num_parameters() == sum(p.numel() for p in denoiser.inner.parameters())
     (tmp_path / PLANNER_FILE).write_bytes(b"nonsense")
     with pytest.raises(UserError, match="cannot put planner"):
-        load_planned(str(tmp_path))
+        load_planned(resolve(str(tmp_path)))
     (tmp_path / PLANNER_FILE).unlink()
-    assert not isinstance(load_planned(str(tmp_path)), PlannedDenoiser)
+    assert not isinstance(load_planned(resolve(str(tmp_path))), PlannedDenoiser)
 
 
 @pytest.mark.parametrize("adapted", [False, True])
@@ -270,12 +277,11 @@ def test_twins_and_merged_copies_plan_alike(adapted, tmp_path):
     denoiser = add_planner(inner, 5)
     for p in denoiser.parameters():
         p.add_(0.2 * torch.randn_like(p))
-    z = torch.tensor([[1, 4, 1, 1, 7, 1, 2, 1]])
-    masked = z == 1
+    canvas = Canvas.of(torch.tensor([[1, 4, 1, 1, 7, 1, 2, 1]]), 1)
 
     def plans(network):
-        features = network.features(z, select=masked)
-        return network.commit_logits(features, summary(network.head(features)), surroundings(masked))
+        features = network.features(canvas, canvas.open)
+        return network.commit_logits(features, summary(network.head(features)), surroundings(canvas.open))
 
     copies = [twin(denoiser), merged(denoiser)]
     assert {n for n, _ in denoiser.named_parameters()} == {n for n, _ in copies[0].named_parameters()}

@@ -11,12 +11,14 @@ from torch.nn import functional
 
 from students.adapters import AdapterConfig
 from students.critic import Discriminator
-from students.samplers import Rgas
-from students.samplers.rgas import choose, embedding_gradients, guidance_strength, tilted_log_probs
+from students.fill import fill
+from students.samplers import LOG_LINEAR, Rgas
+from students.samplers.rgas import choose, embedding_gradients, tilted_log_probs
 from teachers import chunks
+from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import create_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from tests.students.test_samplers import (
     CHI_SQUARE_26,
@@ -55,50 +57,50 @@ class Scale(nn.Module):
         return self.scale * x
 
 
-def run(denoiser, canvas, steps, seed=0, critic=None, process=None, draw="exact", **settings):
-    critic = critic or discriminator(canvas.shape[1])
-    return Rgas(**settings).build(critic)(denoiser, canvas, steps, seeded(seed), process or MaskedProcess(), draw)
+def run(denoiser, canvas, steps, seed=0, critic=None, process=LOG_LINEAR, **settings):
+    critic = critic or discriminator(canvas.length)
+    return fill(denoiser, canvas, Rgas(**settings), steps, seeded(seed), process=process, critic=critic)
 
 
 @pytest.mark.parametrize("by_time", [False, True])
 def test_without_guidance_and_choice_it_is_ancestral_sampling(by_time):
     denoiser, process = Table(by_time), MaskedProcess("cosine")
     out = run(denoiser, masked_canvas(50_000), 3, process=process, strength=(0, 0), candidates=1)
-    assert chi_square(out.tokens, exact_law(denoiser, masked_canvas(1)[0], 3, process)) < CHI_SQUARE_26
+    assert chi_square(out.tokens, exact_law(denoiser, 3, process)) < CHI_SQUARE_26
     assert (out.critic_nfe == 0).all(), "a discriminator whose answer is not used was asked"
 
 
 def test_a_discriminator_without_opinion_changes_nothing():
     denoiser, process = Table(), MaskedProcess()
     out = run(denoiser, masked_canvas(20_000), 4, critic=discriminator(scale=0.0), candidates=2)
-    assert chi_square(out.tokens, exact_law(denoiser, masked_canvas(1)[0], 4, process)) < CHI_SQUARE_26
+    assert chi_square(out.tokens, exact_law(denoiser, 4, process)) < CHI_SQUARE_26
     assert (out.critic_nfe > 0).all()
 
 
-def mixture_reward(critic: Discriminator, log_probs: Tensor, z: Tensor) -> Tensor:
+def mixture_reward(critic: Discriminator, log_probs: Tensor, canvas: Canvas) -> Tensor:
     """ΣD over the masked positions, straight from its definition: (B, L, V) → (B,)."""
-    known = functional.one_hot(z, VOCABULARY).float()
-    read = torch.where((z == MASK)[..., None], log_probs.softmax(-1), known) @ critic.backbone.token_embeddings()
-    return (critic.read_embeddings(z, read) * (z == MASK)).sum(1)
+    known = functional.one_hot(canvas.tokens, VOCABULARY).float()
+    read = torch.where(canvas.open[..., None], log_probs.softmax(-1), known) @ critic.backbone.token_embeddings()
+    return (critic.read_embeddings(canvas, read) * canvas.open).sum(1)
 
 
 def test_the_gradient_is_that_of_finite_differences():
     critic, denoiser, step = discriminator(scale=10.0), Table(), 1e-2
-    z = torch.tensor([[MASK, 1, MASK], [MASK, MASK, 0]])
-    masked, table = z == MASK, critic.backbone.token_embeddings().detach()
+    canvas = Canvas.of(torch.tensor([[MASK, 1, MASK], [MASK, MASK, 0]]), MASK)
+    masked, table = canvas.open, critic.backbone.token_embeddings().detach()
     with torch.no_grad():
-        features = denoiser.features(z, select=masked)
-        slopes = embedding_gradients(denoiser, critic, table, z, features, masked)[masked]
+        features = denoiser.features(canvas, masked)
+        slopes = embedding_gradients(denoiser, critic, table, canvas, features)[masked]
         tilted = tilted_log_probs(denoiser, table, 1.0, torch.inf, features, slopes)
         assert (tilted[:, MASK] == -torch.inf).all()
         ours = torch.zeros(2, LENGTH, VOCABULARY)
         ours[masked] = (tilted - features).nan_to_num()  # −∞ − −∞ in the mask's column
-        log_probs = denoiser.features(z)
+        log_probs = denoiser.features(canvas)
         theirs = torch.zeros_like(ours)
         for i, v in itertools.product(range(LENGTH), range(MASK)):
             bump = torch.zeros(LENGTH, VOCABULARY)
             bump[i, v] = step
-            ends = [mixture_reward(critic, log_probs + sign * bump, z) for sign in (1, -1)]
+            ends = [mixture_reward(critic, log_probs + sign * bump, canvas) for sign in (1, -1)]
             theirs[:, i, v] = (ends[0] - ends[1]) / (2 * step)
     assert theirs[masked].abs().max() > 0.1
     torch.testing.assert_close(ours[masked], theirs[masked], atol=2e-3, rtol=2e-3)
@@ -116,16 +118,16 @@ def test_one_guided_step_has_the_tilted_law():
     settings = {"guided": 1.0, "strength": (strength, 99.0), "clamp": clamp}
     tokens = run(denoiser, masked_canvas(50_000), 1, critic=critic, **settings).tokens
     assert chi_square(tokens, law) < CHI_SQUARE_26
-    plain = exact_law(denoiser, start[0], 1, MaskedProcess())
+    plain = exact_law(denoiser, 1, MaskedProcess())
     assert chi_square(tokens, plain) > 10 * CHI_SQUARE_26, "the guidance is too weak for this test to tell"
 
 
 def test_a_choice_between_two_candidates_has_the_enumerated_law():
     # P(x) = 2 Σ_y p(x) p(y) e^r(x) / (e^r(x) + e^r(y))
     critic, denoiser = discriminator(scale=3.0), Table()
-    plain = exact_law(denoiser, masked_canvas(1)[0], 1, MaskedProcess())
+    plain = exact_law(denoiser, 1, MaskedProcess())
     with torch.no_grad():
-        reward = critic(SEQUENCES).sum(1).double()
+        reward = critic(Canvas.of(SEQUENCES, MASK)).sum(1).double()
     law = 2 * plain * (plain * torch.sigmoid(reward[:, None] - reward)).sum(1)
     out = run(denoiser, masked_canvas(30_000), 1, critic=critic, candidates=2)
     assert chi_square(out.tokens, law) < CHI_SQUARE_26
@@ -137,10 +139,12 @@ def test_a_choice_between_two_candidates_has_the_enumerated_law():
 def test_candidates_are_chosen_by_a_softmax_of_their_rewards():
     critic = discriminator(scale=4.0)
     candidates = torch.tensor([[0, 1, 2], [2, 2, MASK], [1, MASK, 0]])
+    before = masked_canvas(20_000)
     with torch.no_grad():
-        expected = critic(candidates).sum(1).softmax(0)
-        kept = choose(critic, candidates.expand(20_000, -1, -1), seeded(1))
-    share = torch.stack([(kept == c).all(1).float().mean() for c in candidates])
+        expected = critic(Canvas.of(candidates, MASK)).sum(1).softmax(0)
+        reveal = (candidates != MASK).expand(20_000, -1, -1)
+        kept = choose(critic, candidates.expand(20_000, -1, -1), reveal, before, seeded(1))
+    share = torch.stack([(kept == c).float().mean() for c in range(3)])
     assert share.sum() == 1
     torch.testing.assert_close(share, expected, atol=0.015, rtol=0)  # 4 standard deviations
     assert expected.max() - expected.min() > 0.1
@@ -170,17 +174,17 @@ def test_eight_steps_cost_what_is_published_and_what_is_not():
 
 
 def test_passes_are_counted_for_the_rows_that_take_them():
-    canvas = masked_canvas(2, 64)
-    canvas[0] = 1
-    canvas[1, 1:] = 0
-    out = run(Fixed(torch.tensor([0.2, 0.3, 0.5]), 64), canvas, 4, seed=1, guided=1.0)
+    tokens = torch.zeros(2, 64, dtype=torch.int64)
+    tokens[1, 0] = MASK
+    out = run(Fixed(torch.tensor([0.2, 0.3, 0.5]), 64), Canvas.of(tokens, MASK), 4, seed=1, guided=1.0)
     assert out.nfe.tolist() == [0, 1]
     assert out.critic_nfe.tolist() == [0, 2]
 
 
 def test_strength_rises_linearly_over_the_guided_steps():
-    assert [guidance_strength(k, 4, (30.0, 60.0)) for k in range(6)] == [30, 40, 50, 60, 0, 0]
-    assert guidance_strength(0, 1, (30.0, 60.0)) == 30
+    rgas = Rgas(guided=0.5, strength=(30.0, 60.0))
+    assert [rgas.guidance(k, 8) for k in range(6)] == [30, 40, 50, 60, 0, 0]
+    assert rgas.guidance(0, 2) == 30
 
 
 @pytest.mark.parametrize("draw", ["exact", "float32-gumbel"])
@@ -190,9 +194,10 @@ def test_prompts_are_kept_masks_filled_and_passes_bounded(steps, draw, monkeypat
     canvas = torch.randint(0, 3, (12, 16), generator=seeded(6))
     hidden = torch.rand(12, 16, generator=seeded(7)) < torch.linspace(0, 1, 12)[:, None]
     before = canvas.masked_fill(hidden, MASK)
-    given, denoiser = before.clone(), Fixed(torch.tensor([0.2, 0.3, 0.5]), 16)
+    given, denoiser = Canvas.of(before.clone(), MASK), Fixed(torch.tensor([0.2, 0.3, 0.5]), 16)
     out = run(denoiser, given, steps, 8, critic, draw=draw)
-    assert torch.equal(given, before), "the caller's canvas was written to"
+    assert torch.equal(given.tokens, before), "the caller's canvas was written to"
+    assert torch.equal(given.open, hidden), "the caller's canvas was written to"
     assert torch.equal(out.tokens[~hidden], canvas[~hidden])
     assert (out.tokens < 3).all()
     assert (out.nfe <= steps).all()
@@ -212,7 +217,7 @@ def test_a_discriminator_that_likes_a_token_makes_it_frequent():
         mixtures[..., MASK] = 0
         mixtures[:16] = functional.one_hot(mixtures[:16].argmax(-1), VOCABULARY)
         mixtures /= mixtures.sum(-1, keepdim=True)
-        likes = critic.read_embeddings(torch.zeros(32, 8), mixtures @ table)
+        likes = critic.read_embeddings(masked_canvas(32, 8), mixtures @ table)
         loss = functional.binary_cross_entropy_with_logits(likes, mixtures[..., 1])
         optimizer.zero_grad()
         loss.backward()
@@ -234,7 +239,8 @@ def test_reading_the_embeddings_of_tokens_is_reading_the_tokens(adapter):
         nn.init.normal_(parameter)  # an adapter that starts at zero would not be seen
     table = critic.backbone.token_embeddings()
     assert table.shape == (VOCABULARY, 16)
-    torch.testing.assert_close(critic.read_embeddings(SEQUENCES, table[SEQUENCES]), critic(SEQUENCES))
+    canvas = Canvas.of(SEQUENCES, MASK)
+    torch.testing.assert_close(critic.read_embeddings(canvas, table[SEQUENCES]), critic(canvas))
     out = run(Table(), masked_canvas(4), 2, critic=critic)
     assert (out.critic_nfe > 0).all()
 
@@ -242,6 +248,6 @@ def test_reading_the_embeddings_of_tokens_is_reading_the_tokens(adapter):
 def test_what_it_needs_is_said_in_one_line():
     for critic in (None, nn.Linear(1, 1)):
         with pytest.raises(UserError, match=r"asks a trained discriminator.*objective.ratio=discriminator"):
-            Rgas().build(critic)
+            fill(Table(), masked_canvas(2), Rgas(), 1, seeded(0), critic=critic)
     with pytest.raises(UserError, match="steps is 0"):
         run(Table(), masked_canvas(2), 0)

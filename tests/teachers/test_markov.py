@@ -8,14 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from students.samplers import SAMPLERS
+from students.fill import fill
+from students.samplers import SAMPLERS, Ancestral
 from students.samplers.ancestral import reveal_transitions
-from students.samplers.ancestral import sample as ancestral
 from students.samplers.law import ancestral_law, ancestral_log_prob
 from students.student import cast, frozen
+from teachers.canvas import Canvas
 from teachers.errors import UserError
-from teachers.families.causal import load_denoiser
-from teachers.markov import LOWEST, MarkovDenoiser, estimate_source, is_markov, load_markov, random_source
+from teachers.families import load_denoiser, resolve
+from teachers.markov import LOWEST, MarkovDenoiser, estimate_source, random_source
 from teachers.process import MaskedProcess
 from tests.tabular import TabularDenoiser, all_patterns
 
@@ -65,7 +66,7 @@ def test_likelihood_entropy_and_posteriors_of_every_mask_pattern_are_those_of_en
         assert exact.dtype == torch.float64
         torch.testing.assert_close(exact.exp(), expected, rtol=1e-9, atol=1e-15)
         assert (exact[..., mask_id] == -torch.inf).all()
-        given = source.logits(z, select=pattern.expand_as(z))
+        given = source.log_probs(Canvas.of(z, mask_id), pattern.expand_as(z))
         assert given.dtype == torch.float32
         assert torch.equal(given, exact[:, pattern].flatten(0, 1).float())
 
@@ -86,7 +87,7 @@ def test_entropy_of_any_length_and_the_rate(order):
 def test_padding_tells_nothing_and_rows_may_be_split(order, monkeypatch):
     source = random_source(T, order, 1.5, 0, L)
     z = torch.tensor([[0, 3, 1, 2], [3, 3, 2, 3]])
-    padded = source.posterior(z, attention_mask=torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]))
+    padded = source.posterior(z, torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]).bool())
     torch.testing.assert_close(padded, source.posterior(torch.tensor([[0, 3, 1, 3], [3, 3, 2, 3]])))
     whole = source.posterior(z)
     monkeypatch.setattr("teachers.markov.STATES_AT_ONCE", 1)
@@ -163,9 +164,9 @@ def test_samplers_have_the_sources_law_where_they_should(order, name):
     again later, given more context, so the law is another one, and sharper.
     """
     source = random_source(T, order, 1.0, 1, L)
-    canvas = torch.full((10_000, L), source.spec.mask_id)
+    canvas = Canvas.blank(10_000, L, source.spec.mask_id)
     steps = 1024 if name == "ancestral" else L
-    out = SAMPLERS[name]().build()(source, canvas, steps, generator())
+    out = fill(source, canvas, SAMPLERS[name](), steps, generator())
     mean, error = source.excess_nats(out.tokens)
     if name == "top_k":
         assert mean < -10 * error
@@ -173,7 +174,7 @@ def test_samplers_have_the_sources_law_where_they_should(order, name):
     else:
         assert abs(mean) < 4 * error
         assert chi_square(out.tokens, source) < 1.5
-    few = SAMPLERS[name]().build()(source, canvas, 1, generator())
+    few = fill(source, canvas, SAMPLERS[name](), 1, generator())
     assert source.excess_nats(few.tokens)[0] > 10 * error, "in one step positions are independent"
 
 
@@ -198,7 +199,8 @@ def test_law_of_ancestral_sampling_its_kl_and_the_bound():
 
     steps, count = 2, 10_000
     transition = reveal_transitions((count, L), steps, generator(1), process)
-    out = ancestral(source, torch.full((count, L), T), steps, generator(1), process)  # draws the same transitions first
+    # draws the same transitions first
+    out = fill(source, Canvas.blank(count, L, T), Ancestral(), steps, generator(1), process=process)
     torch.testing.assert_close(out.log_prob, ancestral_log_prob(source, out.tokens, transition, steps))
     bound, error = source.kl_bound(out.tokens, out.log_prob)
     torch.testing.assert_close(
@@ -222,20 +224,20 @@ def test_law_of_ancestral_sampling_its_kl_and_the_bound():
 )
 def test_a_token_a_pass_the_source_counts_its_own_likelihood_of_what_was_not_given(order, config):
     source = random_source(T, order, 1.0, 1, L)
-    canvas = torch.full((500, L), T)
-    canvas[::2, 0] = 1
+    z = torch.full((500, L), T)
+    z[::2, 0] = 1
     steps = 2**20 if config["name"] == "ancestral" else L
-    out = SAMPLERS[config["name"]](**config).build()(source, canvas, steps, generator())
-    assert torch.equal(out.nfe, (canvas == T).sum(1))
-    given = torch.where(canvas[:, 0] == 1, source.posterior(torch.full((1, L), T))[0, 0, 1], 0.0)
+    out = fill(source, Canvas.of(z, T), SAMPLERS[config["name"]](**config), steps, generator())
+    assert torch.equal(out.nfe, (z == T).sum(1))
+    given = torch.where(z[:, 0] == 1, source.posterior(torch.full((1, L), T))[0, 0, 1], 0.0)
     torch.testing.assert_close(out.log_prob, source.log_likelihood(out.tokens) - given, rtol=0, atol=1e-5)
 
 
 class Timed(TabularDenoiser):
     """The sharper, the later."""
 
-    def features(self, z, t=None, attention_mask=None, position_ids=None, select=None):
-        logits = (super().features(z) * (0.2 + 3 * t[:, None, None])).log_softmax(-1)
+    def features(self, canvas, select=None):
+        logits = (super().features(canvas) * (0.2 + 3 * self.time(canvas)[:, None, None])).log_softmax(-1)
         return logits if select is None else logits[select]
 
 
@@ -243,7 +245,7 @@ def test_law_of_a_time_conditioned_network_is_asked_at_its_time():
     table = Timed(T + 1, 2, 0, 2.0)
     table.spec = type(table.spec)(**{**table.spec.as_dict(), "time_conditioned": True})
     law = ancestral_law(table, random_source(T, 1, 1.0, 0, 2).all_rows(2), 3)
-    out = ancestral(table, torch.full((20_000, 2), T), 3, generator())
+    out = fill(table, Canvas.blank(20_000, 2, T), Ancestral(), 3, generator())
     torch.testing.assert_close(counts_of(out.tokens) / len(out.tokens), law, rtol=0, atol=0.012)
 
 
@@ -266,13 +268,13 @@ def test_no_cast_moves_it(order):
 def test_saved_and_loaded_it_is_the_same(order, tmp_path):
     source = MarkovDenoiser(random_source(T, order, 1.5, 0, L).transitions, L, 1, 0, 2)
     source.save(tmp_path)
-    assert is_markov(str(tmp_path))
-    back = load_markov(str(tmp_path))
+    assert resolve(str(tmp_path)).family.name == "markov"
+    back = load_denoiser(str(tmp_path))
     assert back.spec == source.spec
     assert torch.equal(back.transitions, source.transitions)
     assert torch.equal(back.initial, source.initial)
-    with pytest.raises(UserError, match=r"exact Markov source, not a network.*RUN/model"):
-        load_denoiser(str(tmp_path))
+    with pytest.raises(UserError, match=r"is an exact Markov source, without adapters, but student\.adapter is set"):
+        resolve(str(tmp_path)).require({"adapters": "student.adapter is set"})
 
 
 @pytest.mark.parametrize(
@@ -317,7 +319,7 @@ def test_a_damaged_folder_is_refused(damage, tmp_path):
         tables["transitions" if damage == "tables" else "initial"] *= 2
         save_file(tables, weights)
     with pytest.raises(UserError, match=r"cannot load Markov source|must be positive, sum to 1"):
-        load_markov(str(tmp_path))
+        load_denoiser(str(tmp_path))
 
 
 def test_the_least_transition_leaves_room_for_four():

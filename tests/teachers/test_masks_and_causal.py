@@ -9,11 +9,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from distill.config import DataConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
+from teachers.canvas import Canvas
 from teachers.convert import from_autoregressive
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import CausalDenoiser, check_tokenizer, create_denoiser, load_denoiser
+from teachers.families import load_denoiser
+from teachers.families.stock.denoiser import StockDenoiser, create_denoiser
 from teachers.masks import attention_mask_4d
+from teachers.vocabulary import check_tokenizer
 
 FAMILIES = ["qwen3", "llama", "qwen2"]
 V, L, MASK, BLOCK = 11, 8, 10, 2
@@ -42,7 +45,7 @@ def stock(family, vocabulary=V, **more):
 
 def denoiser(family="qwen3", **spec):
     values = {"mask_id": MASK, "vocabulary": V, "max_length": 16, **spec}
-    return CausalDenoiser(stock(family), DenoiserSpec(**values)).requires_grad_(False)
+    return StockDenoiser(stock(family), DenoiserSpec(**values)).requires_grad_(False)
 
 
 @pytest.fixture
@@ -50,6 +53,10 @@ def z():
     canvas = torch.randint(0, V - 1, (3, L), generator=torch.Generator().manual_seed(1))
     canvas[:, ::3] = MASK
     return canvas
+
+
+def log_probs(ours, z, select=None, real=None):
+    return ours.log_probs(Canvas.of(z, ours.spec.mask_id, real), select)
 
 
 def close(a, b, atol=2e-5):
@@ -115,7 +122,7 @@ def test_attention_equals_the_explicit_mask_on_the_stock_model(family, attention
     mask = attention_mask_4d(attention, L, torch.float32, block_size=BLOCK)
     with torch.no_grad():
         expected = reference(input_ids=z, attention_mask=mask.expand(len(z), 1, L, L), use_cache=False).logits
-    close(ours.logits(z), without_mask(expected))
+    close(log_probs(ours, z), without_mask(expected))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -124,8 +131,8 @@ def test_full_attention_looks_ahead(family, z):
     changed = z.clone()
     changed[:, -1] = (changed[:, -1] + 1) % (V - 1)
     full, causal = denoiser(family), denoiser(family, attention="causal")
-    assert (full.logits(z)[:, 0, :MASK] - full.logits(changed)[:, 0, :MASK]).abs().max() > 1e-3
-    close(causal.logits(z)[:, :-1], causal.logits(changed)[:, :-1])
+    assert (log_probs(full, z)[:, 0, :MASK] - log_probs(full, changed)[:, 0, :MASK]).abs().max() > 1e-3
+    close(log_probs(causal, z)[:, :-1], log_probs(causal, changed)[:, :-1])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -143,7 +150,7 @@ def test_block_attention_equals_incremental_evaluation(family, z):
                 use_cache=True,
             )
             parts.append(step.logits)
-    close(ours.logits(z), without_mask(torch.cat(parts, dim=1)))
+    close(log_probs(ours, z), without_mask(torch.cat(parts, dim=1)))
 
 
 def test_a_block_does_not_see_later_blocks_but_sees_itself_whole(z):
@@ -151,9 +158,9 @@ def test_a_block_does_not_see_later_blocks_but_sees_itself_whole(z):
     later, own = z.clone(), z.clone()
     later[:, 4:] = (later[:, 4:] + 3) % (V - 1)
     own[:, 3] = (own[:, 3] + 3) % (V - 1)
-    close(ours.logits(later)[:, :4], ours.logits(z)[:, :4])
-    close(ours.logits(z[:, :4]), ours.logits(z)[:, :4])
-    assert (ours.logits(own)[:, 0, :MASK] - ours.logits(z)[:, 0, :MASK]).abs().max() > 1e-3
+    close(log_probs(ours, later)[:, :4], log_probs(ours, z)[:, :4])
+    close(log_probs(ours, z[:, :4]), log_probs(ours, z)[:, :4])
+    assert (log_probs(ours, own)[:, 0, :MASK] - log_probs(ours, z)[:, 0, :MASK]).abs().max() > 1e-3
 
 
 # --- logits --------------------------------------------------------------------------------------------------------
@@ -161,22 +168,22 @@ def test_a_block_does_not_see_later_blocks_but_sees_itself_whole(z):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mask_column_is_impossible_and_the_rest_is_normalised(family, z):
-    log_probs = denoiser(family).logits(z)
-    assert log_probs.shape == (3, L, V)
-    assert log_probs.dtype == torch.float32
-    assert (log_probs[..., MASK] == -torch.inf).all()
-    close(log_probs.exp().sum(-1), torch.ones(3, L))
+    answer = log_probs(denoiser(family), z)
+    assert answer.shape == (3, L, V)
+    assert answer.dtype == torch.float32
+    assert (answer[..., MASK] == -torch.inf).all()
+    close(answer.exp().sum(-1), torch.ones(3, L))
 
 
 def test_low_precision_networks_give_float32(z):
-    log_probs = denoiser().bfloat16().logits(z)
-    assert log_probs.dtype == torch.float32
-    close(log_probs.exp().sum(-1), torch.ones(3, L))
+    answer = log_probs(denoiser().bfloat16(), z)
+    assert answer.dtype == torch.float32
+    close(answer.exp().sum(-1), torch.ones(3, L))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shift_moves_predictions_one_to_the_right(family, z):
-    plain, shifted = denoiser(family).logits(z), denoiser(family, shift=True).logits(z)
+    plain, shifted = log_probs(denoiser(family), z), log_probs(denoiser(family, shift=True), z)
     close(shifted[:, 1:], plain[:, :-1])
     close(shifted[:, 0], plain[:, 0])  # nothing predicts the first position but itself
 
@@ -185,8 +192,8 @@ def test_shift_moves_predictions_one_to_the_right(family, z):
 def test_shift_comes_before_select(shift, z):
     ours = denoiser(shift=shift)
     select = z == MASK
-    close(ours.logits(z, select=select), ours.logits(z)[select])
-    assert ours.logits(z, select=torch.zeros_like(select)).shape == (0, V)
+    close(log_probs(ours, z, select=select), log_probs(ours, z)[select])
+    assert log_probs(ours, z, select=torch.zeros_like(select)).shape == (0, V)
 
 
 def test_rows_that_are_the_same_share_a_pass(z):
@@ -195,43 +202,46 @@ def test_rows_that_are_the_same_share_a_pass(z):
     ours.model.base_model.register_forward_pre_hook(
         lambda _, args, kw: seen.append(len(kw["input_ids"])), with_kwargs=True
     )
-    for canvas, rows in ((same, 1), (z, 3)):
-        select = canvas == MASK
+    for tokens, rows in ((same, 1), (z, 3)):
+        canvas, select = Canvas.of(tokens, MASK), tokens == MASK
         select[0, 0] = False
-        close(ours.head(ours.features_at(canvas, select)), ours.logits(canvas)[select])
+        close(ours.head(ours.features_at(canvas, select)), ours.log_probs(canvas)[select])
         assert seen[-2] == rows
 
 
 def test_hidden_states_are_what_the_head_reads(z):
     ours = denoiser(shift=True)
-    close(without_mask(ours.model.get_output_embeddings()(ours.hidden_states(z))), ours.logits(z))
+    close(without_mask(ours.model.get_output_embeddings()(ours.hidden_states(Canvas.of(z, MASK)))), log_probs(ours, z))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("attention", ["full", "block"])
 def test_padding_changes_nothing(family, attention, z):
     ours = denoiser(family, attention=attention, block_size=BLOCK if attention == "block" else None)
-    alone = ours.logits(z)
-    real = torch.cat([torch.ones_like(z), torch.zeros(3, 4, dtype=torch.long)], dim=1)
+    alone = log_probs(ours, z)
+    real = torch.cat([torch.ones_like(z), torch.zeros(3, 4, dtype=torch.long)], dim=1).bool()
     padded = torch.cat([z, torch.randint(0, V, (3, 4), generator=torch.Generator().manual_seed(5))], dim=1)
-    close(ours.logits(padded, attention_mask=real)[:, :L], alone)
+    close(log_probs(ours, padded, real=real)[:, :L], alone)
     # without the mask the padding would be seen, or, in blocks, comes later anyway
     if attention == "full":
-        assert (ours.logits(padded)[:, :L, :MASK] - alone[..., :MASK]).abs().max() > 1e-3
+        assert (log_probs(ours, padded)[:, :L, :MASK] - alone[..., :MASK]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_left_padding_with_position_ids_changes_nothing(family, z):
-    ours = denoiser(family)
-    real = torch.cat([torch.zeros(3, 4, dtype=torch.long), torch.ones_like(z)], dim=1)
-    padded = torch.cat([torch.zeros(3, 4, dtype=torch.long), z], dim=1)
-    positions = (real.cumsum(1) - 1).clamp(min=0)
-    close(ours.logits(padded, attention_mask=real, position_ids=positions)[:, 4:], ours.logits(z))
+@pytest.mark.parametrize("attention", ["full", "block", "causal"])
+@pytest.mark.parametrize("shift", [False, True])
+def test_left_padding_changes_nothing(family, attention, shift, z):
+    ours = denoiser(family, attention=attention, block_size=4 if attention == "block" else None, shift=shift)
+    for width in (4, 3):  # a whole block, and less than one
+        real = torch.cat([torch.zeros(3, width, dtype=torch.long), torch.ones_like(z)], dim=1).bool()
+        padded = torch.cat([torch.zeros(3, width, dtype=torch.long), z], dim=1)
+        close(log_probs(ours, padded, real=real)[:, width:], log_probs(ours, z))
 
 
-def test_forward_is_logits(z):
+def test_forward_is_log_probs(z):
     ours = denoiser()
-    assert torch.equal(ours(z, select=z == MASK), ours.logits(z, select=z == MASK))
+    canvas = Canvas.of(z, MASK)
+    assert torch.equal(ours(canvas, canvas.open), ours.log_probs(canvas, canvas.open))
 
 
 # --- saving --------------------------------------------------------------------------------------------------------
@@ -252,7 +262,7 @@ def test_save_and_load_keep_spec_and_logits(family, spec, z, tmp_path):
     back = load_denoiser(str(tmp_path))
     assert back.spec == ours.spec
     with torch.no_grad():
-        assert torch.equal(back.logits(z), ours.logits(z))
+        assert torch.equal(log_probs(back, z), log_probs(ours, z))
     # for whoever loads the folder without us, it is bidirectional or not by its config alone
     assert AutoConfig.from_pretrained(tmp_path).is_causal is (spec.get("attention") == "causal")
 
@@ -262,7 +272,7 @@ def test_stock_transformers_loads_a_full_attention_folder_as_bidirectional(z, tm
     ours.save(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     with torch.no_grad():
-        close(without_mask(model(input_ids=z).logits), ours.logits(z))
+        close(without_mask(model(input_ids=z).logits), log_probs(ours, z))
 
 
 def test_overrides_win_over_the_saved_spec_and_none_does_not(tmp_path):
@@ -276,7 +286,7 @@ def test_tied_weights_survive(z, tmp_path):
     spec = DenoiserSpec(mask_id=MASK, vocabulary=V, max_length=16)
     ours = create_denoiser("qwen3", {**SHAPE, "tie_word_embeddings": True}, spec).requires_grad_(False)
     ours.save(tmp_path)
-    assert torch.equal(load_denoiser(str(tmp_path)).requires_grad_(False).logits(z), ours.logits(z))
+    assert torch.equal(log_probs(load_denoiser(str(tmp_path)).requires_grad_(False), z), log_probs(ours, z))
 
 
 # --- tokenizers, conversion, mistakes ------------------------------------------------------------------------------
@@ -312,7 +322,7 @@ def test_conversion_adds_the_mask_with_the_mean_embedding(family, tied, with_new
         close(new[259], old.mean(0), atol=1e-6)
     assert ours.model.config.vocab_size == 260
     assert ours.model.config.is_causal is False
-    assert ours.logits(torch.full((1, 4), 259)).shape == (1, 4, 260)
+    assert log_probs(ours, torch.full((1, 4), 259)).shape == (1, 4, 260)
 
 
 def test_conversion_resets_a_mask_token_that_the_model_already_has(tokenizer, tmp_path):
@@ -333,7 +343,7 @@ def test_conversion_keeps_a_padded_vocabulary(tokenizer, tmp_path):
     spec = DenoiserSpec(mask_id=tokenizer.mask_token_id, vocabulary=259, max_length=16)
     ours = from_autoregressive(str(tmp_path), tokenizer, spec)
     assert ours.spec.vocabulary == 300
-    assert ours.logits(torch.full((1, 4), spec.mask_id)).shape == (1, 4, 300)
+    assert log_probs(ours, torch.full((1, 4), spec.mask_id)).shape == (1, 4, 300)
 
 
 def test_tokenizer_larger_than_the_model(tokenizer, tmp_path):
@@ -410,6 +420,12 @@ def test_shapes_that_no_model_has(model_type, shape, parts):
         create_denoiser(model_type, shape, DenoiserSpec(mask_id=1, vocabulary=20, max_length=8))
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_a_number_of_a_shape_is_of_its_fields_kind():
+    shape = {**SHAPE, "hidden_size": 3.2e1, "initializer_range": 1}
+    config = create_denoiser("qwen3", shape, DenoiserSpec(mask_id=1, vocabulary=20, max_length=8)).model.config
+    assert (config.hidden_size, config.initializer_range) == (32, 1.0)
 
 
 def test_unknown_bundled_model():

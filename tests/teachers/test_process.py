@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from teachers.canvas import Canvas
 from teachers.process import MaskedProcess
 
 SCHEDULES = ["log-linear", "cosine"]
@@ -75,8 +76,10 @@ def test_corrupt_masks_at_the_right_rate(process):
     rows, length = 4, 20_000
     x0 = torch.randint(0, MASK, (rows, length), generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0.0, 0.2, 0.7, 1.0])
-    z = process.corrupt(x0, t, MASK, torch.Generator().manual_seed(1))
-    masked = z == MASK
+    canvas = process.corrupt(x0, Canvas.blank(rows, length, MASK), t, MASK, torch.Generator().manual_seed(1))
+    z, masked = canvas.tokens, canvas.open
+    assert torch.equal(z == MASK, masked)
+    assert torch.equal(canvas.time, t)
     assert torch.equal(z[~masked], x0[~masked])
     wanted = 1 - process.alpha(t.double())
     error = (masked.double().mean(1) - wanted).abs()
@@ -87,13 +90,18 @@ def test_corrupt_never_masks_fixed_tokens(process):
     x0 = torch.zeros(3, 50, dtype=torch.long)
     fixed = torch.zeros_like(x0, dtype=torch.bool)
     fixed[:, ::3] = True
-    z = process.corrupt(x0, torch.ones(3), MASK, torch.Generator().manual_seed(0), fixed)
-    assert torch.equal(z == MASK, ~fixed)
+    real = torch.arange(50) < 40
+    canvas = Canvas(x0, ~fixed & real, real.expand_as(x0))
+    corrupted = process.corrupt(x0, canvas, torch.ones(3), MASK, torch.Generator().manual_seed(0))
+    assert torch.equal(corrupted.tokens == MASK, ~fixed & real)
+    assert torch.equal(corrupted.open, ~fixed & real)
+    assert torch.equal(corrupted.real, canvas.real)
 
 
 def test_corrupt_is_a_function_of_the_generator(process):
     x0 = torch.zeros(2, 40, dtype=torch.long)
-    draws = [process.corrupt(x0, torch.full((2,), 0.5), MASK, torch.Generator().manual_seed(s)) for s in (5, 5, 6)]
+    canvas, t = Canvas.blank(2, 40, MASK), torch.full((2,), 0.5)
+    draws = [process.corrupt(x0, canvas, t, MASK, torch.Generator().manual_seed(s)).tokens for s in (5, 5, 6)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 

@@ -13,9 +13,11 @@ from distill.config import DistillConfig, EvaluateConfig, PretrainConfig, valida
 from distill.data.documents import read_documents
 from distill.data.tokenizers import load_tokenizer
 from distill.models import open_student
+from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import create_denoiser, load_denoiser, load_pretrained
+from teachers.families import load_denoiser, resolve
+from teachers.families.stock.denoiser import create_denoiser, load_model
 from teachers.source import BUNDLED, Source, check_trust, model_folder, parse_source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -49,6 +51,10 @@ def folder(made, tmp_path):
 
 def edit(path, **values):
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | values), "utf-8")
+
+
+def load_whole(name, trust_remote_code=None):
+    return load_model(resolve(name, trust_remote_code=trust_remote_code))
 
 
 def refused(call, *parts):
@@ -101,7 +107,12 @@ def test_names_that_mean_nothing_certain(name, revision, parts):
 
 
 TRAIN = {"updates": 1, "batch": 2, "student": {"lr": 1e-4}, "critic": {"lr": 1e-4}}
-DISTIL = {"teacher": {"path": "t"}, "objective": {"name": "integral_kl", "steps": [2]}, "length": 8, "train": TRAIN}
+DISTIL = {
+    "teacher": {"path": "t"},
+    "objective": {"name": "integral_kl", "rollout": {"steps": [2]}},
+    "length": 8,
+    "train": TRAIN,
+}
 PRETRAIN = {"model": {}, "data": {"path": "x.txt", "length": 8}, "train": TRAIN}
 DATA = {"path": "x.txt", "length": 8}
 
@@ -161,19 +172,19 @@ def test_a_pinned_model_is_loaded_from_the_cache(hub, made):
     ours, theirs = load_denoiser(PINNED, load_tokenizer(PINNED)), load_denoiser(str(made), load_tokenizer(str(made)))
     assert ours.spec == theirs.spec
     z = torch.full((1, 8), 1)
-    assert torch.equal(ours.logits(z), theirs.logits(z))
+    assert torch.equal(*(denoiser.log_probs(Canvas.of(z, 1)) for denoiser in (ours, theirs)))
     assert open_student(PINNED).origin == f"Exported from the model folder `{PINNED}`."
 
 
 def test_another_commit_is_not_what_is_in_the_cache(hub):
-    refused(lambda: load_pretrained(f"org/name@{COMMIT[::-1]}"), "cannot download model", "connection")
+    refused(lambda: load_whole(f"org/name@{COMMIT[::-1]}"), "cannot download model", "connection")
 
 
 def test_links_elsewhere_are_refused_in_the_cache_too(hub, tmp_path):
     shutil.copy(hub / "config.json", tmp_path / "elsewhere.json")
     (hub / "config.json").unlink()
     (hub / "config.json").symlink_to(tmp_path / "elsewhere.json")
-    refused(lambda: load_pretrained(PINNED), "config.json is a link to", "elsewhere.json")
+    refused(lambda: load_whole(PINNED), "config.json is a link to", "elsewhere.json")
 
 
 # --- folders -------------------------------------------------------------------------------------------------------
@@ -182,10 +193,10 @@ def test_links_elsewhere_are_refused_in_the_cache_too(hub, tmp_path):
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.PTH", "model.pkl", "last.ckpt"])
 def test_pickled_weights(name, folder):
     (folder / name).write_bytes(b"anything")
-    assert load_pretrained(str(folder)), "beside safetensors it is not read"
+    assert load_whole(str(folder)), "beside safetensors it is not read"
     for path in folder.glob("*.safetensors*"):
         path.unlink()
-    refused(lambda: load_pretrained(str(folder)), name, "pickle", "save_pretrained")
+    refused(lambda: load_whole(str(folder)), name, "pickle", "save_pretrained")
 
 
 def test_a_pickle_never_runs(folder, tmp_path):
@@ -198,7 +209,7 @@ def test_a_pickle_never_runs(folder, tmp_path):
 
     for name in ("pytorch_model.bin", "model.safetensors"):  # its true name, and hidden under another
         torch.save(Payload(), folder / name)
-        refused(lambda: load_pretrained(str(folder)), str(folder))
+        refused(lambda: load_whole(str(folder)), str(folder))
     assert not (tmp_path / "ran").exists()
 
 
@@ -211,30 +222,30 @@ def test_an_index_that_names_other_files(name, folder, tmp_path):
     (tmp_path / "other").mkdir()
     shutil.copy(folder / shards["lm_head.weight"], tmp_path / "other/x.safetensors")
     edit(index, weight_map=shards | {"lm_head.weight": name})
-    refused(lambda: load_pretrained(str(folder)), "index.json", repr(name), "plain name")
+    refused(lambda: load_whole(str(folder)), "index.json", repr(name), "plain name")
 
 
 def test_a_config_that_names_other_weights(folder):
     edit(folder / "config.json", transformers_weights="../x.safetensors")
-    refused(lambda: load_pretrained(str(folder)), "'../x.safetensors'", "plain name")
+    refused(lambda: load_whole(str(folder)), "'../x.safetensors'", "plain name")
 
 
 def test_an_adapter_would_load_another_model(folder):
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/name"}', "utf-8")
-    refused(lambda: load_pretrained(str(folder)), "adapter", "merge")
+    refused(lambda: load_whole(str(folder)), "adapter", "merge")
 
 
 def test_links(folder, tmp_path):
     shard = next(folder.glob("*.safetensors"))
     shard.rename(folder / "kept.safetensors")
     shard.symlink_to("kept.safetensors")
-    assert load_pretrained(str(folder)), "a link within the folder is fine"
+    assert load_whole(str(folder)), "a link within the folder is fine"
     (tmp_path / "linked").symlink_to(folder)
-    assert load_pretrained(str(tmp_path / "linked")), "and so is a link to the folder"
+    assert load_whole(str(tmp_path / "linked")), "and so is a link to the folder"
     (folder / "kept.safetensors").rename(tmp_path / "out.safetensors")
     shard.unlink()
     shard.symlink_to(tmp_path / "out.safetensors")
-    refused(lambda: load_pretrained(str(folder)), shard.name, "out.safetensors", "put the file itself there")
+    refused(lambda: load_whole(str(folder)), shard.name, "out.safetensors", "put the file itself there")
 
 
 def test_weights_that_are_not_finite(folder):
@@ -245,7 +256,7 @@ def test_weights_that_are_not_finite(folder):
     name = next(iter(tensors))
     tensors[name].view(-1)[3] = torch.nan
     save_file(tensors, shard, metadata={"format": "pt"})
-    refused(lambda: load_pretrained(str(folder)), name, "not finite")
+    refused(lambda: load_whole(str(folder)), name, "not finite")
 
 
 # --- code ----------------------------------------------------------------------------------------------------------
@@ -280,11 +291,11 @@ def own_code(folder, tmp_path, monkeypatch):
 
 def test_code_runs_only_where_the_model_is_named(own_code, tmp_path):
     ran = tmp_path / "ran"
-    refused(lambda: load_pretrained(str(own_code)), "its own model code", "trust_remote_code")
+    refused(lambda: load_whole(str(own_code)), "its own model code", "trust_remote_code")
     for trusted in (True, "org/name", str(own_code) + "/"):
-        refused(lambda trusted=trusted: load_pretrained(str(own_code), trust_remote_code=trusted), "trust_remote_code")
+        refused(lambda trusted=trusted: load_whole(str(own_code), trust_remote_code=trusted), "trust_remote_code")
     assert not ran.exists()
-    assert type(load_pretrained(str(own_code), trust_remote_code=str(own_code))).__name__ == "OwnModel"
+    assert type(load_whole(str(own_code), trust_remote_code=str(own_code))).__name__ == "OwnModel"
     assert ran.exists()
 
 
@@ -307,7 +318,7 @@ def test_a_tokenizers_code_never_runs(own_code, tmp_path, monkeypatch):
 )
 def test_code_in_another_repository_is_never_run(config, own_code, tmp_path):
     edit(own_code / "config.json", **config)
-    refused(lambda: load_pretrained(str(own_code), trust_remote_code=str(own_code)), "other/", "another repository")
+    refused(lambda: load_whole(str(own_code), trust_remote_code=str(own_code)), "other/", "another repository")
     assert not (tmp_path / "ran").exists()
 
 

@@ -8,9 +8,9 @@ from distill.config.explain import MOVED, explain, locate
 from tests.distill.config.small import DISTIL, distil, refused
 
 OLD = {
-    "evaluate.drawing": "write sampler.draw",
-    "objective.didi_instruct.omega_old": "write objective.gradient.omega",
-    "objective.steps": "write objective.rollout.steps",
+    "evaluate.drawing": "sampler.draw",
+    "objective.didi_instruct.omega_old": "objective.gradient.omega",
+    "objective.steps": "objective.rollout.steps",
 }
 
 
@@ -22,12 +22,12 @@ def line(values):
 
 def test_a_key_that_moved_is_told_before_other_mistakes():
     said = line({**DISTIL, "length": 1, "evaluate": {"drawing": "exact"}})
-    assert said == "evaluate.drawing is 'exact', which is no longer allowed here; write sampler.draw"
+    assert said == "evaluate.drawing is 'exact', which is no longer set here; write sampler.draw"
 
 
 def test_a_key_may_have_moved_in_one_of_several_kinds():
     moved = {**DISTIL, "objective": {"name": "didi_instruct", "omega_old": 1}}
-    assert line(moved) == "objective.omega_old is 1, which is no longer allowed here; write objective.gradient.omega"
+    assert line(moved) == "objective.omega_old is 1, which is no longer set here; write objective.gradient.omega"
     assert "unknown key objective.omega_old" in line({**DISTIL, "objective": {"name": "sdtt", "omega_old": 1}})
 
 
@@ -52,4 +52,4 @@ def test_names_that_pydantic_puts_into_a_path_are_left_out(place, path):
 def test_every_old_key_is_refused_with_the_new_spelling(key, tmp_path):
     section, *names, last = key.split(".")
     name = [f"{section}={{name: {names[0]}}}"] if section == "objective" and names else []
-    refused(lambda: distil(tmp_path, *name, f"{section}.{last}=old"), "is no longer allowed", MOVED[key])
+    refused(lambda: distil(tmp_path, *name, f"{section}.{last}=old"), "is no longer set here; write", MOVED[key])

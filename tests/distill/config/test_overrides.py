@@ -11,7 +11,14 @@ from tests.distill.config.small import DISTIL, distil, refused
 
 @pytest.mark.parametrize(
     ("content", "part"),
-    [(b"", "NoneType"), (b"- a\n- b\n", "list"), (b"a: [1\nb: }", "cannot read"), (b"a: \xff", "cannot read")],
+    [
+        (b"", "NoneType"),
+        (b"- a\n- b\n", "list"),
+        (b"a: [1\nb: }", "cannot read"),
+        (b"\tteacher: x", "cannot read"),
+        (b"a: b: c", "cannot read"),
+        (b"a: \xff", "cannot read"),
+    ],
 )
 def test_files_that_are_no_config(content, part, tmp_path):
     (tmp_path / "c.yaml").write_bytes(content)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from compressed_tensors.quantization import QuantizationConfig
 
-from students.compress import int8_config, int8_state, pack_int8, unpack_int8
 from teachers.denoiser import DenoiserSpec
-from teachers.families.causal import create_denoiser
+from teachers.families.stock.denoiser import create_denoiser
+from teachers.families.stock.int8 import int8_config, int8_state, pack_int8, unpack_int8
 
 
 @pytest.mark.parametrize("shape", [(6, 32), (5, 33), (3, 1), (1, 127)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import copy
+import dataclasses
 import gc
 import json
 import math
@@ -15,31 +15,29 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from distill.comparison.compare import (
-    Budget,
-    check_fair,
-    comparison_rows,
-    differences,
-    interval,
-    load_contenders,
-    measure,
-    parse_budget,
-    seconds_per_update,
-    split_words,
-    summarise,
-    t_quantile,
-    why_failed,
-)
 
 from distill import cli
-from distill.commands import compare as compare_command
-from distill.comparison.report import markdown, plot_frontier, plot_speed, table_sections
+from distill.commands.compare import compare_command
+from distill.comparison import schedule
+from distill.comparison.budget import Budget, parse_budget, seconds_per_update
+from distill.comparison.fairness import check_fair, differences, load_contenders, split_words
+from distill.comparison.reports.cells import table_sections
+from distill.comparison.reports.markdown import comparison_markdown
+from distill.comparison.reports.plots import frontier_figure, speed_figure
+from distill.comparison.reports.terminal import comparison_table
+from distill.comparison.results import Command as Asked
+from distill.comparison.results import Comparison, Machine, RunResult
+from distill.comparison.run import why_failed
+from distill.comparison.summary import interval, summarise, t_quantile
 from distill.config import DataConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
+from distill.evaluation.reports.plots import save_figure
+from distill.evaluation.reports.terminal import text
+from distill.evaluation.results import Figures, JudgeDescription, Row, Sampling, as_json
 from distill.runtime.run_folder import RunFolder
 from teachers.errors import UserError
+from tests.distill.evaluation.test_evaluate import LENGTH, ROW, tiny
 from tests.distill.runs import final_weights, wait_for_updates
-from tests.distill.test_evaluate import LENGTH, ROW, tiny
 from tests.forks import Command
 
 EVALUATE = {"steps": [1, 4], "teacher_steps": 16, "samples": 8, "batch": 8, "bootstrap": 20, "every": 3}
@@ -102,12 +100,12 @@ def here(monkeypatch):
         return SimpleNamespace(poll=lambda: code, wait=lambda: code)
 
     stop_at = set()
-    monkeypatch.setattr(compare_command, "start", start)
+    monkeypatch.setattr(schedule, "start", start)
     return SimpleNamespace(started=started, stop_at=stop_at)
 
 
 def compare(out, *words, **options):
-    path = compare_command.compare_command([str(w) for w in words], out, **{"seeds": 1, **options})
+    path = compare_command([str(w) for w in words], out, **{"seeds": 1, **options})
     gc.collect()
     return json.loads(path.read_text("utf-8"))
 
@@ -170,8 +168,8 @@ def test_killed_and_restarted_it_goes_on_and_a_run_that_fails_is_a_row(made, tmp
 
 
 def test_minutes_become_updates_once(made, tmp_path, here, monkeypatch):
-    monkeypatch.setattr(compare_command, "CALIBRATION", 4)
-    monkeypatch.setattr(compare_command, "seconds_per_update", lambda lines: len(lines) / 20)  # 4 lines: 0.2 s
+    monkeypatch.setattr(schedule, "CALIBRATION", 4)
+    monkeypatch.setattr(schedule, "seconds_per_update", lambda lines: len(lines) / 20)  # 4 lines: 0.2 s
     out, words = tmp_path / "out", [made.configs["broken"], made.configs["slow"]]
     result = compare(out, *words, budget="0.01m")
     assert here.started == ["calibration/broken", "calibration/slow", "slow/seed-0"]
@@ -180,7 +178,7 @@ def test_minutes_become_updates_once(made, tmp_path, here, monkeypatch):
     assert one["updates"] == four["updates"] == 3
     assert one["planned_seconds"] == pytest.approx(0.6)
     here.started.clear()
-    monkeypatch.setattr(compare_command, "seconds_per_update", lambda lines: 1.0)
+    monkeypatch.setattr(schedule, "seconds_per_update", lambda lines: 1.0)
     (out / "runs" / "slow" / "seed-0.json").unlink()  # as if killed while it was measured
     again = compare(out, *words, budget="0.01m")
     assert here.started == []
@@ -236,8 +234,10 @@ def test_unfair_and_mistaken_comparisons_are_refused_before_anything_is_made(mad
     refused(r"samples=100000|evaluate.samples is 100000", slow, "evaluate.samples=100000")
 
 
-def test_words_and_budgets():
+def test_words_and_budgets(monkeypatch):
     assert split_words(["a.yaml", "train.batch=8", "b.yaml"]) == ([Path("a.yaml"), Path("b.yaml")], ["train.batch=8"])
+    monkeypatch.setenv("HOME", "/home/me")
+    assert split_words(["~/a.yaml", "x=~/b"]) == ([Path("/home/me/a.yaml")], ["x=~/b"])
     assert parse_budget("10m") == Budget(10.0, None)
     assert parse_budget("2000u") == Budget(None, 2000)
     assert str(parse_budget("2.5m")) == "2.5m"
@@ -262,16 +262,18 @@ def test_reasons_of_failures():
 
 def result(label, seed, **figures):
     """A run's, with one row a number of steps; ``figures`` are (judge perplexity, bigram entropy) by "s4"."""
-    base = {"model": "student", "sampler": "ancestral", "samples": 10, "unigram_entropy": 2.0, "distinct_2": 0.1,
-        "nfe": 4.0, "critic_nfe": 0.0, "tokens_per_second": 1.0, "judge_perplexity_ci": [1.0, 2.0]}  # fmt: skip
-    rows = [
-        base | {"steps": int(k[1:]), "judge_perplexity": p, "bigram_entropy": h, "seconds": float(k[1:])}
+    rows = tuple(
+        Row(
+            model="student", sampler="ancestral", steps=int(k[1:]), nfe=4.0, nfe_median=4.0, nfe_p95=4.0,
+            critic_nfe=0.0, samples=10, judge_perplexity=p, judge_perplexity_ci=(1.0, 2.0), unigram_entropy=2.0,
+            bigram_entropy=h, distinct_2=0.1, seconds=float(k[1:]), tokens_per_second=1.0,
+        )
         for k, (p, h) in figures.items()
-    ]
-    return {
-        "label": label, "objective": label, "seed": seed, "updates": 5, "planned_seconds": None, "train_seconds": 2.0,
-        "rows_seconds": 1.0, "parameters_trained": 7, "failed": None if rows else "why", "rows": rows,
-    }  # fmt: skip
+    )  # fmt: skip
+    return RunResult(
+        label, label, seed, updates=5, planned_seconds=None, train_seconds=2.0, rows_seconds=1.0 if rows else None,
+        parameters_trained=7 if rows else None, failed=None if rows else "why", rows=rows,
+    )  # fmt: skip
 
 
 def test_means_intervals_and_who_is_dominated():
@@ -281,20 +283,17 @@ def test_means_intervals_and_who_is_dominated():
         result("sharp", 0, s4=(9.0, 4.0), s8=(9.0, 5.0)),
         result("sharp", 1),
     ]
-    rows = comparison_rows(results)
-    assert len(rows) == 11
-    assert rows[-1] == {k: v for k, v in results[-1].items() if k != "rows"} | {"steps": None}
-    summary = {(one["label"], one["steps"]): one for one in summarise(rows, measure(rows))}
+    summary = {(one.label, one.steps): one for one in summarise(results, "judge_perplexity")}
     ours = summary["ours", 4]
     nats = [math.log(p) for p in (10.0, 12.0, 14.0)]
     mean, half = statistics.mean(nats), 4.303 * statistics.stdev(nats) / math.sqrt(3)
-    assert (ours["seeds"], ours["quality"]) == (3, pytest.approx(math.exp(mean)))
-    assert ours["interval"] == pytest.approx((math.exp(mean - half), math.exp(mean + half)))
-    assert summary["sharp", 4]["interval"] is None
-    dominated = {key: one["dominated_by"] for key, one in summary.items()}
+    assert (ours.seeds, ours.quality) == (3, pytest.approx(math.exp(mean)))
+    assert ours.interval == pytest.approx((math.exp(mean - half), math.exp(mean + half)))
+    assert summary["sharp", 4].interval is None
+    dominated = {key: one.dominated_by for key, one in summary.items()}
     assert dominated == {
-        ("ours", 4): [], ("dull", 4): ["ours"], ("sharp", 4): [],  # sharp: lower perplexity, but lower entropy as well
-        ("ours", 8): [], ("dull", 8): [], ("sharp", 8): ["ours"],  # dull: not better in perplexity, but not worse
+        ("ours", 4): (), ("dull", 4): ("ours",), ("sharp", 4): (),  # sharp: lower perplexity, but lower entropy too
+        ("ours", 8): (), ("dull", 8): (), ("sharp", 8): ("ours",),  # dull: not better in perplexity, but not worse
     }  # fmt: skip
     assert interval([1.0]) is None
 
@@ -304,45 +303,77 @@ def test_t_quantiles_of_the_tables(degrees, quantile):
     assert t_quantile(degrees) == pytest.approx(quantile, abs=4e-3)
 
 
-def comparison(results, **more):
-    teacher = [
-        result("", 0, s4=(20.0, 5.2))["rows"][0] | {"model": "teacher"},
-        result("", 0, s64=(15.0, 5.1))["rows"][0],
-    ]
-    sampling = {"samples": 10, "length": 8, "sampler": "ancestral", "draw": "exact", "precision": "float32",
-        "device": "cpu", "batch": 5}  # fmt: skip
-    return {
-        "command": {"budget": "5u", "seeds": 2, "jobs": 1}, "settings": {r["label"]: {} for r in results},
-        "judge": {"name": "judge", "parameters": 1000, "retokenized": False}, "sampling": sampling,
-        "reference": {k: v for k, v in teacher[0].items() if k not in ("nfe", "steps", "seconds")},
-        "teacher_steps": 64, "teacher": teacher, "rows": comparison_rows(results), **more,
-    }  # fmt: skip
+def comparison(*runs):
+    """Of runs, with a teacher at 4 and 64 steps."""
+    same, many = (result("", 0, **{k: v}).rows[0] for k, v in (("s4", (20.0, 5.2)), ("s64", (15.0, 5.1))))
+    sampling = Sampling(
+        sampler="ancestral", sampler_settings={}, draw="exact", precision="float32", process="log-linear", samples=10,
+        length=8, batch=5, seed=0, bootstrap=20, device="cpu", torch="2",
+    )  # fmt: skip
+    real = {field.name: getattr(same, field.name) for field in dataclasses.fields(Figures)}
+    return Comparison(
+        Asked(["words"], "5u", 2, 1), Machine("riscv", 2, 2), {run.label: {} for run in runs},
+        JudgeDescription("judge", 1000, False), sampling, Figures(**real), 64, (same, many), runs,
+    )  # fmt: skip
 
 
-def test_reports_of_judged_exact_and_failed_comparisons(tmp_path):
-    judged = comparison([result("ours", s, s4=(10.0 + s, 5.0)) for s in (0, 1)] + [result("lost", 0)])
+def with_figures(before, **figures):
+    """The same comparison, all rows of it having more figures."""
+    runs = tuple(
+        dataclasses.replace(run, rows=tuple(dataclasses.replace(row, **figures) for row in run.rows))
+        for run in before.runs
+    )
+    teacher = tuple(dataclasses.replace(row, **figures) for row in before.teacher)
+    return dataclasses.replace(before, runs=runs, teacher=teacher)
+
+
+def test_a_file_has_a_row_a_run_and_number_of_steps_and_reads_back(tmp_path):
+    ours, lost = result("ours", 0, s4=(10.0, 5.0), s8=(9.0, 5.0)), result("lost", 0)
+    written = comparison(ours, lost)
+    rows = json.loads(written.save(tmp_path).read_text("utf-8"))["rows"]
+    assert [(row["label"], row["steps"], row.get("judge_perplexity")) for row in rows] == [
+        ("ours", 4, 10.0), ("ours", 8, 9.0), ("lost", None, None),
+    ]  # fmt: skip
+    assert rows[-1] == {k: v for k, v in as_json(lost).items() if k != "rows"} | {"steps": None}
+    assert Comparison.load(tmp_path) == written
+    (tmp_path / "comparison.json").write_text('{"rows": [{"label": "a"}]}')
+    with pytest.raises(UserError, match="not a whole comparison; run fewstep compare again"):
+        Comparison.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["ablation", "novels", "novels-seeds", "oracle"])
+def test_published_comparisons_load_and_are_written_as_they_were(name):
+    path = Path(__file__).parents[3] / "docs" / f"{name}.json"
+    assert json.dumps(Comparison.load(path).as_json()) == json.dumps(json.loads(path.read_text("utf-8")))
+
+
+def test_reports_of_judged_exact_and_failed_comparisons():
+    judged = comparison(*(result("ours", s, s4=(10.0 + s, 5.0)) for s in (0, 1)), result("lost", 0))
     sections = table_sections(judged)
     assert [[cells[1] for cells in section] for section in sections] == [["real text", "teacher"], ["teacher", "ours"]]
     assert sections[1][1][3] == "10.49"
-    assert "lost, seed 0, **failed**: why" in markdown(judged)
-    exact = comparison([result("ours", s, s4=(10.0, 5.0)) for s in (0, 1)])
-    for row in (*exact["rows"], *exact["teacher"]):
-        row["excess_nats"] = -0.001  # an estimate may be
+    assert "lost, seed 0, **failed**: why" in comparison_markdown(judged)
+    exact = comparison(*(result("ours", s, s4=(10.0, 5.0)) for s in (0, 1)))
+    exact = with_figures(exact, excess_nats=-0.001)  # an estimate may be
     assert table_sections(exact)[1][1][3] == "-0.0010"
-    assert "excess nats" in markdown(exact)
-    close = copy.deepcopy(exact)
-    for row in (*close["rows"], *close["teacher"]):
-        row |= {"divergence_nats": 0.25, "divergence_nats_ci": [0.2, 0.3]}
-    close["reference"]["excess_nats"] = 0.01
+    assert "excess nats" in comparison_markdown(exact)
+    close = with_figures(exact, divergence_nats=0.25, divergence_nats_ci=(0.2, 0.3))
+    close = dataclasses.replace(close, reference=dataclasses.replace(close.reference, excess_nats=0.01))
     assert table_sections(close)[0][0][3:6] == ["–", "–", "0.0100"]
     assert table_sections(close)[1][1][3:6] == ["0.2500", "0.2500–0.2500", "-0.0010"]
-    assert "divergence nats | 95% interval | excess nats" in markdown(close)
-    del close["rows"][0]["divergence_nats"]
-    assert table_sections(close)[1][1][3] == "-0.0010", "students and teacher are compared by what all of them have"
-    close["rows"][0]["divergence_nats"] = 0.25
-    nothing = comparison([result("lost", 0)])
-    for number, shown in enumerate((judged, exact, close, nothing)):
-        plot_frontier(shown, tmp_path / f"frontier-{number}.png")
-        plot_speed(shown, tmp_path / f"speed-{number}.png")
-        assert len({line.count("|") for line in markdown(shown).splitlines()[:4]}) == 1
-    assert len(list(tmp_path.glob("*.png"))) == 8
+    assert "divergence nats | 95% interval | excess nats" in comparison_markdown(close)
+    one = dataclasses.replace(close.runs[0], rows=exact.runs[0].rows)
+    partly = dataclasses.replace(close, runs=(one, close.runs[1]))
+    assert table_sections(partly)[1][1][3] == "-0.0010", "they are compared by what all of them have"
+    for shown in (judged, exact, close, comparison(result("lost", 0))):
+        assert "4 steps" in [axes.get_title("left") for axes in frontier_figure(shown).axes]
+        assert "teacher" in [line.get_label() for line in speed_figure(shown).axes[0].lines]
+        assert len({line.count("|") for line in comparison_markdown(shown).splitlines()[:4]}) == 1
+
+
+def test_names_are_text_and_not_markup_or_formulas(tmp_path):
+    name = "[red]$x_{$:smile:"
+    shown = comparison(result(name, 0, s4=(10.0, 5.0)))
+    assert name in text(comparison_table(shown))
+    for figure in (frontier_figure(shown), speed_figure(shown)):
+        save_figure(figure, tmp_path / "figure.png")

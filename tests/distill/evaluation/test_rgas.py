@@ -13,9 +13,10 @@ from distill.config import DistillConfig, load_config
 from distill.models import load_discriminator, load_teacher
 from distill.training.checkpoint import latest_checkpoint
 from students.critic import Discriminator
+from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import create_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 from tests.distill.runs import here
 
 SHAPE = {
@@ -25,7 +26,7 @@ SHAPE = {
 SETTINGS = [
     "length=16", "teacher_samples=8", "teacher_sample_steps=4", "train.updates=2", "train.batch=8",
     "train.critic.lr=0.01", "train.precision=bfloat16", "evaluate.samples=4", "evaluate.steps=[2,4]",
-    "evaluate.teacher_steps=4", "evaluate.data=null", "evaluate.bootstrap=10", "objective.ratio.blocks=1",
+    "evaluate.teacher_steps=4", "evaluate.data=null", "evaluate.bootstrap=10",
 ]  # fmt: skip
 
 
@@ -44,7 +45,7 @@ def teacher(tmp_path_factory):
 def test_the_trained_discriminator_guides_the_student(teacher, tmp_path, adapter):
     run = here(
         tmp_path / "run", f"teacher.path={teacher}", "objective={name: didi_instruct}",
-        f"objective.ratio.adapter={adapter}", *SETTINGS,
+        f"objective.ratio.adapter={adapter}", "objective.ratio.blocks=1", *SETTINGS,
     )  # fmt: skip
     path = evaluate_command(run.path, overrides=["sampler={name: rgas, candidates: 3, strength: [1, 2]}"])
     result = json.loads(path.read_text("utf-8"))
@@ -77,8 +78,9 @@ def test_the_trained_discriminator_guides_the_student(teacher, tmp_path, adapter
         assert not torch.equal(critic.head.get_parameter(name), fresh.head.get_parameter(name))
     assert torch.equal(critic.head[0].direction, saved["buffer/head.0.direction"])
     z = torch.randint(0, 200, (2, 16), generator=torch.Generator().manual_seed(0))
-    hidden = critic.backbone.hidden_states(z)
-    assert not torch.equal(hidden, base.hidden_states(z)), "the backbone is the teacher's, not the trained one"
+    canvas = Canvas.of(z, base.spec.mask_id)
+    hidden = critic.backbone.hidden_states(canvas)
+    assert not torch.equal(hidden, base.hidden_states(canvas)), "the backbone is the teacher's, not the trained one"
     assert not any(p.requires_grad for p in critic.parameters())
 
 

@@ -1,6 +1,5 @@
 """Every mistake a person can make at the keyboard: exit code 2, one line that says what to do, nothing left behind."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ from distill.config import DataConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
 from distill.runtime.run_folder import LOCK
 from teachers.denoiser import DenoiserSpec
-from teachers.families.causal import create_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 from tests.forks import ROOT, fewstep
 
 LENGTH = 16
@@ -154,28 +153,9 @@ def test_misspelt_key(command, refused):
     refused(command, "train.student.wieght_decay=1", says=["train.student.wieght_decay", "'weight_decay'", "allows"])
 
 
-@BOTH
-def test_value_out_of_range(command, refused):
-    refused(command, "train.ema=1.5", says=["train.ema", "1.5", "less than 1"])
-
-
-def test_unknown_objective(refused):
-    refused("distill", "objective.name=didi", says=["'didi'", "didi_instruct", "integral_kl"])
-
-
-def test_more_steps_than_tokens(refused):
-    refused("distill", "objective.rollout.steps=[8, 32]", says=["objective.rollout.steps", "32", LENGTH])
-
-
-@pytest.mark.parametrize("text", ["teacher: [1\n", "teacher: {path: x\n  nope", "\tteacher: x", "a: b: c"])
-def test_malformed_yaml(text, refused, tmp_path):
-    (tmp_path / "broken.yaml").write_text(text, "utf-8")
+def test_malformed_yaml(refused, tmp_path):
+    (tmp_path / "broken.yaml").write_text("teacher: [1\n", "utf-8")
     refused("distill", config=tmp_path / "broken.yaml", says=["broken.yaml", "YAML"])
-
-
-@BOTH
-def test_missing_config(command, refused, tmp_path):
-    refused(command, config=tmp_path / "none.yaml", says=["none.yaml", "does not exist", "configs/"])
 
 
 def test_square_brackets_in_a_message_are_shown_as_they_are(refused):
@@ -193,17 +173,9 @@ def test_missing_corpus(command, refused, tmp_path):
 
 
 @BOTH
-@pytest.mark.parametrize("content", [b"", b" \n\n"])
-def test_empty_corpus(command, content, refused, tmp_path):
-    (tmp_path / "empty.txt").write_bytes(content)
+def test_empty_corpus(command, refused, tmp_path):
+    (tmp_path / "empty.txt").write_text(" \n\n", "utf-8")
     refused(command, f"data.path={tmp_path}/empty.txt", says=["empty.txt", "holds no text"])
-
-
-@BOTH
-@pytest.mark.parametrize("name", ["latin.txt", "latin.jsonl"])
-def test_corpus_that_is_not_utf8(command, name, refused, tmp_path):
-    (tmp_path / name).write_bytes('{"text": "caf\u00e9"}'.encode("latin-1"))
-    refused(command, f"data.path={tmp_path}/{name}", says=[name, "0xe9" if name == "latin.txt" else "", "UTF-8"])
 
 
 @BOTH
@@ -218,17 +190,6 @@ def test_too_little_to_hold_out(command, refused, tmp_path):
     refused(command, f"data.path={tmp_path}/short.txt", says=["21 tokens", "data.heldout"])
 
 
-@BOTH
-def test_unpacked_document_shorter_than_length(command, refused, tmp_path):
-    (tmp_path / "c.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in (TEXT, "short")), "utf-8")
-    refused(
-        command,
-        f"data.path={tmp_path}/c.jsonl",
-        "data.pack=false",
-        says=["document 2", "5 tokens", "data.pack to true"],
-    )
-
-
 # --- models --------------------------------------------------------------------------------------------------------
 
 
@@ -240,12 +201,6 @@ def test_mask_that_the_tokenizer_does_not_have(refused):
     refused("distill", "teacher.mask_id=7", says=["7", "mask token is 1", "set mask_id"])
 
 
-def test_hub_names_without_a_commit(refused):
-    for key in ("teacher.path", "teacher.tokenizer", "student.init", "evaluate.judge", "evaluate.data"):
-        refused("distill", f"{key}=org/name", says=["org/name@<40 hex digits>"])
-    refused("distill", "teacher.trust_remote_code=true", says=["trust_remote_code", "org/name"])
-
-
 def test_block_attention_without_blocks(refused):
     refused("distill", "teacher.attention=block", says=["'block'", "block_size"])
 
@@ -253,20 +208,14 @@ def test_block_attention_without_blocks(refused):
 def test_a_model_that_can_not_be_made(refused):
     refused("pretrain", "model.shape.hidden_sise=8", says=["model.shape.hidden_sise", "'hidden_size'"])
     refused("pretrain", "model.shape.num_attention_heads=0", says=["model.shape"])
+    refused("pretrain", "model.shape.hidden_size=2.5", says=["model.shape", "hidden_size", "2.5"])
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.5, 0.999])
-def test_truncated_teacher(keep, refused, home, tmp_path):
+def test_truncated_teacher(refused, home, tmp_path):
     shutil.copytree(home / "teacher", tmp_path / "teacher")
     weights = tmp_path / "teacher/model.safetensors"
     whole = weights.read_bytes()
-    weights.write_bytes(whole[: int(keep * len(whole))])
-    refused("distill", f"teacher.path={tmp_path}/teacher", says=[tmp_path / "teacher", "whole safetensors"])
-
-
-def test_teacher_without_weights(refused, home, tmp_path):
-    shutil.copytree(home / "teacher", tmp_path / "teacher")
-    (tmp_path / "teacher/model.safetensors").unlink()
+    weights.write_bytes(whole[: len(whole) // 2])
     refused("distill", f"teacher.path={tmp_path}/teacher", says=[tmp_path / "teacher", "whole safetensors"])
 
 
@@ -336,40 +285,11 @@ def run_folder(home, tmp_path):
     return Path(shutil.copytree(home / "run-distill", tmp_path / "run"))
 
 
-def _damage(path, how):
-    content = path.read_bytes()
-    if how == "missing":
-        path.unlink()
-    elif how == "truncated":
-        path.write_bytes(content[: len(content) // 2])
-    elif how == "empty":
-        path.write_bytes(b"")
-    else:  # a bit in the middle, the size as it was
-        middle = len(content) // 2
-        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-
-
-@pytest.mark.parametrize(
-    ("pattern", "how"),
-    [
-        ("student-ema/model.safetensors", "truncated"),
-        ("student-ema/model.safetensors", "changed"),
-        ("student-ema/model.safetensors", "missing"),
-        ("student/rank-0.safetensors", "truncated"),
-        ("critic/rank-0.safetensors", "changed"),
-        ("student/rank-0.safetensors", "missing"),
-        ("state.json", "changed"),
-        ("state.json", "missing"),
-        ("manifest.json", "missing"),
-        ("manifest.json", "truncated"),
-        ("manifest.json", "empty"),
-    ],
-)
-def test_damaged_checkpoint(pattern, how, refused, run_folder):
-    (path,) = (run_folder / "checkpoints/update-00000002").glob(pattern)
-    _damage(path, how)
-    name = "manifest" if path.name == "manifest.json" else path.name
-    refused("distill", "--resume", out=run_folder, says=["update-00000002", "damaged", name, "remove that folder"])
+def test_damaged_checkpoint(refused, run_folder):
+    (path,) = (run_folder / "checkpoints/update-00000002").glob("student-ema/model.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    says = ["update-00000002", "damaged", path.name, "remove that folder"]
+    refused("distill", "--resume", out=run_folder, says=says)
 
 
 def test_resuming_what_is_no_run(refused, tmp_path):

@@ -19,13 +19,17 @@ from distill import cli
 from distill.commands.evaluate import evaluate_command
 from distill.config import DataConfig, EvaluateConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
-from distill.evaluation.evaluate import at_precision, draw, evaluate, quick_figures
-from distill.evaluation.judge import Judge
-from distill.evaluation.report import markdown_table, print_table, table_rows
+from distill.evaluation.evaluate import evaluate, quick_figures
+from distill.evaluation.judge import load_judge
+from distill.evaluation.reports.cells import table_rows
+from distill.evaluation.reports.terminal import evaluation_table, print_table
+from distill.evaluation.results import Evaluation, as_json
+from distill.evaluation.sample import at_precision, draw
 from students.planner import add_planner
+from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.causal import create_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from tests.distill.runs import sign
 from tests.forks import Command
@@ -89,7 +93,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judge(made):
-    return Judge(str(made.root / "judge"), made.tokenizer)
+    return load_judge(str(made.root / "judge"), made.tokenizer)
 
 
 def rows(count: int, seed: int = 0, vocabulary: int = 256):
@@ -139,7 +143,7 @@ def test_the_many_step_teacher_is_ancestral_whatever_sampler_is_tried(made, tmp_
     assert {row["judge_perplexity"] for row in first if row["steps"] == 64} == {
         row["judge_perplexity"] for row in second if row["steps"] == 64
     }
-    table = markdown_table(json.loads(tried.read_text()))
+    table = Evaluation.load(tried).markdown()
     assert "dilated (teacher, student); ancestral (teacher at 64 steps) sampler" in table
 
 
@@ -213,7 +217,7 @@ def test_mistakes_are_one_line_with_a_remedy(made, tmp_path):
 
 
 def test_judge_of_another_vocabulary_retokenizes(made):
-    reader = Judge(str(made.root / "other-judge"), made.tokenizer, retokenize=True)
+    reader = load_judge(str(made.root / "other-judge"), made.tokenizer, retokenize=True)
     text = "Line 7 says that 49 is a square.<|endoftext|>Li"
     ids = made.tokenizer(text, add_special_tokens=False)["input_ids"]
     own = made.other(text, add_special_tokens=False)["input_ids"]
@@ -224,8 +228,8 @@ def test_judge_of_another_vocabulary_retokenizes(made):
     assert float(nats[0]) == pytest.approx(float(alone), rel=1e-4)
     config = EvaluateConfig(**SMALL, retokenize=True)
     result = evaluate(None, tiny(made.tokenizer, 2), reader, config, LENGTH)
-    assert result["judge"]["retokenized"]
-    assert {row["model"] for row in result["rows"]} == {"student"}
+    assert result.judge.retokenized
+    assert {row.model for row in result.rows} == {"student"}
 
 
 def test_judge_reads_left_to_right_and_never_expects_a_mask(made, judge):
@@ -239,7 +243,11 @@ def test_judge_reads_left_to_right_and_never_expects_a_mask(made, judge):
     assert not different[:, :9].any(), "the future changed the past"
     assert different[:, 9:].any(1).all()
     trained = tiny(made.tokenizer, 3, "causal")  # the law it is trained with, mask column −∞
-    expected = -trained.logits(tokens)[:, 1:].gather(2, tokens[:, 1:, None]).squeeze(2)
+    expected = (
+        -trained.log_probs(Canvas.of(tokens, made.tokenizer.mask_token_id))[:, 1:]
+        .gather(2, tokens[:, 1:, None])
+        .squeeze(2)
+    )
     torch.testing.assert_close(nats, expected.detach(), rtol=1e-4, atol=1e-4)
 
 
@@ -257,22 +265,22 @@ def test_teacher_and_student_see_the_same_noise_and_real_text_the_same_number_of
     config = EvaluateConfig(**SMALL)
     result = evaluate(model, model, judge, config, LENGTH, rows(20), seed=3)
     one, other = (
-        [r for r in result["rows"] if r["model"] == name and r["steps"] == 4] for name in ("teacher", "student")
+        [as_json(r) for r in result.rows if r.model == name and r.steps == 4] for name in ("teacher", "student")
     )
     same = FIGURES | {"nfe"}
     assert {k: one[0][k] for k in same} == {k: other[0][k] for k in same}
-    assert result["reference"]["samples"] == config.samples
-    first = evaluate(None, model, judge, config, LENGTH, rows(20)[:8], seed=3)["reference"]
-    assert first == result["reference"], "rows beyond the samples were read"
+    assert result.reference.samples == config.samples
+    first = evaluate(None, model, judge, config, LENGTH, rows(20)[:8], seed=3).reference
+    assert first == result.reference, "rows beyond the samples were read"
 
 
 def test_quick_figures_are_the_evaluation_at_that_step_count(made, judge):
     model = tiny(made.tokenizer, 1)
     config = EvaluateConfig(**SMALL)
     quick = quick_figures(model, judge, 4, 8, LENGTH, 0, MaskedProcess(), config)
-    row = next(r for r in evaluate(None, model, judge, config, LENGTH)["rows"] if r["steps"] == 4)
+    row = next(r for r in evaluate(None, model, judge, config, LENGTH).rows if r.steps == 4)
     assert set(quick) == {"judge_perplexity", "unigram_entropy", "bigram_entropy", "distinct_2"}
-    assert quick == {key: row[key] for key in quick}
+    assert quick == {key: getattr(row, key) for key in quick}
 
 
 def test_bfloat16_is_a_copy_that_keeps_rotary_frequencies(made):
@@ -281,7 +289,7 @@ def test_bfloat16_is_a_copy_that_keeps_rotary_frequencies(made):
     assert {p.dtype for p in copy.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert copy.model.base_model.rotary_emb.inv_freq.dtype == torch.float32
-    assert copy.logits(rows(2)).dtype == torch.float32
+    assert copy.log_probs(Canvas.of(rows(2), made.tokenizer.mask_token_id)).dtype == torch.float32
     assert at_precision(model, "float32") is model
     drawn = draw(copy, EvaluateConfig(**SMALL), 4, 6, LENGTH, 0)
     assert drawn.tokens.shape == (6, LENGTH)
@@ -292,12 +300,12 @@ def test_tables_show_every_row(made, judge):
     result = evaluate(tiny(made.tokenizer, 1), tiny(made.tokenizer, 2), judge, EvaluateConfig(**SMALL), LENGTH, rows(8))
     cells = table_rows(result)
     assert [row[0] for row in cells] == ["real text", *["teacher"] * 4, *["student"] * 3]
-    markdown = markdown_table(result).splitlines()
+    markdown = result.markdown().splitlines()
     assert len({line.count("|") for line in markdown[:10]}) == 1, "a row has another number of columns"
     assert markdown[2].startswith("| real text |")
     assert "exact draws, float32" in markdown[-1]
     console = Console(file=io.StringIO(), width=80)
-    print_table(result, console)
+    print_table(evaluation_table(result), console)
     printed = console.file.getvalue()
     for value in cells[3]:
         assert value in printed, "a figure was cut off"
@@ -308,13 +316,13 @@ def test_adaptive_samplers_report_how_their_passes_are_distributed(made, judge):
     student = add_planner(tiny(made.tokenizer, 2), 4)
     config = EvaluateConfig(**SMALL, sampler="planner")
     result = evaluate(tiny(made.tokenizer, 1), student, judge, config, LENGTH, rows(8))
-    row = result["rows"][-1]
-    assert (row["model"], row["steps"]) == ("student", 8)
-    assert 3 <= row["nfe_median"] <= row["nfe_p95"] <= 8, "the planner's own rate, not the cap"
-    assert row["nfe"] < 6
-    teacher = next(r for r in result["rows"] if (r["model"], r["steps"]) == ("teacher", 8))
-    assert teacher["nfe"] > 6, "without a planner, the rate of the cap"
-    markdown = markdown_table(result).splitlines()
+    row = result.rows[-1]
+    assert (row.model, row.steps) == ("student", 8)
+    assert 3 <= row.nfe_median <= row.nfe_p95 <= 8, "the planner's own rate, not the cap"
+    assert row.nfe < 6
+    teacher = next(r for r in result.rows if (r.model, r.steps) == ("teacher", 8))
+    assert teacher.nfe > 6, "without a planner, the rate of the cap"
+    markdown = result.markdown().splitlines()
     assert "| NFE | NFE median | NFE p95 | critic NFE |" in markdown[0]
     assert len({line.count("|") for line in markdown[:10]}) == 1
     assert "nfe" in quick_figures(student, judge, 8, 4, LENGTH, 0, MaskedProcess(), config)

@@ -6,7 +6,9 @@ No model code: the stock class, an attention mask and a `shift` flag. A full-att
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -18,18 +20,23 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from teachers.canvas import Canvas
-from teachers.denoiser import Attention, Contexts, Denoiser, DenoiserSpec
+from teachers.denoiser import Attention, Compression, Contexts, Denoiser, DenoiserSpec, log_probabilities
 from teachers.errors import UserError, nearest
-from teachers.markov import is_markov
+from teachers.families.family import Checkpoint
+from teachers.families.stock import CAPABILITIES
+from teachers.families.stock.saving import save_network
 from teachers.masks import attention_mask_4d
-from teachers.saving import save_network
-from teachers.source import check_model_folder, check_trust, model_folder, parse_source, reason
+from teachers.source import check_code, check_weight_files, reason
+from teachers.vocabulary import check_tokenizer
+from teachers.weights import check_finite
+
+SHARD = "5GB"  # the largest weights file that is written
 
 
-class CausalDenoiser(Denoiser):
+class StockDenoiser(Denoiser):
     """A transformers causal language model read through a `DenoiserSpec`."""
 
-    capabilities = frozenset({"hidden states", "embeddings", "blocks", "adapters", "checkpointing", "compression"})
+    capabilities = CAPABILITIES
 
     def __init__(self, model: PreTrainedModel, spec: DenoiserSpec):
         super().__init__()
@@ -54,7 +61,10 @@ class CausalDenoiser(Denoiser):
         self.spec = spec
 
     def hidden_states(self, canvas: Canvas, embeddings: Tensor | None = None) -> Tensor:
-        """See `Denoiser.hidden_states`; under `shift`, what predicts a position is read one before it (0: its own)."""
+        """See `Denoiser.hidden_states`; under `shift`, what predicts a token is read at the one before it.
+
+        A row's first token has none before it: there it is read at its own.
+        """
         z, real = canvas.tokens, canvas.real
         attention_mask = real
         if self.spec.attention == "block":
@@ -66,8 +76,16 @@ class CausalDenoiser(Denoiser):
             **read, attention_mask=attention_mask, position_ids=canvas.position_ids(), use_cache=False
         ).last_hidden_state
         if self.spec.shift:
-            hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
+            hidden = torch.where(self._first(canvas), hidden, hidden.roll(1, dims=1))
         return hidden
+
+    @staticmethod
+    def _first(canvas: Canvas) -> Tensor:
+        """(1 or B, L, 1) True at a row's first token, and wherever all before it is padding."""
+        positions = canvas.position_ids()
+        if positions is None:
+            positions = torch.arange(canvas.length, device=canvas.device)[None]
+        return (positions == 0)[..., None]
 
     def token_embeddings(self) -> Tensor:
         """See `Denoiser.token_embeddings`; by the module, which in some families scales them."""
@@ -81,10 +99,7 @@ class CausalDenoiser(Denoiser):
     def head(self, features: Tensor) -> Tensor:
         """The output embedding, the mask's column excluded; see `Denoiser.head`."""
         # called as a module: under ZeRO 3 its weight is there only within its own forward
-        logits = self.model.get_output_embeddings()(features).float()
-        forbidden = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        forbidden[self.spec.mask_id] = True
-        return logits.masked_fill(forbidden, -torch.inf).log_softmax(-1)
+        return log_probabilities(self.model.get_output_embeddings()(features), self.spec.mask_id)
 
     def blocks(self) -> nn.ModuleList:
         """See `Denoiser.blocks`."""
@@ -104,12 +119,30 @@ class CausalDenoiser(Denoiser):
             if isinstance(module, GradientCheckpointingLayer):
                 module.training = True  # transformers asks for it; their parts stay in eval mode
 
-    def save(self, folder: str | Path) -> None:
-        """See `Denoiser.save`."""
-        save_network(self.model, Path(folder))
+    @property
+    def network(self) -> PreTrainedModel:
+        """See `Denoiser.network`."""
+        return self.model
+
+    @property
+    def output_layer(self) -> nn.Module:
+        """See `Denoiser.output_layer`."""
+        return self.model.get_output_embeddings()
+
+    def save(self, folder: str | Path, compression: Compression | None = None) -> None:
+        """As transformers saves it; see `Denoiser.save`."""
+        if compression is None:
+            save_network(self.model, Path(folder), max_shard_size=SHARD)
+            return
+        from teachers.families.stock.int8 import int8_config, int8_state
+
+        save_network(self.model, Path(folder), state_dict=int8_state(self.model), max_shard_size=SHARD)
+        config = copy.deepcopy(self.model.config)
+        config.quantization_config = int8_config(self.model)
+        config.save_pretrained(folder)
 
 
-def create_denoiser(model_type: str, shape: dict[str, Any], spec: DenoiserSpec) -> CausalDenoiser:
+def create_denoiser(model_type: str, shape: dict[str, Any], spec: DenoiserSpec) -> StockDenoiser:
     """Build a randomly initialised denoiser of a stock architecture.
 
     Args:
@@ -136,119 +169,103 @@ def create_denoiser(model_type: str, shape: dict[str, Any], spec: DenoiserSpec) 
             raise UserError(f"model.shape.{key} follows from the tokenizer and data.length; leave it out")
         if key not in known:  # transformers takes any key, and leaves the field that was meant at its default
             raise UserError(f"model.shape.{key} is not a field of {model_type}{nearest(key, list(known))}")
+    shape = {key: _as_declared(value, known[key]) for key, value in shape.items()}
     try:
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **own, **shape))
     except Exception as error:  # whatever a number out of range meets first: transformers, torch or the memory
-        raise UserError(
-            f"no {model_type} can be made from model.shape ({reason(error)}); correct its values"
-        ) from error
-    return CausalDenoiser(model, spec)
+        why = " ".join(str(error).split())[:200] or reason(error)
+        raise UserError(f"no {model_type} can be made from model.shape ({why}); correct its values") from error
+    return StockDenoiser(model, spec)
 
 
-def load_pretrained(name: str, revision: str | None = None, trust_remote_code: str | None = None) -> PreTrainedModel:
-    """Load a causal language model in float32, from safetensors only; every failure is a `UserError`.
+def _as_declared(value: Any, default: Any) -> Any:
+    """A number of its field's kind, where no digit is lost: 2e2 is 200, and 1 is 1.0; transformers takes no other."""
+    if type(default) is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return float(value) if type(default) is float and type(value) is int else value
 
-    Args:
-        name, revision: see `parse_source`.
-        trust_remote_code: the model's name again, to run the code that comes with it; None for stock classes only.
-    """
-    trusted = check_trust(parse_source(name, revision), trust_remote_code)
-    path = model_folder(name, revision, code=trusted)
-    if not (path / "config.json").is_file():
-        raise UserError(f"{name} is not a model folder: it has no config.json; give a folder saved by save_pretrained")
-    check_model_folder(path, trusted)
-    if is_markov(str(path)):
-        raise UserError(
-            f"model {name!r} is an exact Markov source, not a network; it can be teacher.path and evaluate.judge, and "
-            "the place here is for a network, such as RUN/model of fewstep pretrain"
-        )
+
+def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
+    """Load a causal language model in float32, from safetensors only; every failure is a `UserError`."""
+    check_weight_files(checkpoint.folder, checkpoint.config)
+    check_code(checkpoint.folder, checkpoint.config, checkpoint.trusted)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            path,
-            trust_remote_code=trusted,
+            checkpoint.folder,
+            trust_remote_code=checkpoint.trusted,
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
         )
     except Exception as error:  # transformers, safetensors and the hub raise a dozen types for one thing: unreadable
         raise UserError(
-            f"cannot load model {name!r} ({reason(error)}); give a folder with config.json and whole safetensors "
-            "weights"
+            f"cannot load model {checkpoint.name!r} ({reason(error)}); give a folder with config.json and whole "
+            "safetensors weights"
         ) from error
     if report["missing_keys"]:  # transformers makes these up at random and only warns
         raise UserError(
-            f"model {name!r} has no weights for {min(report['missing_keys'])}; its safetensors files are not whole, "
-            "or of another architecture than its config.json"
+            f"model {checkpoint.name!r} has no weights for {min(report['missing_keys'])}; its safetensors files are "
+            "not whole, or of another architecture than its config.json"
         )
-    quantizer = getattr(model, "hf_quantizer", None)
-    if quantizer is not None and quantizer.quantization_config.quant_method == "compressed-tensors":
-        # the format unpacks at the whole model's first forward, and a denoiser calls only its base model
-        quantizer.compressor.decompress_model(model)
-        for module in model.modules():  # the shape it was packed from stays behind, as a parameter that cannot train
-            module._parameters.pop("weight_shape", None)
-    for key, value in model.named_parameters():
-        if not value.isfinite().all():
-            raise UserError(
-                f"model {name!r} has weights in {key} that are not finite; its safetensors files are damaged"
-            )
+    _decompress(model)
+    check_finite(model.named_parameters(), checkpoint.name)
     return model
 
 
-def load_denoiser(
-    name: str,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    mask_id: int | None = None,
-    revision: str | None = None,
-    trust_remote_code: str | None = None,
-    **overrides: Any,
-) -> CausalDenoiser:
-    """Load a denoiser: a fewstep checkpoint as it was saved, or any causal language model with the spec you name.
+def _decompress(model: PreTrainedModel) -> None:
+    """Unpack int8 weights: the format does so at the whole model's first forward, and we call only its base model."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None or quantizer.quantization_config.quant_method != "compressed-tensors":
+        return
+    quantizer.compressor.decompress_model(model)
+    for module in model.modules():  # the shape it was packed from stays behind, as a parameter that cannot train
+        module._parameters.pop("weight_shape", None)
 
-    Args:
-        name, revision, trust_remote_code: see `load_pretrained`.
-        tokenizer: where the mask token is looked for when neither ``mask_id`` nor the config names it.
-        mask_id: overrides both.
-        overrides: fields of `DenoiserSpec`; they win over what the checkpoint says. None means not set.
-    """
-    model = load_pretrained(name, revision, trust_remote_code)
-    saved = {k: v for k, v in (getattr(model.config, "fewstep", None) or {}).items() if k in SPEC_FIELDS}
-    overrides = {k: v for k, v in overrides.items() if v is not None}
-    if overrides.get("attention", "block") != "block":
-        saved.pop("block_size", None)
-    tokenizer_mask = tokenizer.mask_token_id if tokenizer is not None else None
-    for candidate in (mask_id, getattr(model.config, "mask_token_id", None), tokenizer_mask):
-        if candidate is not None:
-            mask_id = candidate
-            break
-    else:
-        raise UserError(f"{name!r} names no mask token, nor does its tokenizer; set mask_id in the config")
-    config_vocabulary = model.get_output_embeddings().weight.shape[0]
+
+def load_stock(
+    checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None, options: Mapping[str, Any]
+) -> StockDenoiser:
+    """See `teachers.families.stock.Stock.load`."""
+    model = load_model(checkpoint)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    mask_id = _mask_of(checkpoint, tokenizer, options)
     if tokenizer is not None:
-        check_tokenizer(tokenizer, config_vocabulary, mask_id, name)
+        check_tokenizer(tokenizer, vocabulary, mask_id, checkpoint.name)
+    written = tokenizer if tokenizer is not None else model.config
     values = {
         "max_length": model.config.max_position_embeddings,
-        "eos_id": tokenizer.eos_token_id if tokenizer is not None else model.config.eos_token_id,
-        "pad_id": tokenizer.pad_token_id if tokenizer is not None else model.config.pad_token_id,
-        **saved,
-        **overrides,
+        "eos_id": written.eos_token_id,
+        "pad_id": written.pad_token_id,
+        **told(checkpoint.config, options),
         "mask_id": mask_id,
-        "vocabulary": config_vocabulary,
+        "vocabulary": vocabulary,
     }
-    return CausalDenoiser(model, DenoiserSpec(**values))
+    return StockDenoiser(model, DenoiserSpec(**values))
 
 
-SPEC_FIELDS = {f.name for f in fields(DenoiserSpec)}
+def _mask_of(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None, options: Mapping[str, Any]) -> int:
+    own = tokenizer.mask_token_id if tokenizer is not None else None
+    for mask_id in (options.get("mask_id"), checkpoint.config.get("mask_token_id"), own):
+        if mask_id is not None:
+            return mask_id
+    raise UserError(f"{checkpoint.name!r} names no mask token, nor does its tokenizer; set mask_id in the config")
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int, mask_id: int, name: str) -> None:
-    """Refuse a tokenizer that can produce tokens the model does not have, or that calls another token the mask."""
-    if len(tokenizer) > vocabulary:
-        raise UserError(
-            f"the tokenizer has {len(tokenizer)} entries but model {name!r} has {vocabulary}; "
-            "give the tokenizer the model was trained with"
-        )
-    if tokenizer.mask_token_id is not None and tokenizer.mask_token_id != mask_id:
-        raise UserError(
-            f"the tokenizer's mask token is {tokenizer.mask_token_id} but model {name!r} uses {mask_id}; "
-            "give the model's own tokenizer, or set mask_id"
-        )
+def told(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `DenoiserSpec` that a checkpoint of ours says, in its config.json, or that the options say instead."""
+    known = {f.name for f in fields(DenoiserSpec)}
+    saved = {key: value for key, value in (config.get("fewstep") or {}).items() if key in known}
+    if options.get("attention", "block") != "block":
+        saved.pop("block_size", None)
+    return {**saved, **options}
+
+
+@torch.no_grad()
+def stock_logits(model: nn.Module, folder: Path, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """See `teachers.families.family.Family.written_logits`."""
+    written = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
+    expected, found = (
+        network(input_ids=tokens, use_cache=False).logits.double()
+        for network in (model, written.to(tokens.device).eval())
+    )
+    return expected, found

@@ -1,0 +1,26 @@
+"""A few samples to read."""
+
+from __future__ import annotations
+
+from distill.evaluation.sample import at_precision, draw, many_steps
+from distill.evaluation.subject import Subject
+
+SHOWN = 4  # samples of each model in samples.txt
+SHOWN_STEPS = 8
+
+
+def samples_text(subject: Subject) -> str:
+    """The student's at `SHOWN_STEPS` steps, the teacher's at ``teacher_steps``."""
+    config, length, tokenizer = subject.config, subject.length, subject.tokenizer
+    parts = []
+    few, many = min(SHOWN_STEPS, length), config.teacher_steps
+    for kind, steps, how in (("student", few, config), ("teacher", many, many_steps(config))):
+        if kind not in subject.models:
+            continue
+        model = at_precision(subject.models[kind], config.precision)
+        critic = subject.critic if kind == "student" else None
+        samples = draw(model, how, steps, SHOWN, length, config.seed, subject.process, critic=critic)
+        for number, row in enumerate(samples.tokens.tolist(), 1):
+            text = tokenizer.decode(row, clean_up_tokenization_spaces=False)
+            parts.append(f"=== {kind}, {steps} steps, sample {number} ===\n{text}\n")
+    return "\n".join(parts)

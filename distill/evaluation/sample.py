@@ -1,0 +1,97 @@
+"""Drawing samples to be measured: with which sampler, in which precision, from which noise."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distill.config import EvaluateConfig
+from distill.evaluation.progress import Counter, Watched
+from distill.runtime.world import ALONE, World
+from students.adapters import merged
+from students.fill import fill
+from students.samplers import LOG_LINEAR, Ancestral, Sampler
+from teachers.canvas import Canvas
+from teachers.denoiser import Denoiser
+from teachers.process import MaskedProcess
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples (N, L) on the CPU, passes (N,) of each and their mean, and the seconds that sampling took.
+
+    ``log_prob`` is (N,) as of `Filled`, or None.
+    """
+
+    tokens: Tensor
+    log_prob: np.ndarray | None
+    row_nfe: np.ndarray
+    nfe: float
+    critic_nfe: float
+    seconds: float
+
+
+@torch.no_grad()  # not inference_mode: a guided sampler needs gradients
+def draw(
+    denoiser: Denoiser,
+    config: EvaluateConfig,
+    steps: int,
+    samples: int,
+    length: int,
+    seed: int,
+    process: MaskedProcess = LOG_LINEAR,
+    progress: Counter | None = None,
+    critic: nn.Module | None = None,
+    world: World = ALONE,
+) -> Samples:
+    """Fill all-masked canvases with `sampler_of`, ``config.batch`` at a time, on every process of ``world``.
+
+    A batch's noise is fixed by (seed, steps, first row), so samples depend on ``config.batch``, and not on how many
+    processes share the work. The seconds last until the slowest of them is done.
+    """
+    network = denoiser if progress is None else Watched(denoiser, progress)
+    sampler = sampler_of(config, critic)
+
+    def batch(rows: range) -> tuple[Tensor, Tensor, int, Tensor | None]:
+        noise = np.random.SeedSequence([seed, steps, rows.start]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+        generator = torch.Generator(denoiser.device).manual_seed(int(noise))
+        canvas = Canvas.blank(len(rows), length, denoiser.spec.mask_id, denoiser.device)
+        out = fill(network, canvas, sampler, steps, generator, process=process, critic=critic)
+        log_prob = None if out.log_prob is None else out.log_prob.cpu()
+        return out.tokens.cpu(), out.nfe.cpu(), int(out.critic_nfe.sum()), log_prob
+
+    world.barrier()
+    start = time.perf_counter()
+    tokens, nfe, critic_nfe, log_probs = zip(*world.share(samples, config.batch, batch), strict=True)
+    seconds = time.perf_counter() - start
+    row_nfe = torch.cat(nfe).numpy()
+    log_prob = None if log_probs[0] is None else torch.cat(log_probs).numpy()
+    return Samples(torch.cat(tokens), log_prob, row_nfe, float(row_nfe.mean()), sum(critic_nfe) / samples, seconds)
+
+
+def sampler_of(config: EvaluateConfig, critic: nn.Module | None) -> Sampler:
+    """``config.sampler``, or ancestral where that asks a critic and there is none."""
+    return Ancestral() if config.sampler.needs_critic and critic is None else config.sampler
+
+
+def many_steps(config: EvaluateConfig) -> EvaluateConfig:
+    """The evaluation of the teacher at ``teacher_steps``, where ``steps`` does not have them: ancestral.
+
+    That is the reverse process itself, so the reference is the same whatever other sampler is tried at few steps; an
+    ancestral one keeps its temperature.
+    """
+    if config.teacher_steps in config.steps or isinstance(config.sampler, Ancestral):
+        return config
+    return config.model_copy(update={"sampler": Ancestral()})
+
+
+def at_precision(denoiser: Denoiser, precision: str) -> Denoiser:
+    """The denoiser, or a bfloat16 copy of it. Logits are float32 either way (see `Denoiser.head`)."""
+    dtype = getattr(torch, precision)
+    if dtype == torch.float32 or all(p.dtype == dtype for p in denoiser.parameters()):
+        return denoiser
+    return merged(denoiser, dtype)

@@ -1,0 +1,153 @@
+"""What is to be measured: the pair of a run folder, or of two names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from distill.config import DataConfig, DistillConfig, EvaluateConfig, apply_override, load_config, validate
+from distill.config.precision import faster_precision, settled
+from distill.data.tokenizers import load_tokenizer
+from distill.evaluation.bench import Bench
+from distill.evaluation.judge import load_judge
+from distill.evaluation.reference import heldout_text, reference_text
+from distill.evaluation.results import Evaluation, ModelDescription
+from distill.models import load_averaged, load_discriminator, load_named, load_teacher
+from distill.runtime.run_folder import RunFolder
+from distill.runtime.world import World
+from distill.training.checkpoint import AVERAGE, best_checkpoint, verify_checkpoint
+from teachers.denoiser import Denoiser
+from teachers.errors import UserError
+from teachers.process import MaskedProcess
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured, and how.
+
+    Attributes:
+        models: by ``teacher`` and ``student``; one may be missing.
+        names: where they came from.
+        text: held-out real text; None for none.
+        critic: the student's, for a sampler that asks one.
+    """
+
+    config: EvaluateConfig
+    models: dict[str, Denoiser]
+    names: dict[str, str]
+    tokenizer: PreTrainedTokenizerBase
+    process: MaskedProcess = field(default_factory=MaskedProcess)
+    text: DataConfig | None = None
+    critic: nn.Module | None = None
+
+    @property
+    def length(self) -> int:
+        """L, tokens of every sample."""
+        if self.config.length is not None:
+            return self.config.length
+        return self.text.length if self.text else min(m.spec.length for m in self.models.values())
+
+    @property
+    def parts(self) -> tuple[Denoiser | None, Denoiser | None, nn.Module | None]:
+        """Teacher, student and critic, as `Bench` takes them."""
+        return self.models.get("teacher"), self.models.get("student"), self.critic
+
+    def on(self, device: torch.device | str) -> Subject:
+        """The same, frozen and on a device."""
+        models = {name: frozen_on(model, device) for name, model in self.models.items()}
+        return replace(self, models=models, critic=None if self.critic is None else self.critic.to(device))
+
+    def bench(self, world: World) -> Bench:
+        """What it is measured with, checked against it before and after the text is read.
+
+        Raises:
+            UserError: see `distill.evaluation.evaluate.check` and `load_judge`.
+        """
+        config = self.config
+        judge = load_judge(config.judge, self.tokenizer, config.retokenize, world.device)
+        bench = Bench(judge, config, self.length, self.process, world=world)
+        bench.check(*self.parts)
+        bench = bench.with_text(self.text, self.tokenizer)
+        bench.check(*self.parts)
+        return bench
+
+    def measure(self, bench: Bench) -> Evaluation:
+        """The evaluation, which says where the models came from."""
+        described = {
+            name: ModelDescription(self.names[name], sum(p.numel() for p in model.parameters()))
+            for name, model in self.models.items()
+        }
+        return replace(bench.evaluate(*self.parts), models=described)
+
+
+def frozen_on(model: Denoiser, device: torch.device | str) -> Denoiser:
+    """A model ready to be sampled."""
+    return model.requires_grad_(False).eval().to(device)
+
+
+def run_subject(run: RunFolder, overrides: list[str], world: World) -> Subject:
+    """A run's best checkpoint and its teacher, as its config says.
+
+    Args:
+        overrides: ``key=value`` of the evaluate section.
+
+    Raises:
+        UserError: there is no checkpoint, it is damaged, or the config has a mistake.
+    """
+    config, checkpoint = world.on_main(lambda: _read_run(run, overrides))
+    tokenizer = load_tokenizer(str(run.tokenizer))
+    teacher = load_teacher(config.teacher)[0]
+    student = load_averaged(checkpoint / AVERAGE, tokenizer, config.teacher)
+    evaluation = config.evaluate
+    if evaluation.length is None:
+        evaluation = evaluation.model_copy(update={"length": config.sequence_length})
+    return Subject(
+        config=evaluation,
+        models={"teacher": teacher, "student": student},
+        names={"teacher": config.teacher.path, "student": str(checkpoint / AVERAGE)},
+        tokenizer=tokenizer,
+        process=MaskedProcess(config.teacher.process),
+        text=reference_text(config, tokenizer),
+        critic=load_discriminator(config, checkpoint, teacher, student) if evaluation.sampler.needs_critic else None,
+    )
+
+
+def _read_run(run: RunFolder, overrides: list[str]) -> tuple[DistillConfig, Path]:
+    config = settled(load_config(DistillConfig, run.config, [f"evaluate.{o}" for o in overrides]))
+    checkpoint = best_checkpoint(run)
+    if checkpoint is None:
+        raise UserError(
+            f"run {run.path} has no checkpoint yet; let it train until it has saved one, then evaluate again"
+        )
+    verify_checkpoint(checkpoint)
+    return config, checkpoint
+
+
+def named_subject(student: str | None, teacher: str | None, overrides: list[str], world: World) -> Subject:
+    """Models by their folders or names; one of them may be left out.
+
+    Args:
+        overrides: ``key=value`` of `EvaluateConfig`.
+
+    Raises:
+        UserError: no name, one that does not load, or a mistake in the settings.
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(EvaluateConfig, values, override)
+    config = validate(EvaluateConfig, values)
+    if config.precision == "auto":
+        config = config.model_copy(update={"precision": world.on_main(faster_precision)})
+    names = {kind: name for kind, name in (("teacher", teacher), ("student", student)) if name}
+    if not names:
+        raise UserError("there is nothing to evaluate; give a run folder, or --student and/or --teacher")
+    models, tokenizer = load_named(names)
+    subject = Subject(config, models, names, tokenizer)
+    if config.data is None:
+        return subject
+    return replace(subject, text=heldout_text(config.data, subject.length, tokenizer))

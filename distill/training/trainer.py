@@ -1,0 +1,162 @@
+"""One update after another: next batch → rollout → for each phase: loss, backward, step → average. No files, no words.
+
+`distill.training.loop` puts log, watch and checkpoints around it; a notebook iterates over it as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from distill.config import OptimizerConfig, TrainConfig
+from distill.data.corpus import Corpus, TrajectoryCorpus
+from distill.runtime.world import World
+from distill.training.engine import Engine, micro_batch
+from distill.training.engines import start_engine
+from objectives.objective import LossOutput, Objective, Rollout
+from students.student import Ema, cast, twin
+from teachers.denoiser import Denoiser
+from teachers.randomness import RowStreams
+
+
+@dataclass(frozen=True)
+class Step:
+    """One phase of an update.
+
+    Attributes:
+        loss: over all processes.
+        norm: of the gradient, before clipping.
+        moved: whether the weights did; not if loss or norm were not finite.
+        outs: what each micro-batch of this process gave.
+    """
+
+    loss: float
+    norm: float
+    moved: bool
+    outs: list[LossOutput]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update did.
+
+    Attributes:
+        number: from 1.
+        steps: phase → what it did.
+    """
+
+    number: int
+    steps: dict[str, Step]
+
+    @property
+    def moved(self) -> bool:
+        """Whether every phase moved its network."""
+        return all(step.moved for step in self.steps.values())
+
+
+class Trainer:
+    """An objective's networks on their engines, and the student's average. Iterating makes the updates that are left.
+
+    Attributes:
+        done: updates made.
+        engines: phase → engine.
+        target: the objective's, or None.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimizers: dict[str, OptimizerConfig],
+        corpus: Corpus | TrajectoryCorpus | None,
+        config: TrainConfig,
+        deepspeed: dict[str, Any] | None,
+        world: World,
+    ):
+        """Put the networks where they train.
+
+        Args:
+            optimizers: one a phase of the objective.
+            corpus: real rows or trajectories, or None for objectives that need none.
+            deepspeed: what DeepSpeed is told, or None where torch alone trains, see `deepspeed_section`.
+        """
+        self.objective, self.corpus, self.config, self.world = objective, corpus, config, world
+        self.micro, self.rows, self.done = micro_batch(config, world, objective.group), world.rows(config.batch), 0
+        # kept on the CPU, but for when it is watched: a large one need not fit beside what trains
+        self._average = twin(objective.network("student")).cpu() if world.is_main else None  # type: ignore[arg-type]
+        self._average_of = -1
+        self.engines: dict[str, Engine] = {
+            phase: start_engine(objective.network(phase), optimizers[phase], config, deepspeed, world)
+            for phase in objective.phases
+        }
+        self.ema = Ema(self.engines["student"].masters(), config.ema)
+        self.target = objective.target
+        if self.target is not None:
+            cast(self.target, getattr(torch, config.precision)).to(world.device)
+
+    def __iter__(self) -> Iterator[Update]:
+        while self.done < self.config.updates:
+            yield self.update()
+
+    def update(self) -> Update:
+        """Make the next update; all processes together."""
+        update, batch = self.done, None
+        if self.corpus is not None:
+            rows = [update * self.config.batch + row for row in self.rows]
+            batch = self.corpus.batch(self.config.seed, rows).to(self.world.device)
+        if self.objective.begin(update, self.config.updates):
+            fill_average(self.target, self.ema, self.engines["student"])
+        streams = RowStreams(self.config.seed, (update,), self.rows, self.world.device)
+        rollout = self.objective.rollout(batch, len(self.rows), streams)
+        steps = {phase: self._step(phase, rollout) for phase in self.objective.phases}
+        self.done += 1
+        return Update(self.done, steps)
+
+    def _step(self, phase: str, rollout: Rollout) -> Step:
+        """Forward and backward passes of some rows at a time, then the optimiser's step, and the average's."""
+        engine, outs, rows = self.engines[phase], [], len(rollout)
+        loss = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        terms = self.world.sum(self.objective.count(phase, rollout)).clamp(min=1)
+        for start in range(0, rows, self.micro):
+            out = self.objective.loss(phase, rollout.rows(slice(start, start + self.micro)))
+            # engines average over processes and micro-batches; the loss is a mean over all terms
+            engine.backward(out.sum * (self.world.size * (rows // self.micro) / terms).to(out.sum))
+            outs.append(LossOutput(out.sum.detach(), out.metrics))
+            loss += outs[-1].sum / terms
+        value = float(self.world.sum(loss))
+        norm, moved = engine.step(self.done, math.isfinite(value))
+        if moved and phase == "student":
+            self.ema.update()
+        return Step(value, norm, moved, outs)
+
+    def average(self) -> Denoiser | None:
+        """The averaged student as it is now, on the main process; all processes ask together.
+
+        It is one and the same network, on the CPU, which changes when it is asked for after another update.
+        """
+        if self._average_of != self.done:
+            fill_average(self._average, self.ema, self.engines["student"])
+            self._average_of = self.done
+        return self._average
+
+    def learning_rates(self) -> dict[str, float]:
+        """Phase → what its last update was made with."""
+        return {phase: engine.learning_rate(self.done - 1) for phase, engine in self.engines.items()}
+
+    def destroy(self) -> None:
+        """Release what the engines hold beside their networks."""
+        for engine in self.engines.values():
+            engine.destroy()
+
+
+@torch.no_grad()
+def fill_average(average: Denoiser | None, ema: Ema, student: Engine) -> None:
+    """Put the averaged weights into ``average``, cast; all processes together, those without one as well."""
+    into = dict(average.named_parameters()) if average is not None else {}
+    with ema.swapped():
+        for name, weight in student.gather("weight"):
+            if into:
+                into[name].copy_(weight)

@@ -1,0 +1,144 @@
+"""What a family of checkpoints is: how it is known, what its denoisers can do, and who reads and writes it.
+
+Nothing here needs torch: what a config asks of a model is checked against the model's config.json alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from teachers.capability import Capability
+from teachers.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from teachers.denoiser import Denoiser
+
+OPTIONS = ("mask_id", "shift", "attention", "block_size")
+"""What a config may say of a checkpoint that does not say it itself, see `teachers.denoiser.DenoiserSpec`."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's name, resolved once: what everything that reads it is given.
+
+    Attributes:
+        name: as the person wrote it.
+        folder: where its files are.
+        config: its config.json.
+        family: whose format it is.
+        trusted: whether Python that comes with it may run.
+    """
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    family: Family
+    trusted: bool = False
+
+    def load(self, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any) -> Denoiser:
+        """The denoiser, in float32; see `Family.load`.
+
+        Args:
+            options: of `OPTIONS`; None for what is not set.
+
+        Raises:
+            UserError: it can not be read, or an option that its family does not take.
+        """
+        options = {key: value for key, value in options.items() if value is not None}
+        self.check_options(options)
+        return self.family.load(self, tokenizer, **options)
+
+    def check_options(self, options: Mapping[str, Any], section: str = "") -> None:
+        """Refuse to be told what the checkpoint says itself.
+
+        Args:
+            options: of `OPTIONS`; None for what is not set.
+            section: of the config that they stand in, for the message.
+
+        Raises:
+            UserError: an option is set that the family does not take.
+        """
+        for key, value in options.items():
+            if value is not None and key not in self.family.options:
+                raise UserError(
+                    f"{section}{key} is set, but model {self.name!r} is {self.family.title}, which says that "
+                    "itself; leave it out"
+                )
+
+    def require(self, needs: Mapping[Capability, str]) -> None:
+        """Refuse what the family can not do, before anything is loaded.
+
+        Args:
+            needs: capability → which setting asks for it, and what to set instead.
+
+        Raises:
+            UserError: one is missing.
+        """
+        for capability, setting in needs.items():
+            if capability not in self.family.capabilities:
+                raise UserError(f"model {self.name!r} is {self.family.title}, without {capability}, but {setting}")
+
+
+class Family(ABC):
+    """A kind of checkpoints that one piece of code reads and writes.
+
+    Attributes:
+        name: short, for lists.
+        title: such as "an exact Markov source", for error lines.
+        capabilities: what its denoisers can do.
+        options: those of `OPTIONS` that its checkpoints leave open.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    capabilities: ClassVar[frozenset[Capability]]
+    options: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint with this config.json is one of the family's."""
+
+    @abstractmethod
+    def load(
+        self, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any
+    ) -> Denoiser:
+        """The denoiser of a checkpoint, in float32; its `save` writes the same format.
+
+        Args:
+            tokenizer: which tokens mean what, where the checkpoint does not say.
+            options: of `options`.
+
+        Raises:
+            UserError: files that are not whole, damaged or of another kind; a tokenizer of another model.
+        """
+
+    def tokenizer(self, checkpoint: Checkpoint) -> str:
+        """The name of the tokenizer that belongs to a checkpoint: a folder, or a hub name with its commit."""
+        return str(checkpoint.folder)
+
+    def written_logits(self, denoiser: Denoiser, checkpoint: Checkpoint, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What a denoiser and the checkpoint it was written to compute, as its readers would: (B, L, V) each.
+
+        Up to a constant a position; the mask's column means nothing.
+
+        Args:
+            tokens: (B, L), on the denoiser's device.
+        """
+        import torch
+
+        from teachers.canvas import Canvas
+
+        canvas = Canvas.of(tokens, denoiser.spec.mask_id)
+        with torch.no_grad():
+            expected, written = (
+                network.log_probs(canvas).double() for network in (denoiser, checkpoint.load().to(denoiser.device))
+            )
+        meaningless = torch.arange(expected.shape[-1], device=tokens.device) == denoiser.spec.mask_id
+        return expected.masked_fill(meaningless, 0), written.masked_fill(meaningless, 0)

@@ -1,0 +1,41 @@
+"""Exact Markov sources, as `fewstep markov` writes them; the mathematics is in teachers/markov.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from teachers.capability import Capability
+from teachers.families.family import Checkpoint, Family
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from teachers.markov import MarkovDenoiser
+
+MODEL_TYPE = "fewstep-markov"
+CAPABILITIES: frozenset[Capability] = frozenset({"exact law"})
+
+
+class Markov(Family):
+    """Tables of transitions: no network, and every probability known."""
+
+    name = "markov"
+    title = "an exact Markov source"
+    capabilities = CAPABILITIES
+
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        """See `Family.recognises`."""
+        return config.get("model_type") == MODEL_TYPE
+
+    def load(
+        self, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any
+    ) -> MarkovDenoiser:
+        """See `Family.load`."""
+        from teachers.markov import load_source
+        from teachers.vocabulary import check_tokenizer
+
+        source = load_source(checkpoint)
+        if tokenizer is not None:
+            check_tokenizer(tokenizer, source.spec.vocabulary, source.spec.mask_id, checkpoint.name)
+        return source

@@ -1,0 +1,63 @@
+"""Causal language models of stock transformers, and denoisers that are one with another attention mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from teachers.capability import Capability
+from teachers.families.family import OPTIONS, Checkpoint, Family
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from teachers.denoiser import Denoiser
+    from teachers.families.stock.denoiser import StockDenoiser
+
+CAPABILITIES: frozenset[Capability] = frozenset(
+    {
+        "weights",
+        "hidden states",
+        "embeddings",
+        "blocks",
+        "adapters",
+        "checkpointing",
+        "sharding",
+        "dispatch",
+        "planning",
+        "compression",
+        "stock class",
+    }
+)
+
+
+class Stock(Family):
+    """Whatever has a model_type: transformers says whether it knows it."""
+
+    name = "stock"
+    title = "a causal language model of transformers"
+    capabilities = CAPABILITIES
+    options = frozenset(OPTIONS)
+
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        """See `Family.recognises`."""
+        return "model_type" in config
+
+    def load(
+        self, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any
+    ) -> StockDenoiser:
+        """A fewstep checkpoint as it was saved, or any causal language model with the options given.
+
+        Options win over what the checkpoint says, and the mask token is that of the first that names one: the options,
+        the checkpoint, the tokenizer. See `Family.load`.
+        """
+        from teachers.families.stock.denoiser import load_stock
+
+        return load_stock(checkpoint, tokenizer, options)
+
+    def written_logits(self, denoiser: Denoiser, checkpoint: Checkpoint, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """As anybody's transformers computes them, no code of ours; see `Family.written_logits`."""
+        from teachers.families.stock.denoiser import stock_logits
+
+        return stock_logits(denoiser.network, checkpoint.folder, tokens)

@@ -1,0 +1,40 @@
+"""Tokenizers as they lie in a folder, and whether one is a model's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from teachers.errors import UserError
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder; never remote code. Transformers raises whatever it likes."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # the config.json beside it may be of a family that transformers does not know
+    try:
+        # said outright, because transformers would ask on the terminal
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    finally:
+        logging.set_verbosity(before)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int, mask_id: int, name: str) -> None:
+    """Refuse a tokenizer that can produce tokens the model does not have, or that calls another token the mask.
+
+    Args:
+        vocabulary: V of the model called ``name``.
+        mask_id: the model's mask, which need not be an entry of the tokenizer.
+    """
+    if len(tokenizer) > vocabulary:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} entries but model {name!r} has {vocabulary}; "
+            "give the tokenizer the model was trained with"
+        )
+    if tokenizer.mask_token_id is not None and tokenizer.mask_token_id != mask_id:
+        raise UserError(
+            f"the tokenizer's mask token is {tokenizer.mask_token_id} but model {name!r} uses {mask_id}; "
+            "give the model's own tokenizer, or set mask_id"
+        )

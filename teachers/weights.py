@@ -1,0 +1,51 @@
+"""Tensors on disk: read whole and finite, written readable for others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from teachers.errors import UserError
+from teachers.source import reason
+
+
+def read_weights(path: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Args:
+        name: the model's, for the message.
+
+    Raises:
+        UserError: there is no such file, or it is not whole.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot load model {name!r} ({reason(error)}); give a folder with config.json and a whole {path.name}"
+        ) from error
+
+
+def write_weights(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, into a folder that is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: t.detach().cpu().contiguous() for key, t in tensors.items()}, path, metadata={"format": "pt"})
+    # safetensors are created unreadable for others; the folder says who may read
+    path.chmod(path.parent.stat().st_mode & 0o666)
+
+
+def check_finite(tensors: Iterable[tuple[str, Tensor]], name: str) -> None:
+    """Refuse weights with numbers that are none.
+
+    Raises:
+        UserError: there are some.
+    """
+    for key, tensor in tensors:
+        if not tensor.isfinite().all():
+            raise UserError(
+                f"model {name!r} has weights in {key} that are not finite; its safetensors files are damaged"
+            )
