@@ -119,7 +119,7 @@ def estimated(
         raise UserError("the tokenizer has no mask token; give one that has, e.g. bundled:teacher")
     check_source(len(tokenizer) - 1, order, length)
     data = DataConfig(path=text, length=length, pack=tokenizer.eos_token_id is not None)
-    stream = torch.from_numpy(load_corpus(data, tokenizer).tokens).long()
+    stream = torch.from_numpy(load_corpus(data, tokenizer).tokens.astype(np.int64))
     return estimate_source(
         stream[None], len(tokenizer) - 1, order, smoothing, length,
         tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id,

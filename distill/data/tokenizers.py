@@ -22,15 +22,10 @@ PLAIN_TEXT = {"add_special_tokens": False, "split_special_tokens": True, "verbos
 PLAIN = {"“": '"', "”": '"', "‘": "'", "’": "'", "´": "'", "`": "'", "—": "--", "–": "-", "‐": "-", "…": "..."}
 
 
-def normalised(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """The text that a tokenizer makes tokens of, e.g. with plain punctuation."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return backend.normalizer.normalize_str(text) if backend is not None and backend.normalizer is not None else text
-
-
 def train_tokenizer(config: TokenizerConfig, data: DataConfig) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE on a corpus. The smallest vocabulary, 259, is the 256 bytes and three special tokens."""
-    from distill.data.documents import read_documents
+    from distill.data.documents import read_chunks
+    from distill.data.encoding import first_candidate, pieces
 
     tokenizer = Tokenizer(models.BPE())
     if config.plain_punctuation:
@@ -44,7 +39,8 @@ def train_tokenizer(config: TokenizerConfig, data: DataConfig) -> PreTrainedToke
         show_progress=False,
     )
     needs_text = config.vocabulary > len(SPECIAL) + 256
-    tokenizer.train_from_iterator(read_documents(data) if needs_text else [], trainer)
+    texts = (piece.text for piece in pieces(read_chunks(data), first_candidate)) if needs_text else []
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=data.length, **SPECIAL)
 
 

@@ -125,9 +125,9 @@ def test_json_may_be_an_array_or_lines(start, tmp_path):
     [
         ('{"text": "whole"}\n["text"]', "holds list in line 2"),
         ('{"text": "whole"}\n{"body": "x"}', "'text' is not in .* its columns are body"),
-        ('[{"text": "whole"}, 3]', "holds int in line 1"),
+        ('[{"text": "whole"}, 3]', "holds int in row 2"),
         ('{"text": "\\ud83d"}', r"'\\ud83d', half of a character"),
-        ('{"text": null}', "holds NoneType, not text"),
+        ('{"text": null}', "line 1 .* null; remove or fill it"),
         ('{"text":\n"over two lines"}', "line 1: .*one object a line"),
     ],
 )

@@ -1,0 +1,67 @@
+"""What makes tokens of a corpus with a given tokenizer, and what tells that tokenizer from others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import tokenizers
+import transformers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from distill.data.encoding import Encoder, FastEncoder
+from distill.data.tokenizers import PLAIN_TEXT
+from teachers.errors import UserError
+
+
+class SlowEncoder(Encoder):
+    """A tokenizer that is not the ``tokenizers`` library's alone: written in Python, or with a call of its own."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        super().__init__({}, list(tokenizer.all_special_tokens))
+        self._tokenizer = tokenizer
+
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """See `Encoder.ids`."""
+        return self._tokenizer(texts, **PLAIN_TEXT)["input_ids"] if texts else []
+
+    def normalised(self, text: str) -> str:
+        """See `Encoder.normalised`."""
+        return text
+
+
+def encoder_of(tokenizer: PreTrainedTokenizerBase, special_tokens: Literal["text", "tokens"]) -> Encoder:
+    """What makes tokens of a corpus, those that ``tokenizer(text, **PLAIN_TEXT)`` gives.
+
+    Args:
+        special_tokens: see `DataConfig`.
+
+    Raises:
+        UserError: special tokens are to be read by a tokenizer that can not except the mask.
+    """
+    kind = type(tokenizer)
+    is_fast = isinstance(tokenizer, PreTrainedTokenizerFast) and (kind.__call__, kind._encode_plus) == (
+        PreTrainedTokenizerFast.__call__, PreTrainedTokenizerFast._encode_plus,
+    )  # fmt: skip
+    if is_fast:
+        return FastEncoder.of(tokenizer.backend_tokenizer, special_tokens == "tokens", tokenizer.mask_token)
+    if special_tokens == "tokens":
+        raise UserError(
+            f"data.special_tokens is 'tokens', which {kind.__name__} can not do without the mask; set it to text, or "
+            "give a tokenizer of the tokenizers library"
+        )
+    return SlowEncoder(tokenizer)
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> str:
+    """What tells a tokenizer from others that make other tokens of the same text."""
+    if isinstance(encoder, FastEncoder):
+        parts = [tokenizers.__version__, encoder.definition, json.dumps(encoder.special)]
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            parts = [transformers.__version__, *(p.read_text("latin-1") for p in sorted(Path(folder).rglob("*.*")))]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
