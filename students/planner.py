@@ -56,21 +56,27 @@ def summary(log_probs: Tensor) -> Tensor:
     return torch.stack([-(log_probs.exp() * possible).sum(-1), log_probs.amax(-1)], -1)
 
 
-def surroundings(masked: Tensor) -> Tensor:
+def surroundings(masked: Tensor, real: Tensor | None = None) -> Tensor:
     """What the head reads of where a masked position is: (B, L) → (N, `SURROUNDINGS`) in row-major order of ``masked``.
 
-    The part of the canvas that is masked; the inverse distances to the known tokens on the left and on the right, 0
+    The part of the row that is masked; the inverse distances to the known tokens on the left and on the right, 0
     where there is none; and the position as sines and cosines of periods 2, 4, 8, …, by which positions that look alike
     can be told apart [own].
+
+    Args:
+        real: (B, L), False where a token is padding, which is not part of the row; None where none is.
     """
-    length = masked.shape[1]
-    place = torch.arange(length, device=masked.device)
-    left = place - torch.where(masked, -torch.inf, place).cummax(1).values
-    right = torch.where(masked, torch.inf, place).flip(1).cummin(1).values.flip(1) - place
-    angles = torch.pi * place[:, None] / 2.0 ** torch.arange(PERIODS, device=masked.device)
-    waves = torch.cat([angles.cos(), angles[:, 1:].sin()], 1).expand(*masked.shape, -1)  # sin(πi) is 0
-    share = masked.double().mean(1, keepdim=True).expand(masked.shape)
-    return torch.cat([torch.stack([share, 1 / left, 1 / right], -1), waves], -1)[masked]
+    real = torch.ones_like(masked) if real is None else real
+    place = real.long().cumsum(1) - 1
+    # 1. how much is masked, and how far off the known tokens are
+    share = masked.double().sum(1, keepdim=True) / real.sum(1, keepdim=True)
+    known = real & ~masked
+    left = place - torch.where(known, place, -torch.inf).cummax(1).values
+    right = torch.where(known, place, torch.inf).flip(1).cummin(1).values.flip(1) - place
+    # 2. the position; sin(πi) is 0
+    angles = torch.pi * place[..., None] / 2.0 ** torch.arange(PERIODS, device=masked.device)
+    waves = torch.cat([angles.cos(), angles[..., 1:].sin()], -1)
+    return torch.cat([torch.stack([share.expand(masked.shape), 1 / left, 1 / right], -1), waves], -1)[masked]
 
 
 def draw_commits(logits: Tensor, masked: Tensor, uniforms: Tensor, repulsion: Tensor | None = None) -> Tensor:

@@ -166,6 +166,7 @@ class StateRecorder:
         """See `students.fill.fill`."""
         rows, n = one.asked.rows, one.number
         self.commits[rows, n] = one.commit
+        self.states[rows, n] = one.before.tokens  # at first not the canvas that was given, if the rule changed it
         self.states[rows, n + 1 :] = one.after()[:, None]
         if self.keep_features:
             if self.features is None:

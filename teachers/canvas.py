@@ -53,8 +53,9 @@ class Canvas:
 
     @staticmethod
     def of(tokens: Tensor, mask_id: int, real: Tensor | None = None, time: Tensor | None = None) -> Canvas:
-        """Rows (B, L) that are open where they hold the mask."""
-        return Canvas(tokens, tokens == mask_id, real, time)
+        """Rows (B, L) that are open where they hold the mask, but for padding."""
+        masked = tokens == mask_id
+        return Canvas(tokens, masked if real is None else masked & real, real, time)
 
     @staticmethod
     def prompted(
@@ -124,9 +125,9 @@ class Canvas:
         return self.open.double().sum(1) / tokens
 
     def position_ids(self) -> Tensor | None:
-        """(B, L) the place of each token among its row's real ones, where padding stands in front of some; else None.
+        """(B, L) the place of each token among its row's real ones; None where nothing is padding.
 
-        Padded positions have 0: nobody reads them.
+        Padding has some place as well, 0 in front of a row's first token: nobody reads it.
         """
         if self.real is None:
             return None

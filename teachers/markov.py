@@ -132,14 +132,16 @@ class MarkovDenoiser(ExactLaw):
 
         Args:
             z: (B, L) tokens, any of them masked.
-            real: (B, L), False where a token is padding, of which nothing is known then.
+            real: (B, L), False where a token is padding, of which nothing is known: a row begins behind it.
 
         Returns:
             (B, L, V) float64, the mask's column −∞.
         """
-        known = z != self.spec.mask_id
         if real is not None:
-            known &= real
+            place = (~real).long().argsort(dim=1, stable=True)  # padding goes to the end, where it tells nothing
+            moved = self.posterior(z.masked_fill(~real, self.spec.mask_id).gather(1, place))
+            return torch.empty_like(moved).scatter_(1, place[..., None].expand_as(moved), moved)
+        known = z != self.spec.mask_id
         evidence = torch.ones(*z.shape, self.tokens, dtype=torch.float64, device=z.device)
         evidence[known] = torch.nn.functional.one_hot(self._states(z[known]), self.tokens).double()
         rows = max(1, STATES_AT_ONCE // (z.shape[1] * self.tokens**self.order))

@@ -35,22 +35,28 @@ class Planner(StepwiseSampler):
 
     def commit(self, prediction: Prediction) -> Tensor:
         """See `StepwiseSampler.commit`."""
-        open_, denoiser = prediction.canvas.open, prediction.denoiser
-        logits = planned_logits(denoiser, prediction.features, prediction.summaries, open_, prediction.steps)
+        open_, real, denoiser = prediction.canvas.open, prediction.canvas.real, prediction.denoiser
+        logits = planned_logits(denoiser, prediction.features, prediction.summaries, open_, prediction.steps, real)
         uniforms = uniform(prediction.randomness, len(open_), open_.shape[1] + 1)
         return draw_commits(logits + self.bias, open_, uniforms, denoiser.repulsion)
 
 
 def planned_logits(
-    denoiser: Denoiser, features: Tensor, summaries: Tensor, open_: Tensor, steps: int | Tensor
+    denoiser: Denoiser,
+    features: Tensor,
+    summaries: Tensor,
+    open_: Tensor,
+    steps: int | Tensor,
+    real: Tensor | None = None,
 ) -> Tensor:
     """(B, L) logits of committing each position of ``open_``, 0 elsewhere.
 
     Args:
         features, summaries: (N, H) and (N, 2) at these positions.
         steps: of the rate where there is no planner, (B,) or one for all.
+        real: (B, L), False where a token is padding; None where none is.
     """
-    where = surroundings(open_)
+    where = surroundings(open_, real)
     logits = denoiser.commit_logits(features, summaries, where)
     if logits is None:
         if isinstance(steps, Tensor):

@@ -92,7 +92,8 @@ class Rgas(Sampler):
         A row may take more passes than it has open positions where these are fewer than the steps: the candidate that
         is kept may be one that reveals nothing.
         """
-        self.check(work.critic)
+        for choice in (work.until, work.given, work.uniforms):
+            assert choice is None, "a discriminator chooses among texts that end"
         return _steps(work)
 
     def ask(self, work: Work) -> Asked | None:
@@ -180,8 +181,14 @@ def choose(critic: Discriminator, candidates: Tensor, reveal: Tensor, before: Ca
         Canvas(tokens, before.open & ~revealed, before.real, before.time)
         for tokens, revealed in zip(candidates.unbind(1), reveal.unbind(1), strict=True)
     )
-    rewards = torch.stack([critic(canvas).sum(1) for canvas in canvases], 1)
+    rewards = torch.stack([_reward(critic, canvas) for canvas in canvases], 1)
     return categorical(rewards, uniform(randomness, len(rewards)))
+
+
+def _reward(critic: Discriminator, canvas: Canvas) -> Tensor:
+    """(B,) ΣD over all but padding."""
+    logits = critic(canvas)
+    return (logits if canvas.real is None else logits * canvas.real).sum(1)
 
 
 def embedding_gradients(

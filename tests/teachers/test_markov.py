@@ -90,6 +90,11 @@ def test_padding_tells_nothing_and_rows_may_be_split(order, monkeypatch):
     padded = source.posterior(z, torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]).bool())
     torch.testing.assert_close(padded, source.posterior(torch.tensor([[0, 3, 1, 3], [3, 3, 2, 3]])))
     whole = source.posterior(z)
+    # in front of a row it is not a part of the stream either, wherever that begins
+    initial = torch.rand((T,) * order, generator=generator(), dtype=torch.float64)
+    begun = MarkovDenoiser(source.transitions, L, initial=initial / initial.sum())
+    left = begun.posterior(torch.tensor([[2, 2, 0, 3, 1, 3]]), torch.tensor([[0, 0, 1, 1, 1, 1]]).bool())
+    torch.testing.assert_close(left[:, 2:], begun.posterior(torch.tensor([[0, 3, 1, 3]])))
     monkeypatch.setattr("teachers.markov.STATES_AT_ONCE", 1)
     torch.testing.assert_close(source.posterior(z), whole, rtol=1e-14, atol=0)
 
