@@ -38,7 +38,12 @@ AT_ONCE = 64
 
 
 def training_rows(
-    objective: Objective, config: DistillConfig, teacher: Denoiser, corpus: Corpus | None, run: RunFolder, world: World
+    objective: Objective,
+    config: DistillConfig,
+    teacher: Denoiser,
+    corpus: Corpus | None,
+    run: RunFolder | None,
+    world: World,
 ) -> Corpus | TrajectoryCorpus | None:
     """What the objective learns from: the data as they are, or what the teacher made, equal on every process.
 
@@ -47,6 +52,7 @@ def training_rows(
 
     Args:
         corpus: the data, if there are any.
+        run: keeps what the teacher made; None to keep it nowhere.
 
     Raises:
         UserError: what a run has kept is damaged, or there is no room to keep it.
@@ -55,14 +61,19 @@ def training_rows(
         return None
     if objective.needs == "rows" and corpus is not None:
         return corpus
+    if run is None:
+        return _as_corpus(write_rows(config, teacher, world, objective.needs, objective.candidates, corpus), config)
     path, origin = run.path / FILE, _origin(objective, config, corpus)
     if not world.on_main(lambda: path.is_file() and _metadata(path).get("origin") == origin):
         start = time.monotonic()
         tensors = write_rows(config, teacher, world, objective.needs, objective.candidates, corpus)
         seconds = time.monotonic() - start
         world.on_main(lambda: _save(path, tensors, origin, seconds))
-    tensors = _load(path)
-    if objective.needs == "trajectories":
+    return _as_corpus(_load(path), config)
+
+
+def _as_corpus(tensors: dict[str, Tensor], config: DistillConfig) -> Corpus | TrajectoryCorpus:
+    if "order" in tensors:
         return TrajectoryCorpus(tensors["tokens"].numpy(), tensors["order"].numpy())
     return Corpus(tensors["tokens"].numpy().reshape(-1), config.sequence_length, 1.0, packed=False)
 

@@ -5,9 +5,30 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 # a model of bytes can write terminal escapes; line feed, tab and the return before a line feed are text
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
+
+
+_silent = ContextVar("silent", default=False)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Within, nothing is said and no bar is drawn: for other people's programs, which have words of their own."""
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
+
+
+def is_silent() -> bool:
+    """Whether nobody wants to hear anything."""
+    return _silent.get()
 
 
 def printable(text: str) -> str:
@@ -21,6 +42,8 @@ def printable(text: str) -> str:
 
 def say(text: str) -> None:
     """One message on stderr."""
+    if is_silent():
+        return
     sys.stderr.write(f"{printable(text)}\n")
     sys.stderr.flush()
 
@@ -37,6 +60,8 @@ def say_error(text: str) -> None:
 
 def say_under(word: str, colour: str, text: str) -> None:
     """A message after ``word:``, which is coloured (by its number among the terminal's) where a person sees it."""
+    if is_silent():
+        return
     heading = f"{word}:"
     if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
         heading = f"\x1b[{colour}m{heading}\x1b[0m"

@@ -21,6 +21,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from distill.runtime.messages import is_silent
+
 Item = TypeVar("Item")
 console = Console(stderr=True)
 
@@ -46,7 +48,7 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[note]}"),
         console=console,
-        disable=not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0",
+        disable=is_silent() or not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0",
     )
 
 

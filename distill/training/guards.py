@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event
-from typing import NoReturn
 
 from distill.config import TrainConfig
 from distill.runtime.exits import RunError
@@ -17,12 +16,18 @@ from distill.runtime.world import World
 
 
 @contextmanager
-def termination() -> Iterator[Event]:
+def termination(signals: bool = True) -> Iterator[Event]:
     """An event that the first SIGTERM sets, so that a preempted run saves before it goes; a second one kills.
 
     Within five seconds it is the same one: schedulers signal all processes of a job, and launchers pass theirs on.
+
+    Args:
+        signals: whether to listen to any; within another's program, its signals are its own.
     """
     event, first = Event(), 0.0
+    if not signals:
+        yield event
+        return
 
     def on_sigterm(number: int, frame: object) -> None:
         nonlocal first
@@ -43,7 +48,7 @@ def termination() -> Iterator[Event]:
 class Guard:
     """Records updates whose loss or gradient was not finite, and ends the run when there are too many in a row."""
 
-    def __init__(self, run: RunFolder, world: World, config: TrainConfig):
+    def __init__(self, run: RunFolder | None, world: World, config: TrainConfig):
         self.run, self.world, self.config, self.in_a_row, self.last = run, world, config, 0, ""
 
     def record(self, update: int, phase: str, loss: float, norm: float) -> None:
@@ -52,6 +57,7 @@ class Guard:
         self.last = f"update {update + 1}: {phase} loss {loss:.4g}, gradient norm {norm:.4g}"
         if self.world.is_main:
             warn(f"step skipped at {self.last}")
+        if self.world.is_main and self.run is not None:
             append_line(
                 self.run.skipped,
                 {
@@ -64,19 +70,20 @@ class Guard:
                 },
             )
 
-    def goes_on(self, moved: bool) -> bool:
-        """Count updates in a row that did not move everything; False when there are ``train.max_skipped``."""
-        self.in_a_row = 0 if moved else self.in_a_row + 1
-        return self.in_a_row < self.config.max_skipped
-
-    def stop(self) -> NoReturn:
-        """End the run.
+    def check(self, moved: bool) -> None:
+        """Count updates in a row that did not move everything.
 
         Raises:
-            RunError: with what is left and what to do.
+            RunError: there are ``train.max_skipped``; with what is left and what to do.
         """
+        self.in_a_row = 0 if moved else self.in_a_row + 1
+        if self.in_a_row < self.config.max_skipped:
+            return
+        named = again = ""
+        if self.run is not None:
+            named = f"; their batches are named in {self.run.skipped}, the checkpoints are intact"
+            again = ", and start again with --resume --allow-changes"
         raise RunError(
-            f"{self.in_a_row} updates in a row were not finite ({self.last}); their batches are named in "
-            f"{self.run.skipped}, the checkpoints are intact; lower train.student.lr or train.critic.lr, or use "
-            "float32, and start again with --resume --allow-changes"
+            f"{self.in_a_row} updates in a row were not finite ({self.last}){named}; lower train.student.lr or "
+            f"train.critic.lr, or use float32{again}"
         )

@@ -18,8 +18,8 @@ from distill.runtime.progress import progress_bar
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
 from distill.training.checkpoint import Checkpointer, check_space, latest_checkpoint, load_checkpoint
-from distill.training.guards import Guard, termination
-from distill.training.meter import Meter
+from distill.training.guards import termination
+from distill.training.ledger import Ledger
 from distill.training.tracking import Tracker
 from distill.training.trainer import Trainer, Update
 from objectives.objective import Objective
@@ -59,6 +59,7 @@ def train(
     watch: Watch | None = None,
     watch_every: int | None = None,
     data: dict[str, Any] | None = None,
+    signals: bool = True,
 ) -> Outcome:
     """Run ``config.updates`` updates, or what is left of them.
 
@@ -67,6 +68,7 @@ def train(
         length: tokens a row, for the throughput.
         watch: called every ``watch_every`` updates; may stop the run.
         data: identity of the corpus, to refuse a run that continues on other data; None accepts any.
+        signals: end with a checkpoint at a SIGTERM.
 
     Raises:
         UserError: the checkpoint is damaged or of other data, or there is no room for one.
@@ -80,11 +82,11 @@ def train(
         run.drop_metrics_after(trainer.done)
     world.on_main(lambda: check_space(run, trainer.engines, config.keep, trainer.target))
 
-    with termination() as terminated, progress_bar() as bar, Tracker(run, world, config) as tracker:
-        loop = Loop(trainer, run, tracker, kept, terminated)
+    with termination(signals) as terminated, progress_bar() as bar, Tracker(run, world, config) as tracker:
+        loop = Loop(trainer, Ledger(trainer, length, run, kept["skipped"]), run, tracker, kept, terminated)
         task = bar.add_task("training", total=config.updates, completed=trainer.done, note="")
         for update in trainer if not kept["stopped"] else ():
-            loop.count(update, config.batch * length)
+            loop.count(update)
             last = update.number == config.updates
             bar.update(task, completed=update.number)
             if last or update.number % config.log_every == 0:
@@ -127,33 +129,35 @@ class Loop:
         preempted: whether any process got a SIGTERM.
     """
 
-    def __init__(self, trainer: Trainer, run: RunFolder, tracker: Tracker, kept: dict[str, Any], terminated: Event):
+    def __init__(
+        self,
+        trainer: Trainer,
+        ledger: Ledger,
+        run: RunFolder,
+        tracker: Tracker,
+        kept: dict[str, Any],
+        terminated: Event,
+    ):
         self.trainer, self.config, self.world = trainer, trainer.config, trainer.world
-        self.tracker, self.kept, self.terminated, self.preempted = tracker, kept, terminated, False
-        self.meter, self.guard = Meter(self.world), Guard(run, self.world, self.config)
+        self.ledger, self.tracker, self.kept = ledger, tracker, kept
+        self.terminated, self.preempted = terminated, False
         self.checkpointer, self.saved_at = Checkpointer(run, self.world, self.config.keep), time.monotonic()
 
-    def count(self, update: Update, tokens: int) -> None:
+    def count(self, update: Update) -> None:
         """Add an update to the averages, or to what was skipped.
 
         Raises:
             RunError: too many in a row were skipped.
         """
-        self.meter.tokens += tokens
-        for phase, step in update.steps.items():
-            if step.moved:
-                self.meter.add(phase, step.loss, step.norm, step.outs)
-            else:
-                self.guard.record(update.number - 1, phase, step.loss, step.norm)
-                self.kept["skipped"] += 1
-        if not self.guard.goes_on(update.moved):
+        try:
+            self.ledger.count(update)
+        except RunError:
             self.checkpointer.settle()
-            self.guard.stop()
+            raise
 
     def log(self) -> str:
         """Write down the averages since the last time; what to show of them."""
-        rates = {f"{phase}/lr": rate for phase, rate in self.trainer.learning_rates().items()}
-        line = {"update": self.trainer.done, **self.meter.read(), **rates, "skipped": self.kept["skipped"]}
+        line = self.ledger.line()
         self.tracker.log(line)
         return f"loss {line['student/loss']:.3f}" if "student/loss" in line else "skipped"
 
@@ -176,7 +180,7 @@ class Loop:
         ends = self.preempted or bool(self.kept["stopped"])
         if best or last or late or ends or self.trainer.done % self.config.checkpoint_every == 0:
             self.checkpointer.settle()
-            it = self.trainer
+            it, self.kept["skipped"] = self.trainer, self.ledger.skipped
             self.checkpointer.begin(it.done, it.engines, it.ema, it.average(), it.target, self.kept, best)
             self.saved_at = time.monotonic()
         return ends

@@ -1,0 +1,145 @@
+"""A distillation, from its config to a student: in a run folder, as the command does it, or in memory alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from distill.config import DistillConfig, OptimizerConfig
+from distill.data.corpus import Corpus, load_corpus
+from distill.data.teacher_rows import training_rows
+from distill.evaluation.evaluate import check_length
+from distill.models import as_distillation, check_capabilities, load_student, load_teacher
+from distill.runtime.messages import say
+from distill.runtime.run_folder import RunFolder
+from distill.runtime.world import World, start_world
+from distill.training.engine import micro_batch
+from distill.training.engines import deepspeed_section
+from distill.training.loop import Outcome, train
+from distill.training.opening import create_run, leave, open_run
+from distill.training.placement import place_teacher
+from distill.training.trainer import Trainer
+from distill.training.watch import CollapseWatch
+from objectives.objective import Objective
+from objectives.step_reduction import StepReduction
+from teachers.denoiser import Denoiser
+from teachers.errors import UserError
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What a distillation starts from: the frozen teacher, the network to train, and their tokenizer."""
+
+    teacher: Denoiser
+    student: Denoiser
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_networks(config: DistillConfig, loaded: tuple[Denoiser, PreTrainedTokenizerBase] | None = None) -> Networks:
+    """Load teacher and student, and check that they are as long as their rows.
+
+    Args:
+        loaded: the teacher and its tokenizer, for whoever has them.
+
+    Raises:
+        UserError: they can not be loaded, can not do what the config asks for, or are too short.
+    """
+    check_capabilities(config)
+    teacher, tokenizer = loaded or load_teacher(config.teacher)
+    if config.sequence_length > teacher.spec.max_length:
+        raise UserError(
+            f"data.length {config.sequence_length} is longer than the teacher's {teacher.spec.max_length} positions; "
+            "set a smaller one"
+        )
+    if config.sequence_length > teacher.spec.length:
+        longer = f"more than the {teacher.spec.length} that the teacher was trained on"
+        say(f"rows have {config.sequence_length} tokens, {longer}")
+    student = load_student(config, teacher)
+    if config.evaluate.length is not None:
+        check_length([teacher, student], config.evaluate.length)
+    return Networks(teacher, student, tokenizer)
+
+
+def load_rows(config: DistillConfig, tokenizer: PreTrainedTokenizerBase) -> Corpus | None:
+    """The data, without what is held out of them; None where the config names none."""
+    if config.data is None:
+        return None
+    return load_corpus(config.data, tokenizer).split(config.data.heldout_fraction)[0]
+
+
+def build_objective(config: DistillConfig, networks: Networks) -> Objective:
+    """The objective with networks of its own, which are copied while their original is whole and in float32."""
+    torch.manual_seed(config.train.seed)  # the discriminator's head and the critic's adapter start at random
+    return config.objective.build(as_distillation(config, networks.teacher, networks.student))
+
+
+def optimizers(config: DistillConfig, objective: Objective) -> dict[str, OptimizerConfig]:
+    """One a phase."""
+    return {phase: getattr(config.train, phase) for phase in objective.phases}
+
+
+def in_memory(config: DistillConfig, networks: Networks, world: World) -> Trainer:
+    """A trainer that writes nothing: neither the teacher's rows nor a checkpoint is kept.
+
+    Raises:
+        UserError: a mistake in the input.
+    """
+    corpus = load_rows(config, networks.tokenizer)
+    objective = build_objective(config, networks)
+    place_teacher(networks.teacher, config.teacher, config.train, world, Path("offload"))
+    rows = training_rows(objective, config, networks.teacher, corpus, None, world)
+    return Trainer(objective, optimizers(config, objective), rows, config.train, None, world)
+
+
+def in_run_folder(
+    config: DistillConfig,
+    path: str | Path,
+    resume: bool = False,
+    allow_changes: bool = False,
+    loaded: tuple[Denoiser, PreTrainedTokenizerBase] | None = None,
+    signals: bool = True,
+) -> Outcome:
+    """Train a student and leave it, averaged, in the run folder's checkpoints.
+
+    Everything that can be wrong with the input is found before the folder is made.
+
+    Args:
+        allow_changes: resume although config or data differ from what the run was started with.
+        loaded: the teacher and its tokenizer, for whoever has them.
+        signals: end with a checkpoint at a SIGTERM.
+
+    Raises:
+        UserError: a mistake in the input.
+        RunError: training could not go on.
+        SystemExit: with code `PREEMPTED`, after a SIGTERM and a checkpoint.
+    """
+    world = start_world()
+    micro_batch(config.train, world, config.objective.group)
+    run = RunFolder(path)
+    config = open_run(run, config, world, resume, allow_changes)
+    networks = load_networks(config, loaded)
+    watch = CollapseWatch(config, networks.teacher, networks.tokenizer, world) if config.evaluate.every else None
+    corpus = load_rows(config, networks.tokenizer)
+
+    create_run(run, config, networks.tokenizer, world, resume)
+    objective = build_objective(config, networks)
+    if watch is not None and isinstance(objective, StepReduction):
+        watch.start = objective.target
+    place_teacher(networks.teacher, config.teacher, config.train, world, run.path / "offload")
+    data = corpus.identity() if corpus is not None and objective.needs != "nothing" and not allow_changes else None
+    rows = training_rows(objective, config, networks.teacher, corpus, run, world)
+    deepspeed: dict[str, Any] | None = deepspeed_section(config.deepspeed, world, config.teacher.placement == "sharded")
+    outcome = train(
+        objective, optimizers(config, objective), rows, config.train, deepspeed, run, world, config.sequence_length,
+        resume, watch, config.evaluate.every, data, signals,
+    )  # fmt: skip
+    if world.is_main:
+        from distill.evaluation.reports.plots import plot_training  # slow to import, so not before it is needed
+
+        plot_training(run.read_metrics(), run.path / "training.png")
+    leave(run, world, outcome)
+    return outcome
