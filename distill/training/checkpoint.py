@@ -34,7 +34,7 @@ from distill.training.engine import STATE, Engine
 from students.student import Ema
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
-from teachers.files import fsync, publish
+from teachers.files import files_below, fsync, partial_path, publish, publish_partial, remove
 
 PREFIX = "update-"
 AVERAGE = "student-ema"
@@ -117,7 +117,7 @@ class Checkpointer:
 
     @property
     def _partial(self) -> Path:
-        return self._final.with_name(f".partial-{self._final.name}")
+        return partial_path(self._final)
 
     def begin(
         self,
@@ -185,7 +185,7 @@ class Checkpointer:
                 assert average is not None
                 average.save(partial / AVERAGE)
                 publish(partial / "state.json", state)
-                files += [p for p in (partial / AVERAGE).rglob("*") if p.is_file()]
+                files += files_below(partial / AVERAGE)
                 files.append(partial / "state.json")
             sums = {str(p.relative_to(partial)): (p.stat().st_size, _sha256(p)) for p in files}
             for path in files:
@@ -225,12 +225,8 @@ class Checkpointer:
                 sums |= json.loads(path.read_text("utf-8"))
                 path.unlink()
             publish(partial / "manifest.json", json.dumps(dict(sorted(sums.items())), indent=1))
-            for folder in (*(p for p in partial.rglob("*") if p.is_dir()), partial):
-                fsync(folder)
-            if final.exists():  # of a run that was continued from before it
-                shutil.rmtree(final)
-            os.replace(partial, final)
-            fsync(self.run.checkpoints)
+            remove(final)  # of a run that was continued from before it
+            publish_partial(final)
             if self._best:
                 publish(self.run.checkpoints / "best", f"{final.name}\n")
             self._prune()
@@ -242,7 +238,7 @@ class Checkpointer:
         best = best_checkpoint(self.run)
         for folder in checkpoint_folders(self.run)[: -self.keep]:
             if folder != best:
-                doomed = folder.with_name(f".partial-{folder.name}")
+                doomed = partial_path(folder)
                 os.replace(folder, doomed)  # never a half-deleted folder under a whole one's name
                 shutil.rmtree(doomed)
 

@@ -33,6 +33,9 @@ from tests.distill.runs import (
 )
 from tests.forks import FORKS
 
+ZERO = "deepspeed.zero_optimization.stage=1"
+"""DeepSpeed on one process, which torch alone would train."""
+
 
 @pytest.mark.parametrize("stage", [None, 0, 1, 2, 3])
 @pytest.mark.parametrize("where", ["loss_at", "gradient_at"])
@@ -61,8 +64,10 @@ def test_too_many_in_a_row_end_the_run_and_leave_the_checkpoints(tmp_path):
     assert latest_checkpoint(run).name == "update-00000004"
 
 
-def test_a_diverged_distillation_ends_with_one_line_and_its_own_exit_code(tmp_path):
-    run = distil(tmp_path / "run", "train.student.lr=1e30", "train.updates=20", "train.max_skipped=2", code=RUN_FAILED)
+@pytest.mark.parametrize("engine", [[], [ZERO]], ids=["torch", "deepspeed"])
+def test_a_diverged_distillation_ends_with_one_line_and_its_own_exit_code(tmp_path, engine):
+    overrides = ["train.student.lr=1e30", "train.updates=20", "train.max_skipped=2", *engine]
+    run = distil(tmp_path / "run", *overrides, code=RUN_FAILED)
     assert "2 updates in a row were not finite" in run.said
     assert "--allow-changes" in run.said
 
@@ -91,8 +96,8 @@ def test_sigterm_saves_exits_75_and_resumes(tmp_path, processes):
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
     """A limit on file size stands in for the disk: the same error from the same call, at a known place."""
-    run = here(tmp_path / "run", "train.checkpoint_every=2", "train.updates=2")
-    command = fork(run.path, "train.checkpoint_every=2", "train.updates=6", resume=True, allow_changes=True)
+    run = here(tmp_path / "run", "train.checkpoint_every=2", "train.updates=2", ZERO)
+    command = fork(run.path, "train.checkpoint_every=2", "train.updates=6", ZERO, resume=True, allow_changes=True)
     [process] = command.processes
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))
     _, said = command.communicate(timeout=200)

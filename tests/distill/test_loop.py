@@ -108,13 +108,6 @@ def test_the_watch_measures_marks_the_best_and_stops_a_collapse(tmp_path):
     assert doomed.read_metrics()[-1]["update"] < 200
 
 
-def test_wandb_offline(tmp_path, monkeypatch):
-    for name, value in (("WANDB_MODE", "offline"), ("WANDB_SILENT", "true"), ("WANDB_CONSOLE", "off")):
-        monkeypatch.setenv(name, value)
-    run = distil(tmp_path / "run", "train.wandb=fewstep-test", "train.updates=2")
-    assert list((run.path / "wandb").glob("offline-run-*/*.wandb"))
-
-
 def test_resume_refuses_another_config(uninterrupted):
     refused = distil(uninterrupted.path, "train.student.lr=0.5", "train.ema=0.5", resume=True, code=2)
     assert "train.ema is 0.5 but this run was started with 0.9; train.student.lr is 0.5 but" in refused.said

@@ -38,6 +38,7 @@ def plain(teacher, tmp_path_factory):
         ["train.gradient_checkpointing=true", "deepspeed.zero_optimization.stage=3"],
         ["teacher.placement=sharded"],
         ["teacher.placement=dispatched", "teacher.max_memory={cpu: 90KB}"],  # the rest goes to disk
+        ["student.adapter={rank: 4}", "objective.ratio.adapter={rank: 4}", "deepspeed.zero_optimization.stage=1"],
         ["student.adapter={rank: 4}", "objective.ratio.adapter={rank: 4}", "train.gradient_checkpointing=true"],
     ],
     ids=lambda overrides: " ".join(overrides)[:60],

@@ -23,6 +23,7 @@ SDTT = [
     "objective={name: sdtt, rounds: 3, first_steps: 8}", "train.critic=null", "teacher_samples=8",
     "teacher_sample_steps=2", "train.updates=6", "train.batch=4", "length=8", "train.student.lr=1e-3",
     "train.precision=bfloat16", "train.checkpoint_every=3", "train.keep=3",
+    "deepspeed.zero_optimization.stage=1",
 ]  # fmt: skip
 
 
