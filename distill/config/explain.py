@@ -11,7 +11,11 @@ from pydantic import BaseModel, ValidationError
 from teachers.errors import nearest
 from teachers.source import reason
 
-MOVED: dict[str, str] = {"evaluate.draw": "sampler.draw"}
+MOVED: dict[str, str] = {
+    "evaluate.draw": "sampler.draw",
+    "objective.order": "sampler, which is ancestral where the order was random,",
+    "objective.rollout.order": "sampler, which is ancestral where the order was random,",
+}
 """What an older fewstep's config may hold, and what to write now. A key is a dotted path, where a tagged section may be
 followed by its name (``objective.didi_instruct.omega`` is of that objective alone)."""
 
@@ -39,7 +43,8 @@ def explain(kind: type[BaseModel], errors: Sequence[Any], moved: dict[str, str] 
         path, _ = locate(kind, error["loc"])
         for place in (".".join(map(str, error["loc"])), ".".join(path)):
             if place in moved:
-                return f"{'.'.join(path)} is {shown(error['input'])}, which is no longer set here; write {moved[place]}"
+                old = f"{'.'.join(path)} is {shown(error['input'])}"
+                return f"{old}, which is no longer set here; write {moved[place]} instead"
     return _explain_one(kind, errors[0])
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from distill.config.deepspeed import check_deepspeed
 from objectives import DISTILLERS
 from objectives.elbo import EditConfig
+from objectives.objective import ObjectiveConfig
 from objectives.step_reduction import StepReductionConfig
 from students.adapters import AdapterConfig
-from students.samplers import SAMPLERS, Ancestral
+from students.samplers import SAMPLERS, Ancestral, Sampler
 from students.samplers.threshold import Threshold
 from teachers.process import Schedule
 from teachers.section import Section
@@ -210,16 +211,27 @@ class TrainConfig(Section):
     wandb: str | None = None
 
 
-def _named_sampler(value: Any) -> Any:
-    """Just the name of a sampler, where its defaults will do."""
-    return {"name": value} if isinstance(value, str) else value
+def _named(value: Any) -> Any:
+    """A sampler's name, where its defaults will do; or some settings of the ancestral one."""
+    if isinstance(value, str):
+        return {"name": value}
+    return {"name": "ancestral", **value} if isinstance(value, dict) else value
 
 
-AnySampler = Annotated[
-    Union[tuple(SAMPLERS.values())],  # noqa: UP007
-    Field(discriminator="name"),
-    BeforeValidator(_named_sampler),
-]
+def _measured_with(value: Any, trained: Any) -> Any:
+    """The sampler to measure with: that which is trained, with some settings of its own, or another one."""
+    if isinstance(value, dict) and "name" not in value:
+        trained = _named(trained)
+        return {**(trained.model_dump() if isinstance(trained, Sampler) else trained), **value}
+    return trained if value is None else value
+
+
+if TYPE_CHECKING:
+    AnySampler, AnyObjective = Sampler, ObjectiveConfig
+else:  # a union of what is in a table is beyond a type checker
+    AnySampler = Union[tuple(SAMPLERS.values())]  # noqa: UP007
+    AnySampler = Annotated[AnySampler, Field(discriminator="name"), BeforeValidator(_named)]
+    AnyObjective = Annotated[Union[tuple(DISTILLERS)], Field(discriminator="name")]  # noqa: UP007
 
 
 class EvaluateConfig(Section):
@@ -249,9 +261,6 @@ class EvaluateConfig(Section):
     collapse: float = Field(0.9, gt=0, lt=1)
 
 
-AnyObjectiveConfig = Annotated[Union[DISTILLERS], Field(discriminator="name")]  # type: ignore[valid-type]  # noqa: UP007
-
-
 class DistillConfig(Section):
     """A whole distillation.
 
@@ -265,7 +274,7 @@ class DistillConfig(Section):
 
     teacher: TeacherConfig
     student: StudentConfig = StudentConfig()
-    objective: AnyObjectiveConfig
+    objective: AnyObjective
     sampler: AnySampler = Ancestral()
     data: DataConfig | None = None
     length: int | None = Field(None, ge=2)
@@ -279,11 +288,14 @@ class DistillConfig(Section):
     @classmethod
     def _one_sampler(cls, values: Any) -> Any:
         """A student is measured with what it is trained for, unless told otherwise."""
-        if isinstance(values, dict) and values.get("sampler") is not None:
-            evaluate = values.get("evaluate") or {}
-            if isinstance(evaluate, dict) and evaluate.get("sampler") is None:
-                values = values | {"evaluate": evaluate | {"sampler": values["sampler"]}}
-        return values
+        if not isinstance(values, dict) or values.get("sampler") is None:
+            return values
+        evaluate = values.get("evaluate") or {}
+        if isinstance(evaluate, EvaluateConfig):
+            evaluate = {name: getattr(evaluate, name) for name in evaluate.model_fields_set}
+        if isinstance(evaluate, dict):
+            evaluate = {**evaluate, "sampler": _measured_with(evaluate.get("sampler"), values["sampler"])}
+        return {**values, "evaluate": evaluate}
 
     @model_validator(mode="after")
     def _cross_checks(self) -> DistillConfig:

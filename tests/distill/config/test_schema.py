@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from distill.config import DistillConfig, OptimizerConfig, TrainConfig
+from distill.config import DistillConfig, EvaluateConfig, OptimizerConfig, TrainConfig
 from distill.runtime.world import World
 from distill.training.engine import micro_batch
+from students.samplers import Ancestral
+from students.samplers.dilated import Dilated
 from teachers.errors import UserError
 from tests.distill.config.small import DISTIL, distil, load, pretrain, refused
 
@@ -161,3 +163,34 @@ def test_groups_and_micro_batches_are_never_parted(batch, micro, processes, comp
     else:
         with pytest.raises(UserError, match=complaint):
             micro_batch(train, world, group=4)
+
+
+# --- the sampler ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "trained", "measured"),
+    [
+        ([], Ancestral(), Ancestral()),
+        (["sampler=dilated"], Dilated(), Dilated()),
+        (["sampler={name: dilated, temperature: 0.5}"], Dilated(temperature=0.5), Dilated(temperature=0.5)),
+        (["sampler.temperature=0.5"], Ancestral(temperature=0.5), Ancestral(temperature=0.5)),
+        (["evaluate.sampler=dilated"], Ancestral(), Dilated()),
+        (["sampler=dilated", "evaluate.sampler=ancestral"], Dilated(), Ancestral()),
+        (["sampler=dilated", "evaluate.sampler.temperature=0.5"], Dilated(), Dilated(temperature=0.5)),
+        (["evaluate.sampler.temperature=0.5"], Ancestral(), Ancestral(temperature=0.5)),
+    ],
+)
+def test_a_student_is_measured_with_what_it_is_trained_for(overrides, trained, measured, tmp_path):
+    config = distil(tmp_path, *overrides)
+    assert (config.sampler, config.evaluate.sampler) == (trained, measured)
+
+
+def test_sections_that_are_made_already_are_completed_alike():
+    values = {**DISTIL, "sampler": Dilated(), "evaluate": EvaluateConfig(samples=8)}
+    evaluate = DistillConfig(**values).evaluate
+    assert (evaluate.sampler, evaluate.samples) == (Dilated(), 8)
+    values["evaluate"] = EvaluateConfig(sampler=Ancestral())
+    assert DistillConfig(**values).evaluate.sampler == Ancestral()
+    values["evaluate"] = {"sampler": {"temperature": 0.5}}
+    assert DistillConfig(**values).evaluate.sampler == Dilated(temperature=0.5)
