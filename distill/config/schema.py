@@ -320,7 +320,7 @@ class DistillConfig(Section):
         steps = self.objective.most_steps
         if steps > self.sequence_length:
             raise ValueError(
-                f"objective has {steps} steps, more than the {self.sequence_length} tokens of a row; give fewer steps"
+                f"objective has {steps}, more steps than the {self.sequence_length} tokens of a row; give fewer steps"
             )
         check_deepspeed(self.deepspeed, self.train.precision)
         return self
