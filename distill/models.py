@@ -63,7 +63,7 @@ def _asked_of_teacher(config: DistillConfig) -> dict[Capability, str]:
     placement: dict[str, Capability] = {"sharded": "sharding", "dispatched": "dispatch"}
     asked: dict[Capability, str] = {}
     if config.student.adapter is not None or config.objective.adapters:
-        asked["adapters"] = "student.adapter or the objective's critic asks for one; leave adapters out"
+        asked["adapters"] = "the config asks for some; leave out student.adapter and the objective's adapters"
     if config.teacher.placement in placement:
         asked[placement[config.teacher.placement]] = f"teacher.placement is {config.teacher.placement!r}; leave it out"
     if config.student.init == "teacher":
@@ -247,9 +247,10 @@ def open_student(name: str | Path) -> Student:
 
 
 def _open_model(name: str) -> Student:
-    folder = model_folder(name)
-    if not folder.is_dir():
+    source = parse_source(name)
+    if source.revision is None and not Path(source.path).is_dir():
         raise UserError(f"{name} is not a folder; give a run folder, an exported model or bundled:NAME")
+    folder = model_folder(name)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{name} is neither a run folder (config.yaml) nor a model folder (config.json); give one of the two"
@@ -266,7 +267,7 @@ def _open_model(name: str) -> Student:
         written.get("noise_schedule") or "log-linear",
         written.get("max_denoising_steps") or STEPS,
         written_sampler(written.get("sampler")),
-        f"Exported from the model folder `{name if folder.parent.name == 'snapshots' else folder.name}`.",
+        f"Exported from the model folder `{folder.name if source.revision is None else name}`.",
         "quantization_config" in checkpoint.config,
     )
 

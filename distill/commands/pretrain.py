@@ -26,7 +26,7 @@ from objectives.objective import Objective
 from teachers.convert import from_autoregressive
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.stock.denoiser import StockDenoiser, create_denoiser
+from teachers.families.stock.denoiser import create_denoiser
 from teachers.files import publish
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
@@ -98,7 +98,7 @@ def tokenizer_of(config: PretrainConfig, run: RunFolder) -> PreTrainedTokenizerB
     return load_tokenizer(path) if path else train_tokenizer(config.tokenizer, config.data)
 
 
-def new_denoiser(config: PretrainConfig, tokenizer: Any) -> StockDenoiser:
+def new_denoiser(config: PretrainConfig, tokenizer: Any) -> Denoiser:
     """Build the network to train: from scratch, or converted from an autoregressive model."""
     if tokenizer.mask_token_id is None:
         raise UserError("the tokenizer has no mask token; train one, or add a mask_token to it")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate.utils import convert_file_size_to_int
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from distill.config import DistillConfig
 from distill.planning.live_memory import PassMemory, Peak, pass_memory
@@ -25,10 +25,11 @@ from objectives.integral_kl import IntegralKL, IntegralKLConfig
 from objectives.objective import Distillation
 from students.adapters import AdaptedDenoiser
 from students.student import frozen, trainable_copy
-from teachers.denoiser import Denoiser, DenoiserSpec
+from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.families import recognise
-from teachers.families.stock.denoiser import StockDenoiser, told
+from teachers.families.family import OPTIONS
+from teachers.families.stock.denoiser import untrained_denoiser
 from teachers.process import MaskedProcess
 from teachers.source import parse_source, read_object, reason
 
@@ -169,7 +170,7 @@ def read_shape(name: str) -> PretrainedConfig:
     if "planning" not in family.capabilities:
         raise UserError(
             f"{name!r} is {family.title}, whose layers and weights fewstep plan does not know; give a config whose "
-            "networks are causal language models of transformers"
+            "teacher is a network that stock transformers knows"
         )
     if kind not in CONFIG_MAPPING:
         raise UserError(
@@ -182,17 +183,10 @@ def read_shape(name: str) -> PretrainedConfig:
         raise UserError(f"cannot read {path} ({reason(error)}); it must be a model's config.json") from error
 
 
-def _denoiser(shape: PretrainedConfig, config: DistillConfig, layers: int | None = None) -> StockDenoiser:
+def _denoiser(shape: PretrainedConfig, config: DistillConfig, layers: int | None = None) -> Denoiser:
     """A denoiser of a shape with so many layers, all by default."""
-    shape = type(shape).from_dict(shape.to_dict())
-    if layers is not None:
-        shape.num_hidden_layers = layers
-        if getattr(shape, "layer_types", None):
-            shape.layer_types = shape.layer_types[:layers]
-    given = {k: getattr(config.teacher, k) for k in ("attention", "block_size", "shift")}
-    spec = {"mask_id": 0, **told(shape.to_dict(), {k: v for k, v in given.items() if v is not None})}
-    spec |= {"vocabulary": shape.vocab_size, "max_length": shape.max_position_embeddings}
-    return StockDenoiser(AutoModelForCausalLM.from_config(shape, dtype=torch.float32), DenoiserSpec(**spec))
+    options = {key: value for key in OPTIONS if (value := getattr(config.teacher, key)) is not None}
+    return untrained_denoiser(shape, options, layers)
 
 
 class Shapes:

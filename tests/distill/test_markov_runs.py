@@ -302,7 +302,7 @@ def test_where_rows_are_needed_and_there_are_none_the_source_writes_them(folder,
         ({"teacher": {"placement": "sharded"}}, ["teacher.placement is 'sharded'", "leave it out"]),
         ({"teacher": {"shift": True}}, ["teacher.shift", "leave it out"]),
         ({"student": {"init": "bundled:teacher"}}, ["bundled:teacher", "vocabulary"]),
-        ({"student": {"init": "SOURCE"}}, ["exact Markov source, not a network"]),
+        ({"student": {"init": "SOURCE"}}, ["exact Markov source, without weights", "set student.init"]),
         ({"teacher": {"tokenizer": "bundled:teacher"}}, ["tokenizer has 259 entries"]),
     ],
 )
@@ -312,7 +312,7 @@ def test_what_needs_a_network_is_refused_before_there_is_a_run(changes, words, f
     if "teacher" in changes:
         changes = {"teacher": {"path": str(folder), **changes["teacher"]}}
     if "objective" in changes:
-        changes["objective"] = {**changes["objective"], "steps": [2]}
+        changes["objective"] = {**changes["objective"], "rollout": {"steps": [2]}}
     config = validate(DistillConfig, values(folder, start, **changes))
     with pytest.raises(UserError) as refusal:
         distil(config, tmp_path / "run")

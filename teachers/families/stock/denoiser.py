@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -183,6 +183,24 @@ def _as_declared(value: Any, default: Any) -> Any:
     if type(default) is int and isinstance(value, float) and value.is_integer():
         return int(value)
     return float(value) if type(default) is float and type(value) is int else value
+
+
+def untrained_denoiser(shape: PretrainedConfig, options: Mapping[str, Any], layers: int | None = None) -> StockDenoiser:
+    """A denoiser of a model's shape, without its weights; on torch's meta device it costs nothing.
+
+    Args:
+        shape: its config.json.
+        options: of `teachers.families.family.OPTIONS`.
+        layers: how many; all by default.
+    """
+    shape = type(shape).from_dict(shape.to_dict())
+    if layers is not None:
+        shape.num_hidden_layers = layers
+        if getattr(shape, "layer_types", None):
+            shape.layer_types = shape.layer_types[:layers]
+    spec = {"mask_id": 0, **told(shape.to_dict(), options)}
+    spec |= {"vocabulary": shape.vocab_size, "max_length": shape.max_position_embeddings}
+    return StockDenoiser(AutoModelForCausalLM.from_config(shape, dtype=torch.float32), DenoiserSpec(**spec))
 
 
 def load_model(checkpoint: Checkpoint) -> PreTrainedModel:

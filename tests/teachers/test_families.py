@@ -1,0 +1,98 @@
+"""The registry: one name, one family; what a family can not do is said before anything is loaded."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from teachers.canvas import Canvas
+from teachers.errors import UserError
+from teachers.families import FAMILIES, load_denoiser, resolve
+from teachers.markov import random_source
+from tests.teachers.test_dit import GOLDEN
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config_only(tmp_path):
+    """An MDLM folder without weights."""
+    (tmp_path / "config.json").write_text((GOLDEN / "config.json").read_text("utf-8"), "utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["stock", "markov", "mdlm"])
+def test_a_config_names_its_family(name, tmp_path):
+    if name == "markov":
+        random_source(4, 1, 1.0, 0, 8).save(tmp_path)
+    checkpoint = resolve({"stock": "bundled:teacher", "markov": str(tmp_path), "mdlm": str(GOLDEN)}[name])
+    assert checkpoint.family.name == name
+    assert next(family.name for family in FAMILIES if family.recognises(checkpoint.config)) == name
+    assert checkpoint.load().capabilities == checkpoint.family.capabilities
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_what_is_declared_is_there_and_what_is_not_is_refused(family, tmp_path):
+    random_source(4, 1, 1.0, 0, 8).save(tmp_path)
+    names = {"stock": "bundled:teacher", "markov": str(tmp_path), "mdlm": str(GOLDEN)}
+    denoiser = load_denoiser(names[family.name]).requires_grad_(False)
+    canvas = Canvas.blank(1, 4, denoiser.spec.mask_id)
+    asked = {
+        "hidden states": lambda: denoiser.hidden_states(canvas).shape[:2] == (1, 4),
+        "embeddings": lambda: len(denoiser.token_embeddings()) == denoiser.spec.vocabulary,
+        "blocks": lambda: len(denoiser.blocks()) > 0,
+        "adapters": lambda: denoiser.output_layer in denoiser.network.modules(),
+        "checkpointing": lambda: denoiser.checkpoint_activations() is None,
+        "compression": lambda: denoiser.save(tmp_path / "int8", "int8") is None,
+    }
+    for capability, call in asked.items():
+        if capability in family.capabilities:
+            assert call(), capability
+        else:
+            with pytest.raises(UserError, match=f"{capability}"):
+                call()
+
+
+def test_a_config_of_no_family(tmp_path):
+    (tmp_path / "config.json").write_text('{"hidden_size": 4}', "utf-8")
+    with pytest.raises(UserError, match=r"of no family.*markov, mdlm, stock.*model_type"):
+        resolve(str(tmp_path))
+
+
+def test_a_missing_capability_is_an_error_before_anything_is_loaded(config_only):
+    checkpoint = resolve(str(config_only))
+    checkpoint.require({"weights": "anything"})
+    with pytest.raises(UserError, match=r"MDLM checkpoint, without adapters, but student.adapter asks; leave it out"):
+        checkpoint.require({"adapters": "student.adapter asks; leave it out"})
+
+
+@pytest.mark.parametrize("option", [{"mask_id": 3}, {"shift": True}, {"attention": "block"}, {"block_size": 4}])
+def test_an_option_that_the_checkpoint_says_itself(option, config_only):
+    with pytest.raises(UserError, match=rf"{next(iter(option))} is set.*MDLM checkpoint.*leave it out"):
+        resolve(str(config_only)).load(**option)
+
+
+def test_families_without_a_tokenizer_know_one(config_only):
+    mdlm = resolve(str(config_only))
+    assert mdlm.family.tokenizer(mdlm) == "openai-community/gpt2@607a30d783dfa663caf39e06633721c8d4cfcd7e"
+    (config_only / "tokenizer.json").write_text("{}", "utf-8")
+    assert mdlm.family.tokenizer(mdlm) == str(config_only)
+    stock = resolve("bundled:teacher")
+    assert stock.family.tokenizer(stock) == str(stock.folder)
+
+
+def test_reading_a_config_needs_no_torch():
+    code = "import sys; from teachers.families import resolve; resolve('bundled:teacher').require({'weights': ''});"
+    code += "print([name for name in ('torch', 'transformers', 'huggingface_hub') if name in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert json.loads(said) == []
+
+
+def test_nobody_above_knows_what_class_a_denoiser_has():
+    imports = re.compile(r"^from teachers\.\S+ import .*\b(Stock|Dit|Markov)Denoiser\b", re.MULTILINE)
+    above = [path for floor in ("distill", "objectives", "students") for path in (ROOT / floor).rglob("*.py")]
+    knowing = {str(path.relative_to(ROOT)) for path in above if imports.search(path.read_text("utf-8"))}
+    assert knowing == {"distill/commands/markov.py"}, "which makes one"
