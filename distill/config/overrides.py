@@ -45,7 +45,7 @@ class _Files:
 
     def read(self, path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         """What a file says on top of its bases; ``above`` are the files that are based on it, the first one first."""
-        place = path.resolve()
+        place = _place(path)
         if place not in self.values:
             values = read_mapping(path, f"base {str(path)!r} of config {str(above[-1])!r}" if above else "")
             merged: dict[str, Any] = {}
@@ -56,13 +56,21 @@ class _Files:
         return self.values[place]
 
     def _check_chain(self, base: Path, above: tuple[Path, ...]) -> None:
-        if base.resolve() in [file.resolve() for file in above]:
+        if _place(base) in map(_place, above):
             raise UserError(
                 f"config {str(above[-1])!r} has the base {str(base)!r}, which is based on it in turn; "
                 "take the base out of one of them"
             )
         if len(above) > DEEPEST:
             raise UserError(f"config {str(above[0])!r} has a base of a base, more than {DEEPEST} deep; take some out")
+
+
+def _place(path: Path) -> Path:
+    """Where a file is, links followed; of a path that no file can have, the path itself."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        return path
 
 
 def _bases(named: Any, path: Path) -> list[Path]:

@@ -149,6 +149,14 @@ def test_a_base_that_comes_back(write):
     refused(lambda: read(path), "a.yaml", "b.yaml")
 
 
+@pytest.mark.parametrize("name", ["loop.yaml", '"a\\0b"', "x" * 300])
+def test_a_base_that_no_file_can_be(name, write, tmp_path):
+    (tmp_path / "loop.yaml").symlink_to(tmp_path / "other.yaml")
+    (tmp_path / "other.yaml").symlink_to(tmp_path / "loop.yaml")
+    refused(lambda: read(write("own.yaml", f"base: {name}")), "cannot read base", "own.yaml")
+    refused(lambda: read(tmp_path / "loop.yaml"), "cannot read config", "loop.yaml")
+
+
 def test_too_many_files_below_each_other(write):
     for number in range(30):
         write(f"level-{number}.yaml", f"base: level-{number + 1}.yaml")

@@ -167,3 +167,14 @@ def test_commands_and_files_that_a_header_names_are_there(path):
     for verb, rest in re.findall(r"fewstep (\w+)([^`]*)", said):
         assert verb in verbs
         assert re.search(r"configs/|runs/", rest) or verb == "plan"
+
+
+def test_the_example_in_the_documentation_resolves(tmp_path):
+    example = re.search(r"```yaml\n(.*?)```", (ROOT / "docs/configs.md").read_text("utf-8"), re.S)[1]
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (tmp_path / "compare").symlink_to(CONFIGS / "compare")
+    (folder / "example.yaml").write_text(example, "utf-8")
+    config = load_config(DistillConfig, folder / "example.yaml")
+    assert (config.objective.gradient.name, config.objective.name) == ("logit", "integral_kl")
+    assert (config.train.student.lr, config.train.student.decay) == (4e-4, 0.5)
