@@ -24,6 +24,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -51,6 +52,7 @@ SETTING = ["length=8", "train.student.lr=1.0e-5", "train.critic.lr=1.0e-5"]
 WAYS = {  # name → processes, overrides; the first is what the others are compared with
     "1 process, 1×8": (1, []),
     "1 process, 2×4": (1, ["train.micro_batch=4"]),
+    "1 process, ZeRO 1": (1, ["deepspeed.zero_optimization.stage=1"]),
     **{f"2 processes, ZeRO {s}": (2, [f"deepspeed.zero_optimization.stage={s}"]) for s in range(4)},
 }
 
@@ -142,9 +144,9 @@ def record(folder: Path) -> None:
         drawn.append(made.sample)
         return made
 
-    IntegralKL.rollout = rollout  # type: ignore[method-assign]
     try:
-        cli.main()  # leaves with an exit code
+        with patch.object(IntegralKL, "rollout", rollout):
+            cli.main()  # leaves with an exit code
     finally:
         if drawn:
             torch.save(torch.stack(drawn), folder / f"drawn-{os.environ.get('RANK', '0')}.pt")

@@ -41,11 +41,13 @@ from distill.models import load_student, load_teacher
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import start_world
 from distill.training.checkpoint import Checkpointer
-from distill.training.engine import Engine
+from distill.training.engines import deepspeed_section
 from distill.training.loop import train
 from distill.training.meter import Meter
 from distill.training.placement import place_teacher
+from distill.training.plain import PlainEngine
 from distill.training.tracking import Tracker
+from distill.training.zero import ZeroEngine
 from objectives.objective import Distillation, LossOutput, Objective, Rollout
 from students.student import Ema, cast, trainable_copy
 from teachers.process import MaskedProcess
@@ -112,7 +114,7 @@ class Interleaved(Objective):
 
     def __init__(self, inner: Objective, bare: Objective, config: DistillConfig):
         self.inner, self.bare, self.config = inner, bare, config
-        self.phases, self.group = inner.phases, inner.group  # type: ignore[misc]
+        type(self).phases, self.group = inner.phases, inner.group
         self.loop_watch, self.bare_watch = Stopwatch(), Stopwatch()
         self.phase, self.update, self.since = "", 0, 0.0
 
@@ -159,17 +161,19 @@ def measure_overhead(config: DistillConfig, updates: int, folder: Path) -> bool:
     objective = Interleaved(*both, config)
     if config.train.precision == "bfloat16":
         for phase in objective.phases:
-            cast(objective.bare.network(phase), torch.bfloat16)  # type: ignore[arg-type]
+            cast(objective.bare.network(phase), torch.bfloat16)
     watch = objective.loop_watch
-    watch.wrap(Engine, "backward", lambda: f"{objective.phase} backward")
-    watch.wrap(Engine, "step", lambda: f"{objective.phase} optimiser step")
+    deepspeed = deepspeed_section(config.deepspeed, world)
+    engine = PlainEngine if deepspeed is None else ZeroEngine
+    watch.wrap(engine, "backward", lambda: f"{objective.phase} backward")
+    watch.wrap(engine, "step", lambda: f"{objective.phase} optimiser step")
     watch.wrap(Ema, "update", lambda: "average")
     watch.wrap(Meter, "read", lambda: "logging")
     watch.wrap(Tracker, "log", lambda: "logging")
     watch.wrap(Checkpointer, "begin", lambda: "checkpoint snapshot")
     assert config.train.critic is not None
     optimizers = {"critic": config.train.critic, "student": config.train.student}
-    train(objective, optimizers, corpus, config.train, config.deepspeed, run, world, length)
+    train(objective, optimizers, corpus, config.train, deepspeed, run, world, length)
     world.finish()
 
     loop, bare = watch.milliseconds(), objective.bare_watch.milliseconds()
