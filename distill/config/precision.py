@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from distill.config import AnyConfig
+from distill.config import AnyConfig, EvaluateConfig, TrainConfig
 from distill.runtime.run_folder import flatten
 
 Settled = Literal["float32", "bfloat16"]
@@ -56,9 +56,8 @@ def settled(
     """
     before = flatten(recorded or {})
     changed = {}
-    for name in ("train", "evaluate"):
-        section = getattr(config, name, None)
-        if section is None or section.precision != "auto":
+    for name, section in dict(config).items():
+        if not isinstance(section, TrainConfig | EvaluateConfig) or section.precision != "auto":
             continue
         precision = before.get(f"{name}.precision")
         if name == "train" and config.deepspeed.get("zero_optimization", {}).get("stage") == 0:
