@@ -28,17 +28,19 @@ from distill.runtime.run_folder import RunFolder
 from distill.training.checkpoint import latest_checkpoint, load_network, verify_checkpoint
 from objectives.integral_kl import IntegralKLConfig
 from objectives.objective import Objective
+from objectives.ratios import Auxiliary
+from teachers.canvas import Batch, Canvas
 from teachers.randomness import RowStreams
 
 ESTIMATORS = {
     "marginalised": {"gradient": "marginalised"},
     "logit": {"gradient": "logit"},
-    "per_token": {"gradient": "per_token", "group_size": 8},
-    "score_function": {"gradient": "score_function", "group_size": 8},
+    "per_token": {"gradient": {"name": "per_token", "group_size": 8}},
+    "score_function": {"gradient": {"name": "score_function", "group_size": 8}},
     "marginalised, coupled": {"gradient": "marginalised", "corruption": "coupled"},
     "marginalised, nested": {"gradient": "marginalised", "corruption": "nested"},
-    "marginalised, reward_clamp 1": {"gradient": "marginalised", "reward_clamp": 1.0},
-    "marginalised, reward_clamp 50": {"gradient": "marginalised", "reward_clamp": 50.0},
+    "marginalised, reward_clamp 1": {"gradient": "marginalised", "ratio": {"reward_clamp": 1.0}},
+    "marginalised, reward_clamp 50": {"gradient": "marginalised", "ratio": {"reward_clamp": 50.0}},
 }
 console = Console()
 
@@ -60,12 +62,13 @@ class Moments:
         return max(mean - variance / self.draws, 0.0) ** 0.5, variance**0.5
 
 
-def draw_gradients(objective: Objective, draws: int, rows: int) -> Moments:
-    """The student's gradient, a mean over ``rows``, again and again."""
-    trained = [p for p in objective.network("student").parameters() if p.requires_grad]
+def draw_gradients(objective: Objective, draws: int, batch: Batch) -> Moments:
+    """The student's gradient, a mean over the batch's rows, again and again."""
+    rows = len(batch)
+    trained = [p for p in objective.student.parameters() if p.requires_grad]
     total, squares, start = torch.zeros(sum(p.numel() for p in trained), dtype=torch.float64), 0.0, time.perf_counter()
     for draw in range(draws):
-        rollout = objective.rollout(None, rows, RowStreams(0, (draw,), range(rows)))
+        rollout = objective.rollout(batch, RowStreams(0, (draw,), range(rows)))
         loss = objective.loss("student", rollout).sum / objective.count("student", rollout)
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained)]).double()
         total += gradient
@@ -86,7 +89,7 @@ def main() -> None:
     config = load_config(DistillConfig, run.config)
     checkpoint = latest_checkpoint(run)
     objective = config.objective
-    if not isinstance(objective, IntegralKLConfig) or objective.ratio != "auxiliary" or checkpoint is None:
+    if not isinstance(objective, IntegralKLConfig) or not isinstance(objective.ratio, Auxiliary) or checkpoint is None:
         parser.error(f"{asked.run} is no run of integral_kl with an auxiliary denoiser and a checkpoint; give one")
     verify_checkpoint(checkpoint)
     teacher, _ = load_teacher(config.teacher)
@@ -95,13 +98,14 @@ def main() -> None:
     table = Table(title=f"{asked.draws} draws of {asked.rows} rows, {checkpoint}")
     for column in ("estimator", "|mean|", "noise", "noise²", "cosine", "seconds"):
         table.add_column(column, justify="left" if column == "estimator" else "right")
+    batch = Batch(Canvas.blank(asked.rows, config.sequence_length, student.spec.mask_id))
     first = None
     with progress_bar() as bar:
         for name in bar.track(asked.only, description="estimators"):
-            settings = {**objective.model_dump(), "group_size": 1, **ESTIMATORS[name]}
+            settings = {**objective.model_dump(), **ESTIMATORS[name]}
             built = IntegralKLConfig(**settings).build(as_distillation(config, teacher, student))
-            load_network(checkpoint, "critic", built.network("critic"))
-            found = draw_gradients(built, asked.draws, asked.rows)
+            load_network(checkpoint, "critic", built.networks["critic"])
+            found = draw_gradients(built, asked.draws, batch)
             first = found.total if first is None else first
             cosine = float(torch.nn.functional.cosine_similarity(found.total, first, dim=0))
             signal, noise = found.signal_and_noise

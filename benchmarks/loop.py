@@ -50,6 +50,7 @@ from distill.training.tracking import Tracker
 from distill.training.zero import ZeroEngine
 from objectives.objective import Distillation, LossOutput, Objective, Rollout
 from students.student import Ema, cast, trainable_copy
+from teachers.canvas import Batch, Canvas
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 
@@ -97,16 +98,16 @@ class Stopwatch:
         return {name: 1e3 * sum(parts.get(name, 0.0) for parts in counted) / len(counted) for name in names}
 
 
-def bare_update(objective: Objective, real: Tensor | None, rows: int, streams: RowStreams, watch: Stopwatch) -> None:
+def bare_update(objective: Objective, batch: Batch, streams: RowStreams, watch: Stopwatch) -> None:
     """The networks' passes of one update and nothing else."""
     with watch.part("rollout"):
-        rollout = objective.rollout(real, rows, streams)
+        rollout = objective.rollout(batch, streams)
     for phase in objective.phases:
         with watch.part(f"{phase} forward"):
             out = objective.loss(phase, rollout)
         with watch.part(f"{phase} backward"):
-            (out.sum / rows).backward()
-        objective.network(phase).zero_grad()
+            (out.sum / len(batch)).backward()
+        objective.networks[phase].zero_grad()
 
 
 class Interleaved(Objective):
@@ -114,25 +115,31 @@ class Interleaved(Objective):
 
     def __init__(self, inner: Objective, bare: Objective, config: DistillConfig):
         self.inner, self.bare, self.config = inner, bare, config
-        type(self).phases, self.group = inner.phases, inner.group
+        self.student, self.phases, self.group = inner.student, inner.phases, inner.group
         self.loop_watch, self.bare_watch = Stopwatch(), Stopwatch()
         self.phase, self.update, self.since = "", 0, 0.0
 
-    def network(self, phase: str) -> nn.Module:
-        return self.inner.network(phase)
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return self.inner.networks
 
-    def rollout(self, real: Tensor | None, rows: int, randomness: RowStreams) -> Rollout:
+    def outline(self, canvas: Canvas) -> Rollout:
+        return self.inner.outline(canvas)
+
+    def rollout(self, batch: Batch, randomness: RowStreams) -> Rollout:
         if self.update:
             self.loop_watch.parts["total"] = time.perf_counter() - self.since
             self.loop_watch.close()
-        streams = RowStreams(self.config.train.seed, (self.update,), range(rows))  # as the loop's: the same passes
+        streams = RowStreams(
+            self.config.train.seed, (self.update,), range(len(batch))
+        )  # as the loop's: the same passes
         with self.bare_watch.part("total"):
-            bare_update(self.bare, real, rows, streams, self.bare_watch)
+            bare_update(self.bare, batch, streams, self.bare_watch)
         self.bare_watch.close()
         self.update += 1
         self.since = time.perf_counter()
         with self.loop_watch.part("rollout"):
-            return self.inner.rollout(real, rows, randomness)
+            return self.inner.rollout(batch, randomness)
 
     def count(self, phase: str, rollout: Rollout) -> Tensor:
         self.phase = phase
@@ -161,7 +168,7 @@ def measure_overhead(config: DistillConfig, updates: int, folder: Path) -> bool:
     objective = Interleaved(*both, config)
     if config.train.precision == "bfloat16":
         for phase in objective.phases:
-            cast(objective.bare.network(phase), torch.bfloat16)
+            cast(objective.bare.networks[phase], torch.bfloat16)
     watch = objective.loop_watch
     deepspeed = deepspeed_section(config.deepspeed, world)
     engine = PlainEngine if deepspeed is None else ZeroEngine

@@ -194,7 +194,7 @@ def load_discriminator(config: DistillConfig, checkpoint: Path, teacher: Denoise
     from students.critic import Discriminator
 
     objective = config.objective.build(as_distillation(config, teacher, student))
-    critic = objective.network("critic") if "critic" in objective.phases else None
+    critic = objective.networks.get("critic")
     if not isinstance(critic, Discriminator):
         raise UserError(
             f"evaluate.sampler {config.evaluate.sampler.name!r} asks a discriminator, but {config.objective.name} "

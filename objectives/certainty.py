@@ -14,19 +14,20 @@ released loss at batch size 1, at any batch size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from objectives.divergences import entropy
 from objectives.elbo import cross_entropy
-from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig, Rollout
-from teachers.canvas import Canvas
+from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig, Rollout, labels_of, timed
+from teachers.canvas import Batch, Canvas
 from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser
+from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, uniform
 
 
@@ -40,8 +41,7 @@ class CertaintyConfig(ObjectiveConfig):
         temperature: T.
     """
 
-    phases: ClassVar = ("student",)
-    name: Literal["certainty"] = "certainty"  # type: ignore[assignment]
+    name: Literal["certainty"] = "certainty"
     block: PositiveInt = 32  # [code]
     mask: float = Field(0.5, gt=0, lt=1)  # [code]
     entropy_weight: float = Field(2.0, ge=0)  # [code]
@@ -57,32 +57,41 @@ class CanvasRollout(Rollout):
     """Rows and what is hidden of them.
 
     Attributes:
+        canvas: what of the rows is open.
         labels: (B, L) clean tokens.
-        canvases: (B, C, L). scored: (B, C, L) masked positions whose labels are to be predicted.
+        hidden: (B, C, L) what each of C canvases hides. scored: (B, C, L) where labels are to be predicted.
     """
 
+    canvas: Canvas
     labels: Tensor
-    canvases: Tensor
+    hidden: Tensor
     scored: Tensor
 
 
-def block_canvases(labels: Tensor, scored: Tensor, end: Tensor, mask_id: int) -> Tensor:
-    """Canvases that hide the scored positions and everything from each row's ``end`` on.
+def place_in_text(open_: Tensor) -> Tensor:
+    """(B, L) the number of each open position among its row's, from 0; −1 elsewhere."""
+    return (open_.long().cumsum(1) - 1).masked_fill(~open_, -1)
+
+
+def after_block(open_: Tensor, end: Tensor) -> Tensor:
+    """(B, L) the open positions from each row's ``end`` (B,) on, counted among its open ones."""
+    return place_in_text(open_) >= end[:, None]
+
+
+def in_block(open_: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """(B, L) the open positions from ``start`` to before ``end`` (B,), counted among a row's open ones."""
+    place = place_in_text(open_)
+    return (place >= start[:, None]) & (place < end[:, None])
+
+
+def draw_block(tokens: Tensor, block: int, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """One of the ⌈tokens/block⌉ blocks for each row, by its uniform (B,): (start, end), (B,) each.
 
     Args:
-        labels: (B, L). scored: (B, C, L). end: (B,) the first position after the block.
-
-    Returns:
-        (B, C, L).
+        tokens: (B,) of each row, open ones; a block is empty only where there are none.
     """
-    after = torch.arange(labels.shape[1], device=labels.device) >= end[:, None]
-    return torch.where(scored | after[:, None], mask_id, labels[:, None])
-
-
-def draw_block(length: int, block: int, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """One of the ⌈length/block⌉ blocks for each row, by its uniform (B,): (start, end), (B,) each, never empty."""
-    start = (uniforms * -(-length // block)).long() * block
-    return start, (start + block).clamp(max=length)
+    start = (uniforms * -(-tokens // block)).long() * block
+    return start, torch.minimum(start + block, tokens)
 
 
 def tempered_entropy(log_probs: Tensor, temperature: float) -> Tensor:
@@ -96,14 +105,14 @@ def row_means(values: Tensor, where: Tensor) -> Tensor:
 
 
 def certainty_terms(
-    student: Denoiser, z: Tensor, scored: Tensor, labels: Tensor, temperature: float
+    student: Denoiser, canvas: Canvas, scored: Tensor, labels: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy and tempered entropy at the scored positions of canvases (B, L), zero elsewhere.
+    """Cross-entropy and tempered entropy at the scored positions of a canvas (B, L), zero elsewhere.
 
     Returns:
         (B, L) −log p(label); (B, L) H; (B, L) whether the label is the most probable token. The last is a constant.
     """
-    features = student.features(Canvas.of(z, student.spec.mask_id), scored)
+    features = student.features(canvas, scored)
 
     def at_positions(features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         log_probs = student.head(features)
@@ -113,35 +122,43 @@ def certainty_terms(
             log_probs.argmax(-1) == tokens,
         )
 
-    chunks = chunk_count(z.numel(), student.spec.vocabulary)
+    chunks = chunk_count(scored.numel(), student.spec.vocabulary)
     nats, entropies, correct = in_chunks(at_positions, chunks, features, labels[scored])
     return scatter(nats, scored), scatter(entropies, scored), scatter(correct, scored)
 
 
-class CertaintyObjective(Objective):
+def hidden_canvas(labels: Tensor, canvas: Canvas, hidden: Tensor, mask_id: int, process: MaskedProcess) -> Canvas:
+    """The labels (B, L) with masks where (B, L) ``hidden``, at the time at which so much is masked."""
+    tokens = torch.where(hidden, mask_id, labels)
+    return timed(replace(canvas, tokens=tokens, open=hidden), process)
+
+
+class CertaintyObjective(Objective[CanvasRollout]):
     """The loss of certainty forcing, on canvases that a subclass draws."""
 
-    phases: ClassVar = ("student",)
+    asks = ()
 
     def __init__(self, distillation: Distillation, entropy_weight: float, temperature: float):
-        self.student, self.length = distillation.student, distillation.length
+        self.student, self.process = distillation.student, distillation.process
         self.entropy_weight, self.temperature = entropy_weight, temperature
 
-    def network(self, phase: str) -> nn.Module:
-        """The student."""
-        return self.student
+    def outline(self, canvas: Canvas) -> CanvasRollout:
+        """See `Objective.outline`."""
+        everything = canvas.open[:, None].repeat(1, 2, 1)
+        return CanvasRollout(canvas, canvas.tokens, everything, everything)
 
-    def count(self, phase: str, rollout: CanvasRollout) -> Tensor:  # type: ignore[override]
+    def count(self, phase: str, rollout: CanvasRollout) -> Tensor:
         """Rows: means are over the positions of a row, so that it does not matter which rows come with it."""
         return torch.tensor(len(rollout))
 
-    def loss(self, phase: str, rollout: CanvasRollout) -> LossOutput:  # type: ignore[override]
+    def loss(self, phase: str, rollout: CanvasRollout) -> LossOutput:
         """Σ over rows and canvases of the mean cross-entropy and β times the mean entropy where it is right."""
-        total = 0.0
-        sums = torch.zeros(4, dtype=torch.float64, device=rollout.labels.device)  # nats, entropy, correct, scored
-        for canvas in range(rollout.canvases.shape[1]):
-            z, scored = rollout.canvases[:, canvas], rollout.scored[:, canvas]
-            nats, entropies, correct = certainty_terms(self.student, z, scored, rollout.labels, self.temperature)
+        labels, mask_id = rollout.labels, self.student.spec.mask_id
+        total = torch.zeros((), device=labels.device)
+        sums = torch.zeros(4, dtype=torch.float64, device=labels.device)  # nats, entropy, correct, scored
+        for hidden, scored in zip(rollout.hidden.unbind(1), rollout.scored.unbind(1), strict=True):
+            canvas = hidden_canvas(labels, rollout.canvas, hidden, mask_id, self.process)
+            nats, entropies, correct = certainty_terms(self.student, canvas, scored, labels, self.temperature)
             total = total + (row_means(nats, scored) + self.entropy_weight * row_means(entropies, correct)).sum()
             sums += torch.stack([x.detach().double().sum() for x in (nats, entropies * correct, correct, scored)])
         return LossOutput(
@@ -163,12 +180,14 @@ class Certainty(CertaintyObjective):
         super().__init__(distillation, config.entropy_weight, config.temperature)
         self.config = config
 
-    def rollout(self, real: Tensor | None, rows: int, randomness: RowStreams) -> CanvasRollout:
+    def rollout(self, batch: Batch, randomness: RowStreams) -> CanvasRollout:
         """A block of each row, masked at random, and the complement."""
-        assert real is not None
-        start, end = draw_block(self.length, self.config.block, uniform(randomness, rows, 1)[:, 0])
-        position = torch.arange(self.length, device=real.device)
-        block = (position >= start[:, None]) & (position < end[:, None])
-        masked = uniform(randomness, rows, self.length) < self.config.mask
+        open_ = batch.canvas.open
+        # 1. a block, counted among the open positions, so that a prompt shifts none
+        start, end = draw_block(open_.sum(1), self.config.block, uniform(randomness, len(batch), 1)[:, 0])
+        block = in_block(open_, start, end)
+        # 2. what is masked of it, and the complement
+        masked = uniform(randomness, *open_.shape) < self.config.mask
         scored = torch.stack([block & masked, block & ~masked], 1)
-        return CanvasRollout(real, block_canvases(real, scored, end, self.student.spec.mask_id), scored)
+        # 3. everything after it is hidden too, and not scored
+        return CanvasRollout(batch.canvas, labels_of(batch), scored | after_block(open_, end)[:, None], scored)

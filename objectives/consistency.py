@@ -23,8 +23,8 @@ take the average; ours is the teacher first, and then the average.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -32,9 +32,9 @@ from torch import Tensor
 
 from objectives.divergences import DISTANCES
 from objectives.elbo import cross_entropy
-from objectives.objective import Distillation, LossOutput, Rollout
+from objectives.objective import Distillation, LossOutput, Rollout, labels_of
 from objectives.rounds import RoundsConfig, RoundsObjective
-from teachers.canvas import Canvas
+from teachers.canvas import Batch, Canvas
 from teachers.chunks import chunk_count, in_chunks
 from teachers.randomness import RowStreams, uniform
 
@@ -48,8 +48,7 @@ class ConsistencyConfig(RoundsConfig):
         boundary: weight of −log p(x₀) where z_s shows the token.
     """
 
-    phases: ClassVar = ("student",)
-    name: Literal["consistency"] = "consistency"  # type: ignore[assignment]
+    name: Literal["consistency"] = "consistency"
     rounds: PositiveInt = 5  # [paper] 50,000 updates of 10,000 a round
     round_updates: PositiveInt | None = None  # [own] equal parts of the run; [paper] 10,000
     first_steps: PositiveInt = 512  # [paper]
@@ -63,19 +62,18 @@ class ConsistencyConfig(RoundsConfig):
 
 @dataclass
 class ConsistencyRollout(Rollout):
-    """Two states of one row: (B, L) z_t and z_s, (B,) their times, and (B, L) clean x₀."""
+    """Two states of one row, z_t and z_s, and (B, L) clean x₀."""
 
-    z_t: Tensor
-    z_s: Tensor
-    t: Tensor
-    s: Tensor
+    z_t: Canvas
+    z_s: Canvas
     x0: Tensor
 
 
-class Consistency(RoundsObjective):
+class Consistency(RoundsObjective[ConsistencyRollout]):
     """The wiring: see the module."""
 
     needs = "rows"
+    asks = ()
 
     def __init__(self, config: ConsistencyConfig, distillation: Distillation):
         super().__init__(config, distillation)
@@ -87,27 +85,33 @@ class Consistency(RoundsObjective):
         return min(1.0, 2**self.round / self.config.first_steps)
 
     @torch.no_grad()
-    def rollout(self, real: Tensor | None, rows: int, randomness: RowStreams) -> ConsistencyRollout:
+    def rollout(self, batch: Batch, randomness: RowStreams) -> ConsistencyRollout:
         """Corrupt real rows twice with one noise; t = min(u + dt, 1) [code], so that t = 1 has probability dt."""
-        assert real is not None
-        t = (uniform(randomness, rows) + self.dt).clamp(max=1)
-        s = t - self.dt
-        noise, mask_id = uniform(randomness, *real.shape), self.student.spec.mask_id
-        z_t, z_s = (torch.where(noise < (1 - self.process.alpha(when))[:, None], mask_id, real) for when in (t, s))
-        return ConsistencyRollout(z_t, z_s, t, s, real)
+        t = (uniform(randomness, len(batch)) + self.dt).clamp(max=1)
+        noise = uniform(randomness, *batch.canvas.tokens.shape)
+        z_t, z_s = (self._state(batch, noise, time) for time in (t, t - self.dt))
+        return ConsistencyRollout(z_t, z_s, labels_of(batch))
 
-    def count(self, phase: str, rollout: ConsistencyRollout) -> Tensor:  # type: ignore[override]
+    def _state(self, batch: Batch, noise: Tensor, time: Tensor) -> Canvas:
+        masked = batch.canvas.open & (noise < (1 - self.process.alpha(time))[:, None])
+        tokens = torch.where(masked, self.student.spec.mask_id, labels_of(batch))
+        return replace(batch.canvas, tokens=tokens, open=masked, time=time)
+
+    def outline(self, canvas: Canvas) -> ConsistencyRollout:
+        """See `Objective.outline`."""
+        return ConsistencyRollout(canvas, canvas, canvas.tokens)
+
+    def count(self, phase: str, rollout: ConsistencyRollout) -> Tensor:
         """Positions masked at t."""
-        return (rollout.z_t == self.student.spec.mask_id).sum()
+        return rollout.z_t.open.sum()
 
-    def loss(self, phase: str, rollout: ConsistencyRollout) -> LossOutput:  # type: ignore[override]
+    def loss(self, phase: str, rollout: ConsistencyRollout) -> LossOutput:
         """Divergence from the target where it has not seen the token, and the boundary term where it has; summed."""
-        mask_id, config = self.student.spec.mask_id, self.config
-        masked = rollout.z_t == mask_id
-        hidden = rollout.z_s == mask_id
-        distance, source = DISTANCES[config.divergence], self.source
+        masked, distance, source = rollout.z_t.open, DISTANCES[self.config.divergence], self.source
+        # 1. one pass each, at the positions masked at t: (N, H)
         with torch.no_grad():
-            theirs = source.features(Canvas(rollout.z_s, hidden, time=rollout.s), masked)
+            theirs = source.features(rollout.z_s, masked)
+        ours = self.student.features(rollout.z_t, masked)
 
         def at_positions(ours: Tensor, theirs: Tensor, still: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
             log_p = self.student.head(ours)
@@ -115,12 +119,12 @@ class Consistency(RoundsObjective):
                 log_q = torch.where(still[:, None], source.head(theirs), log_p)
             return distance(log_p, log_q), cross_entropy(log_p, tokens)
 
-        features = self.student.features(Canvas(rollout.z_t, masked, time=rollout.t), masked)
-        chunks = chunk_count(rollout.z_t.numel(), self.student.spec.vocabulary)
-        still = hidden[masked]
-        distances, nats = in_chunks(at_positions, chunks, features, theirs, still, rollout.x0[masked])
+        # 2. those that are masked at s as well, and those that show their token: (N,)
+        still = rollout.z_s.open[masked]
+        chunks = chunk_count(masked.numel(), self.student.spec.vocabulary)
+        distances, nats = in_chunks(at_positions, chunks, ours, theirs, still, rollout.x0[masked])
         apart, shown = distances[still].sum(), nats[~still].sum()
         return LossOutput(
-            apart + config.boundary * shown,
+            apart + self.config.boundary * shown,
             {"divergence": (apart.detach(), still.sum()), "boundary_nats": (shown.detach(), (~still).sum())},
         )

@@ -12,15 +12,16 @@ variants of it, of the *same* tokens (students/trajectories.py), so that what is
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
-from objectives.certainty import CanvasRollout, row_means
+from objectives.certainty import CanvasRollout, hidden_canvas, row_means
 from objectives.elbo import masked_cross_entropy
-from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig
+from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig, labels_of, order_of
+from teachers.canvas import Batch, Canvas
 from teachers.randomness import RowStreams, uniform
 
 
@@ -32,8 +33,7 @@ class ConstrainedOrderConfig(ObjectiveConfig):
         weight: λ: "elbo", 1/(share of masks), or "uniform".
     """
 
-    phases: ClassVar = ("student",)
-    name: Literal["constrained_order"] = "constrained_order"  # type: ignore[assignment]
+    name: Literal["constrained_order"] = "constrained_order"
     candidates: PositiveInt = 4  # [open]
     weight: Literal["elbo", "uniform"] = "elbo"  # [open]
 
@@ -47,37 +47,37 @@ def state_before(order: Tensor, passed: Tensor) -> Tensor:
     return order >= passed[:, None]
 
 
-class ConstrainedOrder(Objective):
+class ConstrainedOrder(Objective[CanvasRollout]):
     """The states of the best trajectories."""
 
-    phases: ClassVar = ("student",)
     needs = "trajectories"
+    asks = ()
 
     def __init__(self, config: ConstrainedOrderConfig, distillation: Distillation):
         self.config, self.candidates = config, config.candidates
-        self.student = distillation.student
+        self.student, self.process = distillation.student, distillation.process
 
-    def network(self, phase: str) -> nn.Module:
-        """The student."""
-        return self.student
-
-    def rollout(self, real: Tensor | None, rows: int, randomness: RowStreams) -> CanvasRollout:
+    def rollout(self, batch: Batch, randomness: RowStreams) -> CanvasRollout:
         """A state of each row's trajectory, all passes equally likely."""
-        assert real is not None
-        labels, order = real.unbind(1)
+        open_ = batch.canvas.open
+        order = order_of(batch).masked_fill(~open_, -1)
         passes = order.amax(1) + 1
-        masked = state_before(order, (uniform(randomness, rows, 1)[:, 0] * passes).long())
-        canvas = torch.where(masked, self.student.spec.mask_id, labels)
-        return CanvasRollout(labels, canvas[:, None], masked[:, None])
+        masked = state_before(order, (uniform(randomness, len(batch), 1)[:, 0] * passes).long())
+        masked = (masked & open_)[:, None]
+        return CanvasRollout(batch.canvas, labels_of(batch), masked, masked)
 
-    def count(self, phase: str, rollout: CanvasRollout) -> Tensor:  # type: ignore[override]
+    def outline(self, canvas: Canvas) -> CanvasRollout:
+        """See `Objective.outline`."""
+        return CanvasRollout(canvas, canvas.tokens, canvas.open[:, None], canvas.open[:, None])
+
+    def count(self, phase: str, rollout: CanvasRollout) -> Tensor:
         """Rows."""
         return torch.tensor(len(rollout))
 
-    def loss(self, phase: str, rollout: CanvasRollout) -> LossOutput:  # type: ignore[override]
+    def loss(self, phase: str, rollout: CanvasRollout) -> LossOutput:
         """Σ over rows of λ times the cross-entropy of a row's masked tokens, per token."""
-        z, masked = rollout.canvases[:, 0], rollout.scored[:, 0]
-        nats = masked_cross_entropy(self.student, z, None, rollout.labels, masked)
-        everywhere = torch.ones_like(masked)
-        terms = row_means(nats, masked if self.config.weight == "elbo" else everywhere)
+        masked = rollout.scored[:, 0]
+        state = hidden_canvas(rollout.labels, rollout.canvas, masked, self.student.spec.mask_id, self.process)
+        nats = masked_cross_entropy(self.student, state, rollout.labels)
+        terms = row_means(nats, masked if self.config.weight == "elbo" else rollout.canvas.open)
         return LossOutput(terms.sum(), {"masked_nats": (nats.detach().sum(), masked.sum())})

@@ -16,6 +16,7 @@ from torch import Tensor
 from objectives.parts import Part
 from objectives.rollouts import RolloutPart
 from students.rollout import Trajectory
+from teachers.canvas import Canvas
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, beta, uniform
 from teachers.section import Section
@@ -76,9 +77,11 @@ class CorruptionPart(Part, ABC):
             drawn: (B,) from π.
         """
 
-    def hidden(self, trajectory: Trajectory, t: Tensor, process: MaskedProcess, randomness: RowStreams) -> Tensor:
-        """(B, L) bool: which positions of the sample are masked at t."""
-        return uniform(randomness, *trajectory.sample.shape) >= process.alpha(t)[:, None]
+    def hidden(
+        self, canvas: Canvas, trajectory: Trajectory, t: Tensor, process: MaskedProcess, randomness: RowStreams
+    ) -> Tensor:
+        """(B, L) bool: which positions of the sample are masked at t, of those that the canvas had open."""
+        return canvas.open & (uniform(randomness, *canvas.tokens.shape) >= process.alpha(t)[:, None])
 
 
 class Independent(CorruptionPart):
@@ -128,10 +131,12 @@ class Nested(CorruptionPart):
             ahead = torch.minimum(ahead, self.horizon * (trajectory.time - trajectory.next_time))
         return (trajectory.time - drawn * ahead).clamp(min=times.clamp[0] * trajectory.time)
 
-    def hidden(self, trajectory: Trajectory, t: Tensor, process: MaskedProcess, randomness: RowStreams) -> Tensor:
+    def hidden(
+        self, canvas: Canvas, trajectory: Trajectory, t: Tensor, process: MaskedProcess, randomness: RowStreams
+    ) -> Tensor:
         """Of the tokens that the last move drew, those that would still be masked at t."""
         kept = process.reveal_probability(trajectory.time, t)
-        return trajectory.revealed[:, -1] & (uniform(randomness, *trajectory.sample.shape) >= kept[:, None])
+        return trajectory.revealed[:, -1] & (uniform(randomness, *canvas.tokens.shape) >= kept[:, None])
 
 
 AnyCorruption = Annotated[Independent | Coupled | Nested, Field(discriminator="name")]

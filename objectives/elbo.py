@@ -8,15 +8,14 @@ it reads may be wrong.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from objectives.objective import LossOutput, Objective, Rollout
-from teachers.canvas import Canvas
+from objectives.objective import LossOutput, Objective, Rollout, labels_of
+from teachers.canvas import Batch, Canvas
 from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.process import MaskedProcess
@@ -39,13 +38,13 @@ class EditConfig(Section):
         """The number of the first update that edits, of so many."""
         return updates - round(self.share * updates)
 
-    def counts(self, t: Tensor, length: int) -> Tensor:
-        """k_t = ⌊L·a_t⌋ edits at each of the times (B,): (B,) int64."""
-        return (length * self.rate * t.double()).floor().long()
+    def counts(self, t: Tensor, tokens: Tensor) -> Tensor:
+        """k_t = ⌊L·a_t⌋ edits of rows of so many tokens (B,) at each of the times (B,): (B,) int64."""
+        return (tokens.double() * self.rate * t.double()).floor().long()
 
     def most(self, length: int) -> int:
         """k at t = 1."""
-        return int(self.counts(torch.ones(1), length))
+        return int(self.counts(torch.ones(1), torch.tensor([length])))
 
 
 def stratified_times(uniforms: Tensor, low: float = 1e-3) -> Tensor:
@@ -61,37 +60,46 @@ def cross_entropy(log_probs: Tensor, targets: Tensor) -> Tensor:
     return -log_probs.gather(-1, targets[:, None]).squeeze(-1)
 
 
-def masked_cross_entropy(denoiser: Denoiser, z: Tensor, t: Tensor | None, x0: Tensor, masked: Tensor) -> Tensor:
-    """Per-position −log p(x₀ᵢ | z) on the positions of ``masked``, zero elsewhere; log-probabilities in chunks.
+def masked_cross_entropy(denoiser: Denoiser, canvas: Canvas, x0: Tensor, where: Tensor | None = None) -> Tensor:
+    """Per-position −log p(x₀ᵢ | z), zero where it is not asked for; log-probabilities in chunks.
 
     Args:
-        z, x0, masked: (B, L). t: (B,), or None.
+        x0: (B, L) tokens. where: (B, L) bool; None for what is open.
 
     Returns:
         (B, L), nats.
     """
-    features = denoiser.features(Canvas(z, masked, time=t), masked)
-    chunks = chunk_count(z.numel(), denoiser.spec.vocabulary)
-    (nats,) = in_chunks(lambda f, x: (cross_entropy(denoiser.head(f), x),), chunks, features, x0[masked])
-    return scatter(nats, masked)
+    where = canvas.open if where is None else where
+    # 1. one pass: what the head reads at the N positions, (N, H)
+    features = denoiser.features(canvas, where)
+    # 2. V wide for a chunk of them at a time, (N,)
+    chunks = chunk_count(where.numel(), denoiser.spec.vocabulary)
+    (nats,) = in_chunks(lambda f, x: (cross_entropy(denoiser.head(f), x),), chunks, features, x0[where])
+    # 3. back into rows, (B, L)
+    return scatter(nats, where)
 
 
-def edited(x0: Tensor, edits: Tensor, spec: DenoiserSpec, randomness: Randomness, most: int) -> Tensor:
+def edited(x0: Tensor, open_: Tensor, edits: Tensor, spec: DenoiserSpec, randomness: Randomness, most: int) -> Tensor:
     """Insert, delete or substitute a token at random, ``edits`` (B,) times one after the other: (B, L) → (B, L).
 
-    Each edit is one of the three with equal chance, at a uniform place of the row as it then is, with a uniform token
+    Each edit is one of the three with equal chance, at a uniform place of the text as it then is, with a uniform token
     that is no mask and, in a substitution, not the one that is there [open]. An insertion, before a token, moves what
-    follows to the right, a deletion to the left. Afterwards the row is fitted to the canvas: what has moved out is
+    follows to the right, a deletion to the left. Afterwards the text is fitted to the canvas: what has moved out is
     lost, and where fewer tokens are left, masks follow, since what would have moved in is unknown [own].
 
     Args:
+        open_: (B, L) bool, the text; prompts, suffixes and padding stay as and where they are.
         most: at least ``edits``; as many draws are made for every row, so that a row's do not depend on its batch.
     """
     rows, length = x0.shape
     draws = uniform(randomness, rows, most, 3)
     place = torch.arange(length + most, device=x0.device)
-    row = torch.cat([x0, torch.full((rows, most), spec.mask_id, device=x0.device)], 1)
-    tokens = torch.full((rows, 1), length, device=x0.device)
+    # 1. the open tokens of each row come first, in order, and masks behind them
+    front = (~open_).to(torch.uint8).argsort(1, stable=True)
+    tokens = open_.sum(1, keepdim=True)
+    row = torch.cat([x0.gather(1, front), torch.full((rows, most), spec.mask_id, device=x0.device)], 1)
+    row = torch.where(place < tokens, row, spec.mask_id)
+    # 2. one edit after the other
     for n in range(most):
         kind, where, what = draws[:, n, :, None].unbind(1)
         doing = n < edits[:, None]
@@ -108,31 +116,40 @@ def edited(x0: Tensor, edits: Tensor, spec: DenoiserSpec, randomness: Randomness
         row = torch.cat([row, mask], 1).gather(1, source)
         row = torch.where((inserts | substitutes) & (place == at), token, row)
         tokens = tokens + inserts.long() - deletes.long()
-    return row[:, :length]
+    # 3. back to where the open positions are
+    return torch.where(open_, torch.empty_like(x0).scatter_(1, front, row[:, :length]), x0)
 
 
 @dataclass
 class ElboRollout(Rollout):
-    """Clean rows and their corruption at t: masked, and, in the second stage, edited."""
+    """Clean rows and their corruption at t: masked, and, in the second stage, edited.
 
+    Attributes:
+        canvas: what of the rows is open.
+        x0: (B, L) clean tokens.
+        z: x0 masked at t, open where it is.
+        edited: x0 with edits, open where the canvas is; else None.
+    """
+
+    canvas: Canvas
     x0: Tensor
-    z: Tensor
-    t: Tensor
-    edited: Tensor | None = None
+    z: Canvas
+    edited: Canvas | None = None
 
 
-class MaskedElbo(Objective):
+class MaskedElbo(Objective[ElboRollout]):
     """E_t[ w(t) · Σ_masked −log p(x₀ᵢ | z_t) ], w = −α'/(1−α): an upper bound on −log p(x₀), in nats a token.
 
     Args:
         edit: adds E_t[ Σᵢ −log p(x₀ᵢ | edited_t) ] in the second stage; `begin` says when it comes.
     """
 
-    phases: ClassVar = ("student",)
+    needs = "rows"
+    asks = ()
+    group = 2  # antithetic pairs
 
     def __init__(self, denoiser: Denoiser, process: MaskedProcess, edit: EditConfig | None = None):
-        self.denoiser, self.process, self.edit = denoiser, process, edit
-        self.group = 2  # antithetic pairs
+        self.student, self.process, self.edit = denoiser, process, edit
         self.editing = False
 
     def begin(self, update: int, updates: int) -> bool:
@@ -140,66 +157,72 @@ class MaskedElbo(Objective):
         self.editing = self.edit is not None and update >= self.edit.first(updates)
         return False
 
-    def network(self, phase: str) -> nn.Module:
-        """The denoiser."""
-        return self.denoiser
-
-    def rollout(self, real: Tensor | None, rows: int, randomness: RowStreams) -> ElboRollout:
+    def rollout(self, batch: Batch, randomness: RowStreams) -> ElboRollout:
         """Corrupt real rows at antithetic times."""
-        if real is None:
-            raise ValueError("the ELBO needs real data")
-        spec, edits = self.denoiser.spec, None
-        t = stratified_times(uniform(randomness, rows))
-        everything = Canvas(real, torch.ones_like(real, dtype=torch.bool))
-        z = self.process.corrupt(real, everything, t, spec.mask_id, randomness).tokens
-        if self.editing:
-            assert self.edit is not None
-            length = real.shape[1]
-            edits = edited(real, self.edit.counts(t, length), spec, randomness, self.edit.most(length))
-        return ElboRollout(real, z, t, edits)
+        canvas, x0, spec = batch.canvas, labels_of(batch), self.student.spec
+        t = stratified_times(uniform(randomness, len(batch)))
+        z = self.process.corrupt(x0, canvas, t, spec.mask_id, randomness)
+        if not self.editing:
+            return ElboRollout(canvas, x0, z)
+        assert self.edit is not None
+        counts = self.edit.counts(t, canvas.open.sum(1))
+        tokens = edited(x0, canvas.open, counts, spec, randomness, self.edit.most(canvas.length))
+        return ElboRollout(canvas, x0, z, replace(canvas, tokens=tokens, time=t))
 
-    def count(self, phase: str, rollout: Rollout) -> Tensor:
-        """All tokens, masked or not: the bound is per token."""
-        return torch.tensor(float(rollout.x0.numel()))
+    def outline(self, canvas: Canvas) -> ElboRollout:
+        """See `Objective.outline`."""
+        z = replace(canvas, time=torch.ones(len(canvas), device=canvas.device))
+        return ElboRollout(canvas, canvas.tokens, z, None if self.edit is None else z)
 
-    def loss(self, phase: str, rollout: Rollout) -> LossOutput:
+    def count(self, phase: str, rollout: ElboRollout) -> Tensor:
+        """All open tokens, masked or not: the bound is per token."""
+        return rollout.canvas.open.sum()
+
+    def loss(self, phase: str, rollout: ElboRollout) -> LossOutput:
         """The bound, and in the second stage the edit loss, summed over tokens."""
-        masked = rollout.z == self.denoiser.spec.mask_id
-        loss = masked_cross_entropy(self.denoiser, rollout.z, rollout.t, rollout.x0, masked)
-        weighted = (loss * self.process.elbo_weight(rollout.t).to(loss)[:, None]).sum()
-        metrics = {"masked_nats": (loss.detach().sum(), masked.sum().to(loss))}
+        z, t = rollout.z, rollout.z.time
+        assert t is not None
+        # 1. Σ_masked −log p(x₀ᵢ | z_t), weighted by row
+        loss = masked_cross_entropy(self.student, z, rollout.x0)  # (B, L)
+        weighted = (loss * self.process.elbo_weight(t).to(loss)[:, None]).sum()
+        metrics = {"masked_nats": (loss.detach().sum(), z.open.sum().to(loss))}
+        # 2. Σᵢ −log p(x₀ᵢ | edited_t) at every open position
         if rollout.edited is not None:
-            everywhere = torch.ones_like(masked)
-            undone = masked_cross_entropy(self.denoiser, rollout.edited, rollout.t, rollout.x0, everywhere).sum()
+            undone = masked_cross_entropy(self.student, rollout.edited, rollout.x0).sum()
             weighted = weighted + undone
-            metrics["edit_nats"] = (undone.detach(), everywhere.sum().to(undone))
+            metrics["edit_nats"] = (undone.detach(), rollout.edited.open.sum().to(undone))
         return LossOutput(weighted, metrics)
 
 
-class Autoregressive(Objective):
+def first_real(canvas: Canvas) -> Tensor:
+    """(B, L) bool: each row's first token that is no padding."""
+    real = torch.ones_like(canvas.open) if canvas.real is None else canvas.real
+    return real & (real.cumsum(1) == 1)
+
+
+class Autoregressive(Objective[ElboRollout]):
     """−Σ log p(xᵢ | x_{<i}): how a judge is trained. The first token has no context and is not scored."""
 
-    phases: ClassVar = ("student",)
+    needs = "rows"
+    asks = ()
 
     def __init__(self, denoiser: Denoiser):
-        self.denoiser = denoiser
+        self.student = denoiser
 
-    def network(self, phase: str) -> nn.Module:
-        """The language model."""
-        return self.denoiser
-
-    def rollout(self, real: Tensor | None, rows: int, randomness: RowStreams) -> ElboRollout:
+    def rollout(self, batch: Batch, randomness: RowStreams) -> ElboRollout:
         """Real rows as they are."""
-        if real is None:
-            raise ValueError("an autoregressive model needs real data")
-        return ElboRollout(real, real, torch.zeros(rows))
+        x0 = labels_of(batch)
+        scored = batch.canvas.open & ~first_real(batch.canvas)
+        return ElboRollout(batch.canvas, x0, replace(batch.canvas, tokens=x0, open=scored))
 
-    def count(self, phase: str, rollout: Rollout) -> Tensor:
+    def outline(self, canvas: Canvas) -> ElboRollout:
+        """See `Objective.outline`."""
+        return ElboRollout(canvas, canvas.tokens, canvas)
+
+    def count(self, phase: str, rollout: ElboRollout) -> Tensor:
         """Scored tokens."""
-        return torch.tensor(float(rollout.x0[:, 1:].numel()))
+        return rollout.z.open.sum()
 
-    def loss(self, phase: str, rollout: Rollout) -> LossOutput:
+    def loss(self, phase: str, rollout: ElboRollout) -> LossOutput:
         """Negative log-likelihood, summed over tokens."""
-        scored = torch.ones_like(rollout.x0, dtype=torch.bool)
-        scored[:, 0] = False
-        return LossOutput(masked_cross_entropy(self.denoiser, rollout.z, None, rollout.x0, scored).sum())
+        return LossOutput(masked_cross_entropy(self.student, rollout.z, rollout.x0).sum())

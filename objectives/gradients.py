@@ -18,6 +18,7 @@ from objectives.corruption import CorruptionPart
 from objectives.divergences import _expectation, log_ratio
 from objectives.parts import Part
 from objectives.ratios import AuxiliaryRatio, RatioPart
+from teachers.canvas import Canvas
 from teachers.chunks import row_sums
 
 
@@ -121,18 +122,18 @@ def advantage_to_go(reward: Tensor, steps: Tensor, group: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Move:
-    """One recorded move of B rows, and what the corruption hides of it. All but the state (B, L) bool.
+    """One recorded move of B rows, and what the corruption hides of it.
 
     Attributes:
-        state: (B, L) int64, the canvas before it.
-        masked: what the regularisers look at: masks, and what the move revealed besides (random tokens).
-        revealed: what it revealed. corrupted: where the sample is masked again.
+        state: the canvas before it; the regularisers look at all that is open.
+        revealed: (B, L) bool, what it wrote. corrupted: (B, L) bool, where the sample is masked again.
+        size: (B,) positions that a row's rollout writes in all, at least 1.
     """
 
-    state: Tensor
-    masked: Tensor
+    state: Canvas
     revealed: Tensor
     corrupted: Tensor
+    size: Tensor
 
     @property
     def used(self) -> Tensor:
@@ -167,7 +168,7 @@ class GradientPart(Part, ABC):
 
         Args:
             estimates: (N,) over the vocabulary at the positions of ``move.used``, else the log-probabilities of the
-                drawn tokens at those of ``move.masked``.
+                drawn tokens at the open ones of ``move.state``.
             reward: (B, L) of the drawn tokens; None over the vocabulary.
         """
 
@@ -200,8 +201,8 @@ class VocabularyGradient(GradientPart):
         """
 
     def row_losses(self, estimates: Tensor, move: Move, reward: Tensor | None) -> Tensor:
-        """Their sum over a row, divided by its length."""
-        return row_sums(estimates, move.used) / move.used.shape[1]
+        """Their sum over a row, divided by how many positions it writes."""
+        return row_sums(estimates, move.used) / move.size
 
 
 class Marginalised(VocabularyGradient):
@@ -277,15 +278,15 @@ class PerToken(GroupedGradient):
     name: Literal["per_token"] = "per_token"
 
     def row_losses(self, estimates: Tensor, move: Move, reward: Tensor | None) -> Tensor:
-        """`per_token`, summed over a row and divided by its length."""
+        """`per_token`, summed over a row and divided by how many positions it writes."""
         assert reward is not None
         advantage = grouped_token_advantage(reward, move.corrupted, self.group, self.advantage_clamp)
-        terms = per_token(estimates[move.used[move.masked]], advantage[move.used])
-        return row_sums(terms, move.used) / move.used.shape[1]
+        terms = per_token(estimates[move.used[move.state.open]], advantage[move.used])
+        return row_sums(terms, move.used) / move.size
 
 
 class ScoreFunction(GroupedGradient):
-    """One normalised reward a row, not divided by its length (2509.25035)."""
+    """One normalised reward a row, not divided by what it writes (2509.25035)."""
 
     name: Literal["score_function"] = "score_function"
 
@@ -294,7 +295,7 @@ class ScoreFunction(GroupedGradient):
         assert reward is not None
         mean = (reward * move.corrupted).sum(1) / move.corrupted.sum(1).clamp(min=1)
         advantage = grouped_advantage(mean, self.group, self.advantage_clamp)
-        return score_function(row_sums(estimates[move.revealed[move.masked]], move.revealed), advantage)
+        return score_function(row_sums(estimates[move.revealed[move.state.open]], move.revealed), advantage)
 
 
 AnyGradient = Annotated[Marginalised | ThroughLogits | PerToken | ScoreFunction, Field(discriminator="name")]

@@ -10,7 +10,7 @@ objectives/didi_instruct.py, dimo.py and idlm.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,13 +19,21 @@ from torch import Tensor, nn
 
 from objectives.corruption import AnyCorruption, AnyWeight, ElboWeight, Independent, Times
 from objectives.gradients import AnyGradient, Marginalised, Move, VocabularyGradient
-from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig, Rollout
+from objectives.objective import (
+    Distillation,
+    LossOutput,
+    Objective,
+    ObjectiveConfig,
+    Rollout,
+    Surroundings,
+    labels_of,
+)
 from objectives.parts import completed
 from objectives.ratios import AnyRatio, Auxiliary, AuxiliaryRatio, SoftLabels
 from objectives.regularisers import Regularisers
-from objectives.rollouts import AnyRollout, KStep, Start
+from objectives.rollouts import AnyRollout, KStep, Start, recorded
 from students.adapters import AdapterConfig
-from teachers.canvas import Canvas
+from teachers.canvas import Batch, Canvas
 from teachers.capability import Capability
 from teachers.chunks import chunk_count, in_chunks, row_sums
 from teachers.randomness import RowStreams
@@ -70,7 +78,7 @@ class IntegralKLConfig(ObjectiveConfig):
         regularisers: what is added at the student's states.
     """
 
-    phases: ClassVar = ("critic", "student")
+    steps_key: ClassVar[str] = "rollout.steps"
     name: Literal["integral_kl"] = "integral_kl"
     rollout: AnyRollout = KStep()  # [own]
     ratio: AnyRatio = Auxiliary()  # [paper] 2503.15457
@@ -95,6 +103,11 @@ class IntegralKLConfig(ObjectiveConfig):
         return self
 
     @property
+    def phases(self) -> tuple[str, ...]:
+        """The critic, then the student."""
+        return "critic", "student"
+
+    @property
     def group(self) -> int:
         """The gradient's."""
         return self.gradient.group
@@ -114,6 +127,20 @@ class IntegralKLConfig(ObjectiveConfig):
         """The critic's."""
         return self.ratio.capabilities
 
+    @property
+    def trained_blocks(self) -> int | None:
+        """The discriminator's."""
+        return self.ratio.trained_blocks
+
+    def check(self, run: Surroundings) -> None:
+        """A rollout of the run's sampler must be one that anything can be drawn from."""
+        super().check(run)
+        if self.rollout.samples and (run.sampler.needs_critic or run.sampler.draw == "float32-gumbel"):
+            raise ValueError(
+                f"sampler {run.sampler.label!r} cannot make training rollouts; set it in evaluate.sampler, and another "
+                "in sampler"
+            )
+
     def with_adapter(self, adapter: AdapterConfig) -> IntegralKLConfig:
         """The same with its critic on an adapter of the teacher; as it is where it has one."""
         return (
@@ -132,116 +159,131 @@ class IntegralKLRollout(Rollout):
     """What the student did, and its corruption.
 
     Attributes:
-        states, revealed: (B, M, L), see `students.rollout.Trajectory`.
+        canvas: what was to be written.
+        states, revealed: (B, M, L), see `students.rollout.Trajectory`; time: (B,) of the last state.
         sample: (B, L) the student's clean tokens.
-        fake: (B, L) the sample corrupted at t.
-        real: (B, L) a real row, corrupted alike, for a discriminator; else None.
+        fake: the sample corrupted at t, open where it is masked.
+        real: a real row, corrupted alike, for a discriminator; else None.
         weight: (B,) ω(t), over π(t) where importance is asked for.
     """
 
+    canvas: Canvas
     states: Tensor
     revealed: Tensor
+    time: Tensor
     sample: Tensor
-    fake: Tensor
-    real: Tensor | None
+    fake: Canvas
+    real: Canvas | None
     weight: Tensor
 
+    def moves(self) -> list[Move]:
+        """The M moves, with what the corruption hides of them."""
+        size = self.canvas.open.sum(1).clamp(min=1)
+        states = recorded(self.states, self.revealed, self.time, self.canvas)
+        return [Move(s, r, self.fake.open, size) for s, r in zip(states, self.revealed.unbind(1), strict=True)]
 
-class IntegralKL(Objective):
+
+class IntegralKL(Objective[IntegralKLRollout]):
     """The wiring of a rollout, a ratio and a gradient."""
 
-    phases: ClassVar = ("critic", "student")
+    phases = ("critic", "student")
 
     def __init__(self, config: IntegralKLConfig, distillation: Distillation):
         self.config, self.group = config, config.group
         self.teacher, self.student = distillation.teacher, distillation.student
-        self.process, self.length, self.sampler = distillation.process, distillation.length, distillation.sampler
+        self.process, self.sampler = distillation.process, distillation.sampler
         self.ratio = config.ratio.build(self.teacher, distillation.start)
         if config.ratio.needs_data or config.rollout.needs_data:
             self.needs = "rows"
 
-    def network(self, phase: str) -> nn.Module:
-        """The critic, or the student."""
-        return self.student if phase == "student" else self.ratio.network
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The critic, and the student."""
+        return {"critic": self.ratio.network, "student": self.student}
 
     @torch.no_grad()
-    def rollout(self, real: Tensor | None, rows: int, randomness: RowStreams) -> IntegralKLRollout:
+    def rollout(self, batch: Batch, randomness: RowStreams) -> IntegralKLRollout:
         """Let the student write, then corrupt what it wrote (and real rows alike)."""
-        config, mask_id = self.config, self.student.spec.mask_id
+        config, canvas, rows = self.config, batch.canvas, len(batch)
         self.ratio.refresh()
         # 1. the student's moves
         drawn = config.time.draw(rows, self.group, randomness)
-        canvas = Canvas.blank(rows, self.length, mask_id, randomness.device)
-        start = Start(self.student, self.process, canvas, self.sampler, real, drawn, randomness)
+        start = Start(self.student, self.process, canvas, self.sampler, batch.labels, drawn, randomness)
         trajectory = config.rollout.draw(start)
         # 2. the time at which its sample is masked again, and where
         if config.corruption.redraws and config.rollout.timed:  # the first made the state
             drawn = config.time.draw(rows, self.group, randomness)
         t = config.corruption.time(trajectory, drawn, config.time)
-        masked = config.corruption.hidden(trajectory, t, self.process, randomness)
+        hidden = config.corruption.hidden(canvas, trajectory, t, self.process, randomness)
         # 3. the sample, and real rows, masked alike
-        fake = torch.where(masked, mask_id, trajectory.sample)
-        compared = torch.where(masked, mask_id, real) if config.ratio.needs_data and real is not None else None
+        fake = self._masked(canvas, trajectory.sample, hidden, t)
+        real = self._masked(canvas, labels_of(batch), hidden, t) if config.ratio.needs_data else None
         weight = config.weight.at(t, config.time, self.process).float()
-        return IntegralKLRollout(trajectory.states, trajectory.revealed, trajectory.sample, fake, compared, weight)
+        return IntegralKLRollout(
+            canvas, trajectory.states, trajectory.revealed, trajectory.time, trajectory.sample, fake, real, weight
+        )
 
-    def count(self, phase: str, rollout: IntegralKLRollout) -> Tensor:  # type: ignore[override]
+    def _masked(self, canvas: Canvas, tokens: Tensor, hidden: Tensor, t: Tensor) -> Canvas:
+        return replace(canvas, tokens=torch.where(hidden, self.student.spec.mask_id, tokens), open=hidden, time=t)
+
+    def outline(self, canvas: Canvas) -> IntegralKLRollout:
+        """See `Objective.outline`."""
+        moves, time = self.config.rollout.moves, torch.ones(len(canvas), dtype=torch.float64, device=canvas.device)
+        states, revealed = (x[:, None].repeat(1, moves, 1) for x in (canvas.tokens, canvas.open))
+        real = canvas if self.config.ratio.needs_data else None
+        return IntegralKLRollout(canvas, states, revealed, time, canvas.tokens, canvas, real, time.float())
+
+    def count(self, phase: str, rollout: IntegralKLRollout) -> Tensor:
         """Masked tokens for the critic, rows for the student."""
-        if phase == "critic":
-            return (rollout.fake == self.student.spec.mask_id).sum()
-        return torch.tensor(len(rollout.sample))
+        return rollout.fake.open.sum() if phase == "critic" else torch.tensor(len(rollout))
 
-    def loss(self, phase: str, rollout: IntegralKLRollout) -> LossOutput:  # type: ignore[override]
+    def loss(self, phase: str, rollout: IntegralKLRollout) -> LossOutput:
         """The critic's loss, or the gradient estimator's."""
         return self._critic_loss(rollout) if phase == "critic" else self._student_loss(rollout)
 
     def _critic_loss(self, rollout: IntegralKLRollout) -> LossOutput:
         soft, ratio = None, self.config.ratio
         if isinstance(ratio, Auxiliary) and ratio.labels == "soft":
-            soft = SoftLabels(self.student, rollout.states[:, -1], rollout.revealed[:, -1])
-        loss, sums = self.ratio.loss(rollout.fake, rollout.sample, rollout.real, self.student.spec.mask_id, soft)
+            soft = SoftLabels(self.student, rollout.moves()[-1].state)
+        loss, sums = self.ratio.loss(rollout.fake, rollout.sample, rollout.real, soft)
         count = self.count("critic", rollout)
         return LossOutput(loss, {name: (value, count) for name, value in sums.items()})
 
     def _student_loss(self, rollout: IntegralKLRollout) -> LossOutput:
-        gradient, corrupted = self.config.gradient, rollout.fake == self.student.spec.mask_id
+        gradient, moves = self.config.gradient, rollout.moves()
         reward = None if gradient.over_vocabulary else self.ratio.reward(rollout.fake, rollout.sample)
+        entropies, rewards = [], [] if reward is None else [reward[rollout.fake.open]]
         divergence, regulariser = 0.0, 0.0  # (B,) each
-        entropies, rewards = [], [] if reward is None else [reward[corrupted]]
-        moves = rollout.states.shape[1]
-        for state, revealed in zip(rollout.states.unbind(1), rollout.revealed.unbind(1), strict=True):
-            # 1. where: the regularisers look at masks and random tokens, the gradient at what the move revealed
-            masked = (state == self.student.spec.mask_id) | revealed
-            move = Move(state, masked, revealed, corrupted)
-            # 2. what needs the whole vocabulary
-            estimates, penalties, state_entropies = self._at_masked_positions(rollout, move)
-            # 3. rows
+        for move in moves:
+            # 1. what needs the whole vocabulary
+            estimates, penalties, state_entropies = self._at_open_positions(rollout, move)
+            # 2. rows: the gradient at what the move wrote, the regularisers at all that is open
+            open_ = move.state.open
             divergence = divergence + gradient.row_losses(estimates, move, reward)
-            regulariser = regulariser + row_sums(penalties, masked) / masked.sum(1).clamp(min=1) / moves
+            regulariser = regulariser + row_sums(penalties, open_) / open_.sum(1).clamp(min=1) / len(moves)
+            # 3. what is logged
             entropies.append(state_entropies)
             if reward is None:
                 rewards.append(-estimates.detach())
-        return LossOutput(
-            (rollout.weight * divergence + regulariser).sum(),
-            {"entropy": _sum_count(torch.cat(entropies)), "reward": _sum_count(torch.cat(rewards))},
-        )
+        loss = (rollout.weight * divergence + regulariser).sum()
+        return LossOutput(loss, {"entropy": _sum_count(torch.cat(entropies)), "reward": _sum_count(torch.cat(rewards))})
 
-    def _at_masked_positions(self, rollout: IntegralKLRollout, move: Move) -> tuple[Tensor, ...]:
-        """All that needs the student's whole vocabulary, for the N positions of ``move.masked`` in chunks.
+    def _at_open_positions(self, rollout: IntegralKLRollout, move: Move) -> tuple[Tensor, ...]:
+        """All that needs the student's whole vocabulary, for the N open positions of a move's state in chunks.
 
         Returns:
             the terms of a gradient over the vocabulary at the positions of ``move.used``, else (N,) log-probabilities
             of the drawn tokens; (N,) regularisers; (N,) entropies, detached.
         """
-        gradient, regularisers, masked = self.config.gradient, self.config.regularisers, move.masked
-        student, teacher = self.student.features_at(Canvas(move.state, masked), masked), None
+        gradient, regularisers, open_ = self.config.gradient, self.config.regularisers, move.state.open
+        student, teacher = self.student.features_at(move.state, open_), None
         if regularisers.teacher_weight:
             with torch.no_grad():
-                teacher = self.teacher.features_at(Canvas(move.state, masked), masked)
+                teacher = self.teacher.features_at(move.state, open_)
         theirs, auxiliary = None, None
         if isinstance(gradient, VocabularyGradient):
             assert isinstance(self.ratio, AuxiliaryRatio)
-            theirs, auxiliary = self.ratio.features(rollout.fake, masked, gradient.auxiliary_share)
+            theirs, auxiliary = self.ratio.features(rollout.fake, open_, gradient.auxiliary_share)
 
         def at_positions(
             student: Tensor, teacher: Tensor | None, theirs: Tensor | None, auxiliary: Tensor | None,
@@ -259,9 +301,9 @@ class IntegralKL(Objective):
                 log_teacher = None if teacher is None else self.teacher.head(teacher)
             return estimates, *regularisers.at(log_probs, log_teacher)
 
-        chunks = chunk_count(move.state.numel(), self.student.spec.vocabulary)
-        tokens = rollout.sample[masked]
-        return in_chunks(at_positions, chunks, student, teacher, theirs, auxiliary, move.used[masked], tokens)
+        chunks = chunk_count(open_.numel(), self.student.spec.vocabulary)
+        tokens = rollout.sample[open_]
+        return in_chunks(at_positions, chunks, student, teacher, theirs, auxiliary, move.used[open_], tokens)
 
 
 def _sum_count(values: Tensor) -> tuple[Tensor, Tensor]:

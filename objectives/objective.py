@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Generic, Literal, Self, TypeVar
 
 from torch import Tensor, nn
 
+from students.adapters import AdapterConfig
 from students.samplers import Ancestral, Sampler
+from teachers.canvas import Batch, Canvas
 from teachers.capability import Capability
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
@@ -33,19 +36,29 @@ class LossOutput:
 
 @dataclass
 class Rollout:
-    """Everything random of one update. Every field is a tensor whose first dimension is the rows, or None.
+    """Everything random of one update. Every field is a canvas, or a tensor whose first dimension is the rows, or None.
 
     Losses are deterministic functions of a rollout, so a batch may be split into micro-batches anywhere.
     """
 
+    def parts(self) -> dict[str, Tensor | Canvas]:
+        """The fields that are not None."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
     def __len__(self) -> int:
         """Rows."""
-        return next(len(value) for f in fields(self) if (value := getattr(self, f.name)) is not None)
+        return len(next(iter(self.parts().values())))
 
-    def rows(self, part: slice) -> Any:
+    def rows(self, part: slice) -> Self:
         """The rollout of some of the rows."""
-        cut = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v[part] for k, v in cut.items() if v is not None})
+        cut = {
+            name: value.rows(part) if isinstance(value, Canvas) else value[part] for name, value in self.parts().items()
+        }
+        return replace(self, **cut)
+
+
+OneRollout = TypeVar("OneRollout", bound=Rollout)
 
 
 @dataclass(frozen=True)
@@ -69,15 +82,36 @@ class Distillation:
     sampler: Sampler = field(default_factory=Ancestral)
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What a method may demand of the rest of a run's config.
+
+    Attributes:
+        length: L, tokens of a row.
+        sampler: what the student is trained for. measured: what the watch and evaluation sample with.
+        optimizers: phases that the config has an optimiser for.
+    """
+
+    length: int
+    sampler: Sampler
+    measured: Sampler
+    optimizers: frozenset[str]
+
+
 class ObjectiveConfig(Section, ABC):
     """The ``objective`` section: which one, with every hyperparameter's default tagged with its origin.
 
     Attributes:
-        phases: as of `Objective`; the config needs an optimiser for each.
+        steps_key: the key whose value `most_steps` is.
     """
 
     name: str
-    phases: ClassVar[tuple[str, ...]]
+    steps_key: ClassVar[str] = "steps"
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """As of `Objective`; the config needs an optimiser for each."""
+        return ("student",)
 
     @property
     def group(self) -> int:
@@ -99,33 +133,75 @@ class ObjectiveConfig(Section, ABC):
         """What it asks of `Distillation.start` beside weights."""
         return frozenset()
 
+    @property
+    def trained_blocks(self) -> int | None:
+        """How many of its critic's last transformer blocks train; None where none does so for its place."""
+        return None
+
+    def with_adapter(self, adapter: AdapterConfig) -> ObjectiveConfig:
+        """The same with its critic on an adapter of the teacher; as it is where it has one already, or no critic."""
+        return self
+
+    def check(self, run: Surroundings) -> None:
+        """Refuse a run whose other sections do not fit.
+
+        Raises:
+            ValueError: what does not, and the remedy.
+        """
+        for phase in self.phases:
+            if phase not in run.optimizers:
+                raise ValueError(f"train.{phase} is missing; {self.name} trains a {phase}, give its lr")
+        for phase in sorted(run.optimizers.difference(self.phases)):
+            raise ValueError(f"train.{phase} is set, but {self.name} trains no {phase}; leave it out")
+        if self.most_steps > run.length:
+            raise ValueError(
+                f"objective.{self.steps_key} has {self.most_steps}, more steps than the {run.length} tokens of a row; "
+                "leave it out"
+            )
+
+    def ranks(self, figures: Mapping[str, float], reference: Mapping[str, float] | None) -> float | None:
+        """How good a checkpoint is, the lower the better; None where it can not be the best.
+
+        Args:
+            figures: what the watch measured of the averaged student: judge_perplexity, nfe, ….
+            reference: the same of `Objective.reference`, where there is one.
+        """
+        return figures["judge_perplexity"]
+
     @abstractmethod
     def build(self, distillation: Distillation) -> Objective:
         """The objective; networks of its own are made with torch's global generator."""
 
 
-class Objective(ABC):
+class Objective(ABC, Generic[OneRollout]):
     """One training method.
 
     Once per update the loop calls `begin`, then `rollout` on the rows of this process; then, phase by phase, it sums
     `count` over all rows of all processes, and calls `loss` on each micro-batch. No ``.backward()``, logging or device
-    calls here.
+    calls here: whoever runs it puts `networks` where, and in which precision, they are used.
 
     Attributes:
         phases: names in order, each owning one optimiser, e.g. ``("critic", "student")``.
         group: micro-batches must hold a multiple of this many rows.
-        needs: what `rollout` gets for ``real``: "nothing"; "rows" of data, (rows, L), which the teacher writes if need
-            be; or "trajectories", (rows, 2, L): the tokens, and the pass, from 0, at which the teacher unmasked each.
+        needs: what of a batch `rollout` reads beside its canvas: "nothing"; "rows" of data, its labels, which the
+            teacher writes if need be; or "trajectories", the labels and the pass at which the teacher unmasked each.
         candidates: trajectories the teacher tries for each row; the one of the largest ELBO is kept.
+        asks: the networks that `rollout` sends the rows through, one after the other; a name of `networks`, or
+            "teacher".
+        student: what trains in the phase of that name.
         target: a frozen network of the student's shape that `begin` can ask to be filled with the averaged student; it
             is kept in checkpoints. None for objectives without one.
+        reference: what the watch also measures, once, for `ObjectiveConfig.ranks`; None for nothing.
     """
 
-    phases: ClassVar[tuple[str, ...]]
+    phases: tuple[str, ...] = ("student",)
     group: int = 1
     needs: Needs = "nothing"
     candidates: int = 1
+    asks: tuple[str, ...] = ("student",)
+    student: Denoiser
     target: Denoiser | None = None
+    reference: Denoiser | None = None
 
     def begin(self, update: int, updates: int) -> bool:
         """Told, before each rollout, the number of the update, from 0, and how many there will be.
@@ -137,23 +213,51 @@ class Objective(ABC):
         """
         return False
 
-    @abstractmethod
-    def network(self, phase: str) -> nn.Module:
-        """The network that ``phase`` trains."""
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """All that it runs beside the teacher, by name: a phase's is trained, every other one is frozen."""
+        return {"student": self.student} | ({} if self.target is None else {"target": self.target})
 
     @abstractmethod
-    def rollout(self, real: Tensor | None, rows: int, randomness: RowStreams) -> Rollout:
+    def rollout(self, batch: Batch, randomness: RowStreams) -> OneRollout:
         """Draw all that is random.
 
         Args:
-            real: (rows, L) clean tokens, (rows, 2, L) trajectories, or None: see ``needs``.
+            batch: what is to be written, with labels and order where ``needs`` says so. Prompts, suffixes and padding
+                are not open: they are read, and neither corrupted, counted nor learned.
             randomness: one stream a row.
         """
 
     @abstractmethod
-    def count(self, phase: str, rollout: Rollout) -> Tensor:
+    def outline(self, canvas: Canvas) -> OneRollout:
+        """A rollout of the shapes that `rollout` gives at most, to measure the memory of a loss by; its values say
+        nothing.
+
+        Args:
+            canvas: all open, as many rows as a loss sees.
+        """
+
+    @abstractmethod
+    def count(self, phase: str, rollout: OneRollout) -> Tensor:
         """How many terms `loss` sums over: a scalar, known before any network runs."""
 
     @abstractmethod
-    def loss(self, phase: str, rollout: Rollout) -> LossOutput:
-        """The loss of ``phase``; differentiable in the parameters of `network(phase)` alone."""
+    def loss(self, phase: str, rollout: OneRollout) -> LossOutput:
+        """The loss of ``phase``; differentiable in the parameters of ``networks[phase]`` alone."""
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """(B, L) the labels of a batch, for objectives that need them."""
+    assert batch.labels is not None, "this objective needs labels"
+    return batch.labels
+
+
+def order_of(batch: Batch) -> Tensor:
+    """(B, L) the unmasking order of a batch, for objectives that need it."""
+    assert batch.order is not None, "this objective needs the teacher's order"
+    return batch.order
+
+
+def timed(canvas: Canvas, process: MaskedProcess) -> Canvas:
+    """The canvas at the time at which so much is masked as in it."""
+    return replace(canvas, time=process.time_of(1 - canvas.open_share()))

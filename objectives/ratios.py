@@ -7,7 +7,7 @@ log q_θ − log q_ν, positive where the teacher finds a token likelier than th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -59,13 +59,11 @@ class SoftLabels:
 
     Attributes:
         student: the network that drew.
-        state: (B, L) the canvas that it drew from.
-        drawn: (B, L) where it did.
+        state: the canvas that it drew from, everywhere that is open.
     """
 
     student: Denoiser
-    state: Tensor
-    drawn: Tensor
+    state: Canvas
 
 
 class Ratio(ABC):
@@ -79,19 +77,19 @@ class Ratio(ABC):
 
     @abstractmethod
     def loss(
-        self, fake: Tensor, sample: Tensor, real: Tensor | None, mask_id: int, soft: SoftLabels | None = None
+        self, fake: Canvas, sample: Tensor, real: Canvas | None = None, soft: SoftLabels | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum of the critic's loss over masked positions of ``fake`` (B, L), and sums of metrics.
+        """Sum of the critic's loss over the open positions of ``fake``, and sums of metrics.
 
         Args:
-            fake: the student's ``sample`` (B, L), corrupted.
-            real: (B, L) real tokens, corrupted at the same time and positions, if the ratio needs them.
+            fake: the student's ``sample`` (B, L), corrupted: open where it is masked.
+            real: real tokens, corrupted at the same time and positions, if the ratio needs them.
             soft: labels in place of the drawn tokens; for denoisers.
         """
 
     @abstractmethod
-    def reward(self, fake: Tensor, sample: Tensor) -> Tensor:
-        """(B, L) reward of the token at each position; meaningful on masked positions of ``fake``."""
+    def reward(self, fake: Canvas, sample: Tensor) -> Tensor:
+        """(B, L) reward of the token at each position; meaningful on open positions of ``fake``."""
 
 
 class AuxiliaryRatio(Ratio):
@@ -110,16 +108,18 @@ class AuxiliaryRatio(Ratio):
         self.label_smoothing, self.clamp = label_smoothing, clamp
 
     def loss(
-        self, fake: Tensor, sample: Tensor, real: Tensor | None, mask_id: int, soft: SoftLabels | None = None
+        self, fake: Canvas, sample: Tensor, real: Canvas | None = None, soft: SoftLabels | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Masked cross-entropy of the student's own samples, or of the law that it drew them from."""
-        masked = fake == mask_id
+        masked = fake.open
 
         def nats(features: Tensor, targets: Tensor, own: Tensor | None, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
             log_probs = self.network.head(features)
             plain = cross_entropy(log_probs.detach(), targets)
             if soft is None:
                 return smoothed_cross_entropy(log_probs, targets, self.label_smoothing), plain
+            assert own is not None
+            assert drawn is not None
             with torch.no_grad():
                 law = soft.student.head(own)
             # a token that the state showed is known, and has no law
@@ -127,23 +127,22 @@ class AuxiliaryRatio(Ratio):
 
         own, drawn = None, None
         if soft is not None:
-            drawn = soft.drawn[masked]
+            drawn = soft.state.open[masked]
             with torch.no_grad():
-                own = soft.student.features(Canvas.of(soft.state, mask_id), masked)
-        features = self.network.features(Canvas(fake, masked), masked)
-        chunks = chunk_count(fake.numel(), self.network.spec.vocabulary)
+                own = soft.student.features(soft.state, masked)
+        features = self.network.features(fake, masked)
+        chunks = chunk_count(masked.numel(), self.network.spec.vocabulary)
         loss, plain = in_chunks(nats, chunks, features, sample[masked], own, drawn)
         return loss.sum(), {"nats": plain.sum()}
 
     @torch.no_grad()
-    def features(self, fake: Tensor, select: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor | None]:
+    def features(self, fake: Canvas, select: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor | None]:
         """What `table` reads: features of the teacher and of the auxiliary denoiser at N positions, (N, H) each.
 
         Args:
             share: of log q_ν that is the auxiliary denoiser's, which is not asked where it has none.
         """
-        canvas = Canvas.of(fake, self.teacher.spec.mask_id)
-        return self.teacher.features(canvas, select), self.network.features(canvas, select) if share > 0 else None
+        return self.teacher.features(fake, select), self.network.features(fake, select) if share > 0 else None
 
     @torch.no_grad()
     def table(self, theirs: Tensor, auxiliary: Tensor | None, own: Tensor | None = None, share: float = 0.0) -> Tensor:
@@ -166,14 +165,14 @@ class AuxiliaryRatio(Ratio):
         return reward.clamp(-self.clamp, self.clamp)
 
     @torch.no_grad()
-    def reward(self, fake: Tensor, sample: Tensor) -> Tensor:
+    def reward(self, fake: Canvas, sample: Tensor) -> Tensor:
         """The table read at the sampled tokens, on masked positions; 0 elsewhere."""
-        masked = fake == self.teacher.spec.mask_id
+        masked = fake.open
 
         def rewards(theirs: Tensor, auxiliary: Tensor, tokens: Tensor) -> tuple[Tensor]:
             return (self.table(theirs, auxiliary).gather(-1, tokens[:, None]).squeeze(-1),)
 
-        chunks = chunk_count(fake.numel(), self.teacher.spec.vocabulary)
+        chunks = chunk_count(masked.numel(), self.teacher.spec.vocabulary)
         (reward,) = in_chunks(rewards, chunks, *self.features(fake, masked), sample[masked])
         return scatter(reward, masked)
 
@@ -199,21 +198,24 @@ class DiscriminatorRatio(Ratio):
         self.network.refresh()
 
     def loss(
-        self, fake: Tensor, sample: Tensor, real: Tensor | None, mask_id: int, soft: SoftLabels | None = None
+        self, fake: Canvas, sample: Tensor, real: Canvas | None = None, soft: SoftLabels | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(BCE(real, 0.9) + BCE(fake, 0.1)) / 2 on masked positions."""
         assert real is not None
-        masked = fake == mask_id
-        on_fake, on_real = (part[masked] for part in self.network(Canvas.of(torch.cat([fake, real]), mask_id)).chunk(2))
+        on_fake, on_real = (part[fake.open] for part in self.network(_stacked(fake, real)).chunk(2))
         loss = (soft_bce(on_real, self.real_target) + soft_bce(on_fake, self.fake_target)).sum() / 2
         right = ((on_real > 0).sum() + (on_fake < 0).sum()) / 2
         return loss, {"accuracy": right.to(loss)}
 
     @torch.no_grad()
-    def reward(self, fake: Tensor, sample: Tensor) -> Tensor:
+    def reward(self, fake: Canvas, sample: Tensor) -> Tensor:
         """Clamped log-odds of being real. The discriminator sees the context of a masked token, not the token."""
-        canvas = Canvas.of(fake, self.network.backbone.spec.mask_id)
-        return clamped_log_odds(self.network(canvas), self.epsilon, self.clamp)
+        return clamped_log_odds(self.network(fake), self.epsilon, self.clamp)
+
+
+def _stacked(one: Canvas, other: Canvas) -> Canvas:
+    """The rows of one canvas, then those of the other, which differs from it in tokens alone."""
+    return replace(one.rows(torch.arange(len(one)).repeat(2)), tokens=torch.cat([one.tokens, other.tokens]))
 
 
 class RatioPart(Part, ABC):

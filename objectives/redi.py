@@ -20,20 +20,20 @@ there. Its text version starts from uniform noise on DUO, whose process is not o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from objectives.elbo import masked_cross_entropy
-from objectives.objective import Distillation, LossOutput, Rollout
+from objectives.objective import Distillation, LossOutput, Rollout, Surroundings, labels_of
 from objectives.rounds import RoundsConfig, RoundsObjective
 from students.fill import fill
 from students.samplers import Ancestral
-from students.samplers.random_start import random_start
-from teachers.canvas import Canvas
+from students.samplers.random_start import RandomStart, random_start
+from teachers.canvas import Batch, Canvas
 from teachers.randomness import RowStreams, uniform
 
 
@@ -43,11 +43,10 @@ class RediConfig(RoundsConfig):
     Attributes:
         steps: K, in which the current model makes a sample of a start.
         random_share: of the start's tokens that are uniform over the vocabulary, the others masked. Above 0 the first
-            round needs real rows, and sampling needs ``evaluate.sampler={name: random_start, random_share: …}``.
+            round needs real rows, and the run's ``sampler`` must be ``{name: random_start, random_share: …}``.
     """
 
-    phases: ClassVar = ("student",)
-    name: Literal["redi"] = "redi"  # type: ignore[assignment]
+    name: Literal["redi"] = "redi"
     rounds: PositiveInt = 3  # [code] ReDi1 to ReDi3
     round_updates: PositiveInt | None = None  # [own] equal parts of the run
     steps: PositiveInt = 16  # [code] for images; 1,024 for text of 1,024 tokens
@@ -57,6 +56,16 @@ class RediConfig(RoundsConfig):
     def most_steps(self) -> int:
         """K."""
         return self.steps
+
+    def check(self, run: Surroundings) -> None:
+        """What a student has learned to make something of is what it must be given."""
+        super().check(run)
+        start = run.sampler.random_share if isinstance(run.sampler, RandomStart) else 0.0
+        if start != self.random_share:
+            raise ValueError(
+                f"objective.random_share is {self.random_share}, but sampler {run.sampler.name!r} starts from "
+                f"{start:.0%} random tokens; set sampler={{name: random_start, random_share: {self.random_share}}}"
+            )
 
     def build(self, distillation: Distillation) -> Redi:
         """See `ObjectiveConfig.build`."""
@@ -69,45 +78,48 @@ class RediRollout(Rollout):
 
     Attributes:
         start, sample: (B, L) the coupling.
-        z: (B, L) the start's tokens where ``undecided``, the sample's elsewhere. t: (B,).
+        z: the start's tokens where it is open, the sample's elsewhere.
     """
 
     start: Tensor
     sample: Tensor
-    z: Tensor
-    undecided: Tensor
-    t: Tensor
+    z: Canvas
 
 
-class Redi(RoundsObjective):
+class Redi(RoundsObjective[RediRollout]):
     """The wiring: see the module."""
 
     def __init__(self, config: RediConfig, distillation: Distillation):
         super().__init__(config, distillation)
-        self.config, self.length = config, distillation.length
+        self.config = config
         self.needs = "rows" if config.random_share else "nothing"
 
     @torch.no_grad()
-    def rollout(self, real: Tensor | None, rows: int, randomness: RowStreams) -> RediRollout:
+    def rollout(self, batch: Batch, randomness: RowStreams) -> RediRollout:
         """Draw a coupling and a state of it."""
-        share, spec = self.config.random_share, self.student.spec
-        canvas = random_start(Canvas.blank(rows, self.length, spec.mask_id, randomness.device), share, spec, randomness)
-        start = canvas.tokens
-        if share and self.round == 0:
-            assert real is not None
-            sample = real
-        else:
-            filled = fill(self.source, canvas, Ancestral(), self.config.steps, randomness, process=self.process)
-            sample = filled.tokens
-        t = 1 - uniform(randomness, rows)  # in (0, 1]
-        undecided = uniform(randomness, *start.shape) >= self.process.alpha(t)[:, None]
-        return RediRollout(start, sample, torch.where(undecided, start, sample), undecided, t)
+        # 1. the start, and what the current model makes of it
+        start = random_start(batch.canvas, self.config.random_share, self.student.spec, randomness)
+        sample = self._sample(batch, start, randomness)
+        # 2. a state between them
+        t = 1 - uniform(randomness, len(batch))  # in (0, 1]
+        undecided = start.open & (uniform(randomness, *start.tokens.shape) >= self.process.alpha(t)[:, None])
+        z = replace(start, tokens=torch.where(undecided, start.tokens, sample), open=undecided, time=t)
+        return RediRollout(start.tokens, sample, z)
 
-    def count(self, phase: str, rollout: RediRollout) -> Tensor:  # type: ignore[override]
+    def _sample(self, batch: Batch, start: Canvas, randomness: RowStreams) -> Tensor:
+        if self.config.random_share and self.round == 0:
+            return labels_of(batch)
+        return fill(self.source, start, Ancestral(), self.config.steps, randomness, process=self.process).tokens
+
+    def outline(self, canvas: Canvas) -> RediRollout:
+        """See `Objective.outline`."""
+        return RediRollout(canvas.tokens, canvas.tokens, canvas)
+
+    def count(self, phase: str, rollout: RediRollout) -> Tensor:
         """Undecided positions."""
-        return rollout.undecided.sum()
+        return rollout.z.open.sum()
 
-    def loss(self, phase: str, rollout: RediRollout) -> LossOutput:  # type: ignore[override]
+    def loss(self, phase: str, rollout: RediRollout) -> LossOutput:
         """Cross-entropy of the sample, summed over undecided positions, all times alike [code]."""
-        nats = masked_cross_entropy(self.student, rollout.z, rollout.t.float(), rollout.sample, rollout.undecided)
-        return LossOutput(nats.sum(), {"nats": (nats.detach().sum(), rollout.undecided.sum())})
+        nats = masked_cross_entropy(self.student, rollout.z, rollout.sample)
+        return LossOutput(nats.sum(), {"nats": (nats.detach().sum(), rollout.z.open.sum())})

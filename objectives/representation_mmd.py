@@ -21,20 +21,21 @@ It reads the layer's output itself; ours goes through the model's last norm, as 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from objectives.divergences import entropy
-from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig, Rollout
+from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig, Rollout, labels_of
 from students.rollout import one_move
-from students.student import cast, frozen, trainable_copy
-from teachers.canvas import Canvas
+from students.student import frozen, trainable_copy
+from teachers.canvas import Batch, Canvas
 from teachers.capability import Capability
 from teachers.chunks import chunk_count, in_chunks
+from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.randomness import RowStreams, beta, categorical, uniform
 
@@ -57,8 +58,7 @@ class RepresentationMmdConfig(ObjectiveConfig):
         clamp_time: t ~ U within.
     """
 
-    phases: ClassVar = ("student",)
-    name: Literal["representation_mmd"] = "representation_mmd"  # type: ignore[assignment]
+    name: Literal["representation_mmd"] = "representation_mmd"
     sets: PositiveInt = 4  # [paper]
     draws: PositiveInt = 2  # [paper]
     blocks: PositiveInt | None = None  # [paper] the 4th of 12
@@ -141,23 +141,23 @@ class MmdRollout(Rollout):
     """Masked rows and their completions.
 
     Attributes:
-        state: (B, L) real rows, masked at t.
+        state: real rows, masked at t.
         drawn: (B, G·B', L) completions, set after set.
         advantage: (B, G).
         reward: (B, G).
     """
 
-    state: Tensor
+    state: Canvas
     drawn: Tensor
     advantage: Tensor
     reward: Tensor
 
 
-class RepresentationMmd(Objective):
+class RepresentationMmd(Objective[MmdRollout]):
     """The wiring; the features are drawn into the rollout as rewards, so a loss runs the student alone."""
 
-    phases: ClassVar = ("student",)
     needs = "rows"
+    asks = ("student", "extractor")
 
     def __init__(self, config: RepresentationMmdConfig, distillation: Distillation):
         self.config, self.student, self.process = config, distillation.student, distillation.process
@@ -173,59 +173,58 @@ class RepresentationMmd(Objective):
         if config.kernel == "linear":
             self.bandwidth = None
         elif config.bandwidth is None:
-            start = distillation.start
-            streams = RowStreams(0, (0,), range(TYPICAL_ROWS), start.device)
-            typical = one_move(
-                start, Canvas.blank(TYPICAL_ROWS, distillation.length, start.spec.mask_id, start.device), streams
-            ).sample
-            self.bandwidth = median_distance(self._features(typical))
-
-    def network(self, phase: str) -> nn.Module:
-        """The student."""
-        return self.student
+            self.bandwidth = self._typical_distance(distillation.start, distillation.length)
 
     @torch.no_grad()
-    def rollout(self, real: Tensor | None, rows: int, randomness: RowStreams) -> MmdRollout:
+    def _typical_distance(self, start: Denoiser, length: int) -> float:
+        """`median_distance` in rows that the start writes in one move."""
+        blank = Canvas.blank(TYPICAL_ROWS, length, start.spec.mask_id, start.device)
+        written = one_move(start, blank, RowStreams(0, (0,), range(TYPICAL_ROWS), start.device)).sample
+        return median_distance(self._features(_finished(blank, written)))
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The student, and the network that features are read from."""
+        return {"student": self.student, "extractor": self.extractor}
+
+    @torch.no_grad()
+    def rollout(self, batch: Batch, randomness: RowStreams) -> MmdRollout:
         """Mask real rows, complete them G·B' times, and reward each set."""
-        assert real is not None
-        t = beta(randomness, rows, 1, 1).clamp(*self.config.clamp_time)
-        everything = Canvas(real, torch.ones_like(real, dtype=torch.bool))
-        state = self.process.corrupt(real, everything, t, self.student.spec.mask_id, randomness).tokens
-        drawn = self._complete(state, uniform(randomness, rows, *state.shape[1:], self.config.sets * self.config.draws))
-        reward = self.rewards(real, state, drawn)
+        labels, completions = labels_of(batch), self.config.sets * self.config.draws
+        t = beta(randomness, len(batch), 1, 1).clamp(*self.config.clamp_time)
+        state = self.process.corrupt(labels, batch.canvas, t, self.student.spec.mask_id, randomness)
+        drawn = self._complete(state, uniform(randomness, *state.tokens.shape, completions))
+        reward = self.rewards(labels, state, drawn)
         return MmdRollout(state, drawn, leave_one_out(reward), reward)
 
-    def _complete(self, state: Tensor, uniforms: Tensor) -> Tensor:
+    def _complete(self, state: Canvas, uniforms: Tensor) -> Tensor:
         """(B, M, L) completions of (B, L) by (B, L, M) uniforms, from one pass."""
-        masked = state == self.student.spec.mask_id
-        drawn = state[:, :, None].repeat(1, 1, uniforms.shape[-1])
+        masked = state.open
+        drawn = state.tokens[:, :, None].repeat(1, 1, uniforms.shape[-1])
 
         def draw(features: Tensor, uniforms: Tensor) -> tuple[Tensor]:
             log_probs = self.student.head(features)
             return (torch.stack([categorical(log_probs, u) for u in uniforms.unbind(1)], 1),)
 
-        chunks = chunk_count(state.numel(), self.student.spec.vocabulary)
-        (drawn[masked],) = in_chunks(
-            draw, chunks, self.student.features(Canvas(state, masked), masked), uniforms[masked]
-        )
+        chunks = chunk_count(masked.numel(), self.student.spec.vocabulary)
+        (drawn[masked],) = in_chunks(draw, chunks, self.student.features(state, masked), uniforms[masked])
         return drawn.transpose(1, 2)
 
     @torch.no_grad()
-    def rewards(self, real: Tensor, state: Tensor, drawn: Tensor) -> Tensor:
+    def rewards(self, real: Tensor, state: Canvas, drawn: Tensor) -> Tensor:
         """(B, G) reward of each set of ``drawn`` (B, G·B', L)."""
-        config, used = self.config, state == self.student.spec.mask_id
-        theirs, rewards = self._observed(self._features(real), used), []
+        config, used = self.config, state.open
+        theirs, rewards = self._observed(self._features(_finished(state, real)), used), []
         for members in drawn.split(config.draws, dim=1):
-            ours = torch.stack([self._observed(self._features(x), used) for x in members.unbind(1)], 1)
+            each = [self._observed(self._features(_finished(state, x)), used) for x in members.unbind(1)]
             seen = used if config.observations == "token" else used.any(1, keepdim=True)
-            rewards.append(set_reward(theirs, ours, seen, self.bandwidth))
+            rewards.append(set_reward(theirs, torch.stack(each, 1), seen, self.bandwidth))
         return torch.stack(rewards, 1)
 
     @torch.no_grad()
-    def _features(self, x: Tensor) -> Tensor:
-        """(B, L, D) float, in the precision and on the device of the student's passes."""
-        like = next(self.student.parameters())
-        hidden = cast(self.extractor, like.dtype).to(x.device).hidden_states(Canvas.of(x, self.student.spec.mask_id))
+    def _features(self, canvas: Canvas) -> Tensor:
+        """(B, L, D) float."""
+        hidden = self.extractor.hidden_states(canvas)
         return hidden if hidden.dtype == torch.float64 else hidden.float()
 
     def _observed(self, features: Tensor, used: Tensor) -> Tensor:
@@ -235,25 +234,31 @@ class RepresentationMmd(Objective):
         weight = used.to(features) / used.sum(1, keepdim=True).clamp(min=1)
         return torch.einsum("bl,bld->bd", weight, features)[:, None]
 
-    def count(self, phase: str, rollout: Rollout) -> Tensor:
-        """Drawn tokens of a set, those of all rows."""
-        return (rollout.state == self.student.spec.mask_id).sum() * self.config.draws
+    def outline(self, canvas: Canvas) -> MmdRollout:
+        """See `Objective.outline`."""
+        rows, (sets, draws) = len(canvas), (self.config.sets, self.config.draws)
+        reward = torch.zeros(rows, sets, device=canvas.device)
+        return MmdRollout(canvas, canvas.tokens[:, None].repeat(1, sets * draws, 1), reward, reward)
 
-    def loss(self, phase: str, rollout: Rollout) -> LossOutput:
+    def count(self, phase: str, rollout: MmdRollout) -> Tensor:
+        """Drawn tokens of a set, those of all rows."""
+        return rollout.state.open.sum() * self.config.draws
+
+    def loss(self, phase: str, rollout: MmdRollout) -> LossOutput:
         """−1/G Σ_g A_g Σ_b log p_ν(x_gb), summed over rows."""
-        config = self.config
-        masked = rollout.state == self.student.spec.mask_id
+        config, state, masked = self.config, rollout.state, rollout.state.open
 
         def terms(features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
             log_probs = self.student.head(features)
             return log_probs.gather(-1, tokens), entropy(log_probs.detach())
 
-        chunks = chunk_count(rollout.state.numel(), self.student.spec.vocabulary)
-        features = self.student.features(Canvas(rollout.state, masked), masked)
-        tokens = rollout.drawn.transpose(1, 2)[masked]  # (N, G·B')
-        log_probs, entropies = in_chunks(terms, chunks, features, tokens)
+        # 1. log-probabilities of all completions' tokens, (N, G·B'), and of each set's, (N, G)
+        chunks = chunk_count(masked.numel(), self.student.spec.vocabulary)
+        tokens = rollout.drawn.transpose(1, 2)[masked]
+        log_probs, entropies = in_chunks(terms, chunks, self.student.features(state, masked), tokens)
         sets = log_probs.view(len(log_probs), config.sets, config.draws).sum(-1)
-        advantage = rollout.advantage[:, None].expand(-1, masked.shape[1], -1)[masked].to(sets)
+        # 2. their advantages
+        advantage = rollout.advantage[:, None].expand(-1, state.length, -1)[masked].to(sets)
         loss = -(advantage * sets).sum() / config.sets
         return LossOutput(
             loss,
@@ -262,3 +267,9 @@ class RepresentationMmd(Objective):
                 "reward": (rollout.reward.sum(), torch.tensor(float(rollout.reward.numel()))),
             },
         )
+
+
+def _finished(canvas: Canvas, tokens: Tensor) -> Canvas:
+    """The rows with all of their tokens, at the end of time."""
+    done = torch.zeros(len(canvas), dtype=torch.float64, device=canvas.device)
+    return replace(canvas, tokens=tokens, open=torch.zeros_like(canvas.open), time=done)

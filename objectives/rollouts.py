@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
@@ -41,16 +42,32 @@ class Start:
     randomness: RowStreams
 
 
+def recorded(states: Tensor, revealed: Tensor, time: Tensor, canvas: Canvas) -> list[Canvas]:
+    """The M states of a trajectory on a canvas: open is what this move and later ones write.
+
+    Args:
+        states, revealed: (B, M, L). time: (B,) of the last state; those before it start at 1.
+    """
+    times = [torch.ones_like(time)] * (states.shape[1] - 1) + [time]
+    open_ = revealed.flip(1).cumsum(1).flip(1) > 0  # (B, M, L)
+    each = zip(states.unbind(1), open_.unbind(1), times, strict=True)
+    return [replace(canvas, tokens=tokens, open=where, time=t) for tokens, where, t in each]
+
+
 class RolloutPart(Part, ABC):
     """Which states.
 
     Attributes:
+        moves: M, how many it records.
         needs_data: it starts from rows of data.
+        samples: it fills canvases as the run's sampler does.
         timed: it makes a state at a time that is drawn from π.
         intermediate: the last recorded state lies between the start and the sample.
     """
 
+    moves: ClassVar[int] = 1
     needs_data: ClassVar[bool] = False
+    samples: ClassVar[bool] = False
     timed: ClassVar[bool] = False
     intermediate: ClassVar[bool] = True
 
@@ -83,6 +100,7 @@ class OneMove(RolloutPart):
 class TwoMoves(RolloutPart):
     """All masked → z_τ → x, τ ~ π (DiDi-Instruct, 2509.25035)."""
 
+    moves: ClassVar[int] = 2
     timed: ClassVar[bool] = True
     name: Literal["two_moves"] = "two_moves"
 
@@ -98,6 +116,7 @@ class KStep(RolloutPart):
         steps: the step counts K that are drawn from.
     """
 
+    samples: ClassVar[bool] = True
     name: Literal["k_step"] = "k_step"
     steps: list[PositiveInt] = Field([8, 16], min_length=1)  # [own]
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import PositiveInt
-from torch import nn
 
-from objectives.objective import Distillation, Objective, ObjectiveConfig
+from objectives.objective import Distillation, Objective, ObjectiveConfig, OneRollout
 from students.student import twin
 from teachers.denoiser import Denoiser
 
@@ -20,7 +17,6 @@ class RoundsConfig(ObjectiveConfig):
         round_updates: updates of a round, the last taking what is left; None for equal parts of the run.
     """
 
-    phases: ClassVar = ("student",)
     rounds: PositiveInt
     round_updates: PositiveInt | None = None
 
@@ -31,19 +27,19 @@ class RoundsConfig(ObjectiveConfig):
         return min(update // self.round_updates, self.rounds - 1)
 
 
-class RoundsObjective(Objective):
+class RoundsObjective(Objective[OneRollout]):
     """Trains the student against a frozen `source` that changes from round to round.
 
     Attributes:
         round: the current one, from 0; `begin` sets it.
     """
 
-    phases: ClassVar = ("student",)
+    asks = ("target",)
 
     def __init__(self, config: RoundsConfig, distillation: Distillation):
         self.rounds = config
         self.teacher, self.student, self.process = distillation.teacher, distillation.student, distillation.process
-        self.target: Denoiser = twin(distillation.student)  # type: ignore[assignment]
+        self.target = twin(distillation.student)
         self.round = 0
 
     def begin(self, update: int, updates: int) -> bool:
@@ -54,8 +50,5 @@ class RoundsObjective(Objective):
     @property
     def source(self) -> Denoiser:
         """The teacher in the first round, before the target was ever filled; then the target."""
+        assert self.target is not None
         return self.teacher if self.round == 0 else self.target
-
-    def network(self, phase: str) -> nn.Module:
-        """The student."""
-        return self.student

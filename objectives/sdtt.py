@@ -9,29 +9,31 @@ What the released code does otherwise, and why this does not:
 
 - its times are t·s + (1 − t)·(t − K·dt) with s from 1 to 0, where (1 − s) is meant: at t = 0.5 the first step is taken
   near 0.75, with too small a chance to reveal. Even mended, s ends at 0, so that two steps start at t and t − 2·dt,
-  which leaves out t − dt. `step_times` gives t, t − dt, …;
+  which leaves out t − dt. `ShortSteps` steps from t to t − dt to …;
 - its "tvd" is the sum of |log p − log q|, which the improbable end of the vocabulary dominates; ours is ½ Σ |p − q|;
 - its target is the student's last weights; ours their average, as the loop keeps it. Its loop ends with sys.exit.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from objectives.divergences import DISTANCES, entropy
-from objectives.objective import Distillation, LossOutput, Rollout
+from objectives.objective import Distillation, LossOutput, Rollout, labels_of
 from objectives.rounds import RoundsConfig, RoundsObjective
-from teachers.canvas import Canvas
+from students.drawing import Tokens
+from students.fill import Pass, fill
+from students.samplers.sampler import Asked, Sampler, Work
+from teachers.canvas import Batch, Canvas
 from teachers.chunks import chunk_count, in_chunks
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
-from teachers.randomness import RowStreams, categorical, uniform
+from teachers.randomness import RowStreams, uniform
 
 
 class SdttConfig(RoundsConfig):
@@ -44,8 +46,7 @@ class SdttConfig(RoundsConfig):
         lowest_time: t is uniform from here to 1.
     """
 
-    phases: ClassVar = ("student",)
-    name: Literal["sdtt"] = "sdtt"  # type: ignore[assignment]
+    name: Literal["sdtt"] = "sdtt"
     rounds: PositiveInt = 7  # [paper] 1,024 → 8 steps
     round_updates: PositiveInt | None = None  # [own] equal parts of the run; [paper] 10,000
     target_steps: int = Field(2, ge=2)  # [paper]
@@ -65,58 +66,76 @@ class SdttRollout(Rollout):
     """A corrupted row and what the target's steps gave.
 
     Attributes:
-        z: (B, L), masked at t. t: (B,).
+        z: the row, masked at t.
         theirs: (B, L, H) the target's features at each masked position, of the step that revealed it; 0 elsewhere.
     """
 
-    z: Tensor
-    t: Tensor
+    z: Canvas
     theirs: Tensor
 
 
-def step_times(t: Tensor, dt: float, steps: int) -> Tensor:
-    """Times between which the target steps: t, t − dt, …, t − steps·dt, none below 0.
+class ShortSteps(Sampler):
+    """Ancestral steps of size ``dt`` from the canvas's own time on, in which every open position is asked.
 
-    Args:
-        t: (B,).
-
-    Returns:
-        (steps + 1, B).
+    In step n, from t − n·dt to t − (n+1)·dt, none below 0, an open position is revealed with `reveal_probability`;
+    what is still open after the last step stays so. A step asks where it reveals nothing, too, because SDTT learns
+    there what the target says.
     """
-    return (t - dt * torch.arange(steps + 1, dtype=t.dtype, device=t.device)[:, None]).clamp(min=0)
+
+    name: Literal["short_steps"] = "short_steps"
+    dt: float = Field(gt=0)
+
+    def begin(self, work: Work) -> int:
+        """As many passes as steps."""
+        return int(work.steps.max())
+
+    def ask(self, work: Work) -> Asked:
+        """All rows, whether anything is open or not: so that every process makes as many passes."""
+        rows = torch.arange(len(work.canvas), device=work.canvas.device)
+        return Asked(rows, work.canvas.open.clone(), self.time(work.canvas, work.number))
+
+    def time(self, canvas: Canvas, step: int) -> Tensor:
+        """(B,) before a step."""
+        assert canvas.time is not None
+        return (canvas.time - self.dt * step).clamp(min=0)
+
+    def settle(self, work: Work, asked: Asked, before: Canvas, features: Tensor) -> tuple[Tokens, Tensor]:
+        """Tokens are drawn where they are committed; elsewhere the token says nothing."""
+        t, s = self.time(work.canvas, work.number), self.time(work.canvas, work.number + 1)
+        chance = work.process.reveal_probability(t, s)
+        commit = before.open & (uniform(work.randomness, *before.open.shape) < chance[:, None])
+        at = commit[asked.positions]  # (N,)
+        drawn = self.draw_tokens(work, replace(asked, positions=commit), features[at])
+        return Tokens(*(_spread(values, at) for values in drawn)), commit
 
 
-@torch.no_grad()
+def _spread(values: Tensor, at: Tensor) -> Tensor:
+    """(n, …) values at the True places of ``at`` (N,), zeros elsewhere: (N, …)."""
+    spread = values.new_zeros(len(at), *values.shape[1:])
+    spread[at] = values
+    return spread
+
+
 def target_features(
-    target: Denoiser, process: MaskedProcess, z: Tensor, times: Tensor, randomness: RowStreams
-) -> tuple[Tensor, Tensor]:
-    """Let the target step through ``times``.
-
-    Args:
-        z: (B, L). times: (K + 1, B), falling.
+    target: Denoiser, process: MaskedProcess, z: Canvas, dt: float, steps: int, randomness: RowStreams
+) -> tuple[Tensor, Canvas]:
+    """Let the target step on from the time of z.
 
     Returns:
-        (B, L, H) features of the pass that each position of z was revealed by, or of the last; (B, L) the last canvas.
+        (B, L, H) features of the pass that each position of z was revealed by, or of the last; the last canvas.
     """
-    z, theirs = z.clone(), None
-    chunks = chunk_count(z.numel(), target.spec.vocabulary)
-    for t, s in pairwise(times):
-        masked = z == target.spec.mask_id
-        reveal = masked & (uniform(randomness, *z.shape) < process.reveal_probability(t, s)[:, None])
-        uniforms = uniform(randomness, *z.shape)
-        features = target.features(Canvas(z, masked, time=t), masked)
-        if theirs is None:
-            theirs = features.new_zeros(*z.shape, features.shape[-1])
-        theirs[masked] = features  # a position that stays masked is overwritten by the next step
-        drawn = in_chunks(
-            lambda f, u: (categorical(target.head(f), u),), chunks, features[reveal[masked]], uniforms[reveal]
-        )
-        z[reveal] = drawn[0]
-    assert theirs is not None
-    return theirs, z
+    passes: list[Tensor] = []
+
+    def record(one: Pass) -> None:
+        if not passes:
+            passes.append(one.features.new_zeros(*z.open.shape, one.features.shape[-1]))
+        passes[0][one.asked.positions] = one.features  # what stays open is overwritten by the next step
+
+    filled = fill(target, z, ShortSteps(dt=dt), steps, randomness, process=process, record=record)
+    return passes[0], filled.canvas
 
 
-class Sdtt(RoundsObjective):
+class Sdtt(RoundsObjective[SdttRollout]):
     """The wiring: see the module."""
 
     needs = "rows"
@@ -131,25 +150,26 @@ class Sdtt(RoundsObjective):
         return self.config.target_steps**self.round / self.config.first_steps
 
     @torch.no_grad()
-    def rollout(self, real: Tensor | None, rows: int, randomness: RowStreams) -> SdttRollout:
+    def rollout(self, batch: Batch, randomness: RowStreams) -> SdttRollout:
         """Corrupt real rows, and let the target take its steps."""
-        assert real is not None
         low = self.config.lowest_time
-        t = low + (1 - low) * uniform(randomness, rows)
-        everything = Canvas(real, torch.ones_like(real, dtype=torch.bool))
-        z = self.process.corrupt(real, everything, t, self.student.spec.mask_id, randomness).tokens
-        times = step_times(t, self.dt, self.config.target_steps)
-        theirs, _ = target_features(self.source, self.process, z, times, randomness)
-        return SdttRollout(z, t, theirs)
+        t = low + (1 - low) * uniform(randomness, len(batch))
+        z = self.process.corrupt(labels_of(batch), batch.canvas, t, self.student.spec.mask_id, randomness)
+        theirs, _ = target_features(self.source, self.process, z, self.dt, self.config.target_steps, randomness)
+        return SdttRollout(z, theirs)
 
-    def count(self, phase: str, rollout: SdttRollout) -> Tensor:  # type: ignore[override]
+    def outline(self, canvas: Canvas) -> SdttRollout:
+        """See `Objective.outline`."""
+        with torch.no_grad():
+            return SdttRollout(canvas, self.source.features(canvas))
+
+    def count(self, phase: str, rollout: SdttRollout) -> Tensor:
         """Masked positions."""
-        return (rollout.z == self.student.spec.mask_id).sum()
+        return rollout.z.open.sum()
 
-    def loss(self, phase: str, rollout: SdttRollout) -> LossOutput:  # type: ignore[override]
+    def loss(self, phase: str, rollout: SdttRollout) -> LossOutput:
         """Divergence from the target's steps, summed over masked positions."""
-        masked = rollout.z == self.student.spec.mask_id
-        distance, source = DISTANCES[self.config.divergence], self.source
+        masked, distance, source = rollout.z.open, DISTANCES[self.config.divergence], self.source
 
         def at_positions(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
@@ -157,7 +177,7 @@ class Sdtt(RoundsObjective):
             log_p = self.student.head(ours)
             return distance(log_p, log_q), entropy(log_p.detach())
 
-        features = self.student.features(Canvas(rollout.z, masked, time=rollout.t), masked)
-        chunks = chunk_count(rollout.z.numel(), self.student.spec.vocabulary)
+        features = self.student.features(rollout.z, masked)
+        chunks = chunk_count(masked.numel(), self.student.spec.vocabulary)
         distances, entropies = in_chunks(at_positions, chunks, features, rollout.theirs[masked])
         return LossOutput(distances.sum(), {"entropy": (entropies.sum(), masked.sum())})

@@ -9,16 +9,26 @@ baseline, anchor, nor the verifier: what is tagged [open] is our choice.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from objectives.certainty import hidden_canvas
 from objectives.divergences import kl
 from objectives.gradients import advantage_to_go, grouped_advantage, score_function
-from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig, Rollout
+from objectives.objective import (
+    Distillation,
+    LossOutput,
+    Objective,
+    ObjectiveConfig,
+    Rollout,
+    Surroundings,
+    labels_of,
+)
 from objectives.ratios import DiscriminatorRatio
 from objectives.verifiers import (
     at_the_end,
@@ -27,29 +37,32 @@ from objectives.verifiers import (
     load_judge,
     masked_log_likelihood,
     path_log_ratio,
-    timed,
+    state_before,
 )
 from students.adaptive import AdaptiveTrajectory, adaptive, mean_inverse_distance
 from students.planner import PlannedDenoiser, add_planner, commit_log_prob, summary
 from students.samplers import Planner, Threshold
 from students.samplers.planner import planned_logits
 from students.student import twin
-from teachers.canvas import Canvas
+from teachers.canvas import Batch, Canvas
+from teachers.capability import Capability
 from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser
 from teachers.randomness import RowStreams
 
+TOLERANCE = 0.02  # of judge perplexity, where steps are reduced [own]
 CALIBRATION_ROWS = 64  # trajectories of the start that measure its passes [own]
 
 
 class StepReductionConfig(ObjectiveConfig):
     """Every default with its origin.
 
+    The policy is the run's ``sampler``: "planner" [paper] of dUltra, a head that is put on the student unless it has
+    one, or "threshold".
+
     Attributes:
-        policy: "planner", a head that is put on the student unless it has one, or "threshold".
         trains: "planner", the head alone, the tokens' law staying as it is, or "all".
         steps: M, no trajectory has more passes; a new planner starts at the ancestral rate of so many.
-        threshold: of the policy of that name.
         verifier: V. "teacher_path", the teacher's log-ratio to the student, pass by pass (`verifiers.path_log_ratio`):
             the least noise, and no reward for sharpness; "own_path", the same with the student's start for a teacher:
             what it costs to commit at once, and nothing of how the student differs from the teacher; or, of the
@@ -66,11 +79,9 @@ class StepReductionConfig(ObjectiveConfig):
         anchor_kl: weight of KL(student ‖ its start) of the tokens at visited states, where tokens are trained.
     """
 
-    name: Literal["step_reduction"] = "step_reduction"  # type: ignore[assignment]
-    policy: Literal["planner", "threshold"] = "planner"  # [paper] of dUltra
+    name: Literal["step_reduction"] = "step_reduction"
     trains: Literal["planner", "all"] = "planner"  # [own]
     steps: int = Field(16, ge=2)  # [own]
-    threshold: float = Field(0.9, gt=0, le=1)  # [paper] of Fast-dLLM, 2505.22618
     verifier: Literal["teacher_path", "own_path", "teacher", "discriminator", "judge"] = "teacher_path"  # [open]
     verifier_masks: PositiveInt = 4  # [own]
     judge: str = "bundled:judge"
@@ -86,16 +97,23 @@ class StepReductionConfig(ObjectiveConfig):
     reward_epsilon: float = Field(1e-6, gt=0)
     reward_clamp: float = Field(8.0, gt=0)
 
-    @model_validator(mode="after")
-    def _cross_checks(self) -> StepReductionConfig:
-        if self.policy == "threshold" and self.trains == "planner":
-            raise ValueError("policy 'threshold' has no planner to train; set trains to 'all', or policy to 'planner'")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _policy_is_the_sampler(cls, values: Any) -> Any:
+        for key, new in (("policy", "sampler"), ("threshold", "sampler.threshold")):
+            if isinstance(values, dict) and key in values:
+                raise ValueError(f"{key} is now the run's {new}; write sampler: {{name: planner}} or threshold there")
+        return values
 
     @property
-    def phases(self) -> tuple[str, ...]:  # type: ignore[override]
+    def phases(self) -> tuple[str, ...]:
         """A critic only where it is the verifier."""
         return ("critic", "student") if self.verifier == "discriminator" else ("student",)
+
+    @property
+    def trained_blocks(self) -> int | None:
+        """The discriminator's."""
+        return self.discriminator_blocks if self.verifier == "discriminator" else None
 
     @property
     def group(self) -> int:
@@ -107,6 +125,41 @@ class StepReductionConfig(ObjectiveConfig):
         """``steps``."""
         return self.steps
 
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """The discriminator's."""
+        return frozenset({"hidden states", "blocks"} if self.verifier == "discriminator" else ())
+
+    def check(self, run: Surroundings) -> None:
+        """What is trained is a sampler's passes, and what is measured: those of another one stay as they were."""
+        super().check(run)
+        sampler = run.sampler
+        if not isinstance(sampler, Planner | Threshold):
+            raise ValueError(
+                f"sampler is {sampler.name!r}, but step_reduction trains one that decides how many passes a row takes; "
+                "set sampler=planner, or sampler=threshold"
+            )
+        if isinstance(sampler, Threshold) and self.trains == "planner":
+            raise ValueError(
+                "sampler 'threshold' has no planner to train; set objective.trains=all, or sampler=planner"
+            )
+        if not (sampler.blind and sampler.exact and sampler.temperature == 1):
+            raise ValueError(
+                f"sampler {sampler.label!r} is not blind to what it draws, or does not draw exactly at temperature 1, "
+                "which step_reduction needs; leave its confidence, draw and temperature out"
+            )
+        if run.measured != sampler:
+            raise ValueError(
+                f"evaluate.sampler is {run.measured.label!r}, but the passes of {sampler.label!r} are trained; leave "
+                "evaluate.sampler out"
+            )
+
+    def ranks(self, figures: Mapping[str, float], reference: Mapping[str, float] | None) -> float | None:
+        """The fewest passes, with a judge perplexity of at most 1 + `TOLERANCE` times the start's."""
+        assert reference is not None
+        good = figures["judge_perplexity"] <= (1 + TOLERANCE) * reference["judge_perplexity"]
+        return figures["nfe"] if good else None
+
     def build(self, distillation: Distillation) -> StepReduction:
         """See `ObjectiveConfig.build`."""
         return StepReduction(self, distillation)
@@ -117,20 +170,36 @@ class StepReductionRollout(Rollout):
     """Trajectories and what they are worth.
 
     Attributes:
+        canvas: what was to be written.
         states, commits, sample, steps, features: see `students.adaptive.AdaptiveTrajectory`.
         advantage: (B, M) of what each pass drew. verdict: (B,) V.
-        fake, real: (B, L) the sample and a real row, corrupted alike, for a discriminator; else None.
+        fake, real: the sample and a real row, corrupted alike, for a discriminator; else None.
     """
 
+    canvas: Canvas
     states: Tensor
     commits: Tensor
     sample: Tensor
     steps: Tensor
     advantage: Tensor
     verdict: Tensor
-    fake: Tensor | None
-    real: Tensor | None
+    fake: Canvas | None = None
+    real: Canvas | None = None
     features: Tensor | None = None
+
+    @property
+    def path(self) -> AdaptiveTrajectory:
+        """The trajectories alone."""
+        return AdaptiveTrajectory(self.states, self.commits, self.sample, self.steps, self.features)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What trajectories are worth: (B, M) pass by pass; and for a discriminator what it compared, else None."""
+
+    worth: Tensor
+    fake: Canvas | None = None
+    real: Canvas | None = None
 
 
 def ramp(progress: float, until: float) -> float:
@@ -138,130 +207,170 @@ def ramp(progress: float, until: float) -> float:
     return min(1.0, progress / until) if until > 0 else 1.0
 
 
-class StepReduction(Objective):
+class StepReduction(Objective[StepReductionRollout]):
     """The wiring of policy, verifier and length.
 
     `target` is the student's start, never refilled: anchor, and what lengths are measured against.
     """
 
-    phases: ClassVar = ("student",)
-
     def __init__(self, config: StepReductionConfig, distillation: Distillation):
-        self.config, self.group = config, config.group
-        self.phases = config.phases  # type: ignore[misc]
+        self.config, self.group, self.phases = config, config.group, config.phases
         self.teacher, self.process, self.length = distillation.teacher, distillation.process, distillation.length
-        self.student: Denoiser = distillation.student
-        if config.policy == "planner":
+        self.student, self.sampler = distillation.student, distillation.sampler
+        if isinstance(self.sampler, Planner):
             if not isinstance(self.student, PlannedDenoiser):
                 self.student = add_planner(self.student, config.steps)
             self.student.inner.requires_grad_(config.trains == "all")
-        self.target = twin(self.student)
+        self.target = self.reference = self.first = twin(self.student)
         self.progress = 0.0
-        self.ratio, self.judge = None, None
-        if config.verifier == "discriminator":
-            self.ratio = DiscriminatorRatio(
-                distillation.start,
-                config.discriminator_blocks,
-                config.discriminator_targets,
-                config.reward_epsilon,
-                config.reward_clamp,
-            )
-            self.needs = "rows"
-        elif config.verifier == "judge":
-            self.judge = load_judge(config.judge, self.student.spec)
+        self.ratio = self._discriminator(distillation.start) if config.verifier == "discriminator" else None
+        self.judge = load_judge(config.judge, self.student.spec) if config.verifier == "judge" else None
+        self.needs = "nothing" if self.ratio is None else "rows"
         self._start: tuple[float, float] | None = None
 
-    def network(self, phase: str) -> nn.Module:
-        """The discriminator, or the student with its planner."""
-        return self.student if phase == "student" else self.ratio.network  # type: ignore[union-attr]
+    def _discriminator(self, start: Denoiser) -> DiscriminatorRatio:
+        config = self.config
+        return DiscriminatorRatio(
+            start, config.discriminator_blocks, config.discriminator_targets, config.reward_epsilon, config.reward_clamp
+        )
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The student with its planner, its start, and the verifier that it trains or loads."""
+        networks: dict[str, nn.Module] = {"student": self.student, "target": self.first}
+        if self.ratio is not None:
+            networks["critic"] = self.ratio.network
+        if self.judge is not None:
+            networks["judge"] = self.judge
+        return networks
+
+    @property
+    def planner_alone(self) -> bool:
+        """Whether the tokens' law stays as it is."""
+        return self.config.trains == "planner"
 
     def begin(self, update: int, updates: int) -> bool:
         """Where the schedules of λ and the surrogate are."""
         self.progress = update / updates
         return False
 
-    def _trajectory(self, network: Denoiser, randomness: RowStreams, keep: bool = False) -> AdaptiveTrajectory:
-        config = self.config
-        sampler = Threshold(threshold=config.threshold) if config.policy == "threshold" else Planner()
+    def _trajectory(
+        self, network: Denoiser, canvas: Canvas, randomness: RowStreams, keep_features: bool = False
+    ) -> AdaptiveTrajectory:
         # what the tokens are drawn with is not the planner's doing: shared, it is noise that the baseline takes away
-        together = self.group if config.trains == "planner" else 1
-        canvas = Canvas.blank(len(randomness), self.length, network.spec.mask_id, randomness.device)
-        return adaptive(network, self.process, canvas, sampler, config.steps, randomness, together, keep)
+        together = self.group if self.planner_alone else 1
+        steps = self.config.steps
+        return adaptive(network, self.process, canvas, self.sampler, steps, randomness, together, keep_features)
 
     def start(self, device: torch.device) -> tuple[float, float]:
         """Mean passes of the start, and mean of the surrogate; measured once, the same on every process."""
         if self._start is None:
             rows = -(-CALIBRATION_ROWS // self.group) * self.group
-            found = self._trajectory(self.target, RowStreams(0, (), range(rows), device))
-            lengths = mean_inverse_distance(found.states, self.student.spec.mask_id, found.steps)
-            self._start = float(found.steps.double().mean()), float(lengths.mean())
+            blank = Canvas.blank(rows, self.length, self.student.spec.mask_id, device)
+            path = self._trajectory(self.first, blank, RowStreams(0, (), range(rows), device))
+            lengths = mean_inverse_distance(path.commits, path.steps)
+            self._start = float(path.steps.double().mean()), float(lengths.mean())
         return self._start
 
-    def cost(self, found: AdaptiveTrajectory) -> Tensor:
+    def cost(self, path: AdaptiveTrajectory) -> Tensor:
         """(B, M) what passes cost, 1 a row as long as the start's: a surrogate at the end, later each pass its own."""
-        mean_steps, mean_surrogate = self.start(found.states.device)
-        number = torch.arange(found.commits.shape[1], device=found.states.device)
+        mean_steps, mean_surrogate = self.start(path.states.device)
+        number = torch.arange(path.commits.shape[1], device=path.states.device)
         share = ramp(self.progress, self.config.surrogate)
-        cost = share * (number < found.steps[:, None]).double() / mean_steps
+        cost = share * (number < path.steps[:, None]).double() / mean_steps
         if share < 1:
-            surrogate = mean_inverse_distance(found.states, self.student.spec.mask_id, found.steps) / mean_surrogate
-            cost = cost + (1 - share) * at_the_end(surrogate, found.steps, cost.shape[1])
+            surrogate = mean_inverse_distance(path.commits, path.steps) / mean_surrogate
+            cost = cost + (1 - share) * at_the_end(surrogate, path.steps, cost.shape[1])
         return cost
 
     @torch.no_grad()
-    def rollout(self, real: Tensor | None, rows: int, randomness: RowStreams) -> StepReductionRollout:
+    def rollout(self, batch: Batch, randomness: RowStreams) -> StepReductionRollout:
         """Trajectories, verdicts and advantages."""
-        config, mask_id = self.config, self.student.spec.mask_id
-        alone = config.trains == "planner"
-        found = self._trajectory(self.student, randomness, keep=alone)
-        fake = corrupted = None
-        if config.verifier in ("teacher_path", "own_path"):
-            verifier = self.teacher if config.verifier == "teacher_path" else self.target
-            worth = path_log_ratio(
-                verifier, self.student, found, randomness, self.group, self.process, marginalise=alone
-            )
-        else:
-            masks = common_masks(randomness, self.length, config.verifier_masks, self.group)
-            if self.ratio is not None:
-                assert real is not None
-                self.ratio.refresh()
-                fake, corrupted = (torch.where(masks[:, 0], mask_id, x) for x in (found.sample, real))
-                odds = self.ratio.reward(fake, found.sample) * masks[:, 0]
-                verdict = (odds.sum(1) / masks[:, 0].sum(1)).double()
-            elif self.judge is not None:
-                verdict = causal_log_likelihood(self.judge.to(found.sample.device), found.sample)
-            else:
-                verdict = masked_log_likelihood(self.teacher, found.sample, masks, self.process)
-            worth = at_the_end(verdict, found.steps, config.steps)
-        reward = worth - config.length_weight * ramp(self.progress, config.length_warmup) * self.cost(found)
+        config, canvas = self.config, batch.canvas
+        # 1. what the student writes, and what that is worth
+        path = self._trajectory(self.student, canvas, randomness, keep_features=self.planner_alone)
+        verdict = self._verdict(batch, path, randomness)
+        # 2. what its passes cost
+        reward = verdict.worth - config.length_weight * ramp(self.progress, config.length_warmup) * self.cost(path)
+        # 3. each pass beside those of the other rows of the group
         if config.advantage == "grouped":
             advantage = grouped_advantage(reward.sum(1), self.group, config.advantage_clamp)[:, None].expand_as(reward)
         else:
-            advantage = advantage_to_go(reward, found.steps, self.group)
+            advantage = advantage_to_go(reward, path.steps, self.group)
         return StepReductionRollout(
-            found.states, found.commits, found.sample, found.steps, advantage, worth.sum(1), fake, corrupted,
-            found.features,
+            canvas, path.states, path.commits, path.sample, path.steps, advantage, verdict.worth.sum(1), verdict.fake,
+            verdict.real, path.features,
         )  # fmt: skip
 
-    def count(self, phase: str, rollout: StepReductionRollout) -> Tensor:  # type: ignore[override]
+    def _verdict(self, batch: Batch, path: AdaptiveTrajectory, randomness: RowStreams) -> Verdict:
+        config, canvas = self.config, batch.canvas
+        if config.verifier in ("teacher_path", "own_path"):
+            verifier = self.teacher if config.verifier == "teacher_path" else self.first
+            return Verdict(
+                path_log_ratio(
+                    verifier, self.student, canvas, path, randomness, self.group, self.process, self.planner_alone
+                )
+            )
+        masks = common_masks(randomness, canvas.open, config.verifier_masks, self.group)
+        if self.ratio is not None:
+            return self._odds(self.ratio, labels_of(batch), canvas, path, masks[:, 0])
+        if self.judge is not None:
+            nats = causal_log_likelihood(self.judge, canvas, path.sample)
+        else:
+            nats = masked_log_likelihood(self.teacher, canvas, path.sample, masks, self.process)
+        return Verdict(at_the_end(nats, path.steps, config.steps))
+
+    def _odds(
+        self, ratio: DiscriminatorRatio, labels: Tensor, canvas: Canvas, path: AdaptiveTrajectory, masked: Tensor
+    ) -> Verdict:
+        """The mean log-odds of a row's masked tokens."""
+        ratio.refresh()
+        mask_id = self.student.spec.mask_id
+        fake, real = (hidden_canvas(x, canvas, masked, mask_id, self.process) for x in (path.sample, labels))
+        odds = ratio.reward(fake, path.sample) * masked
+        mean = (odds.sum(1) / masked.sum(1).clamp(min=1)).double()
+        return Verdict(at_the_end(mean, path.steps, self.config.steps), fake, real)
+
+    def outline(self, canvas: Canvas) -> StepReductionRollout:
+        """See `Objective.outline`."""
+        passes, rows = self.config.steps, len(canvas)
+        states, commits = (x[:, None].repeat(1, passes, 1) for x in (canvas.tokens, canvas.open))
+        steps, zeros = torch.full((rows,), passes), torch.zeros(rows, passes, dtype=torch.float64)
+        compared = None if self.ratio is None else canvas
+        features = None
+        if self.planner_alone:
+            with torch.no_grad():
+                features = self.student.features(canvas)[:, None].repeat(1, passes, 1, 1)
+        return StepReductionRollout(
+            canvas, states, commits, canvas.tokens, steps, zeros, zeros[:, 0], compared, compared, features
+        )
+
+    def count(self, phase: str, rollout: StepReductionRollout) -> Tensor:
         """Masked tokens for the critic, rows for the student."""
         if phase == "critic":
-            return (rollout.fake == self.student.spec.mask_id).sum()
-        return torch.tensor(len(rollout.sample))
+            assert rollout.fake is not None
+            return rollout.fake.open.sum()
+        return torch.tensor(len(rollout))
 
-    def loss(self, phase: str, rollout: StepReductionRollout) -> LossOutput:  # type: ignore[override]
+    def loss(self, phase: str, rollout: StepReductionRollout) -> LossOutput:
         """The discriminator's loss, or −A · log p_ν(τ) and the anchor."""
-        if phase == "critic":
-            loss, sums = self.ratio.loss(rollout.fake, rollout.sample, rollout.real, self.student.spec.mask_id)  # type: ignore[union-attr, arg-type]
-            return LossOutput(loss, {name: (value, self.count(phase, rollout)) for name, value in sums.items()})
-        rows = torch.tensor(float(len(rollout.sample)))
+        return self._critic_loss(rollout) if phase == "critic" else self._student_loss(rollout)
+
+    def _critic_loss(self, rollout: StepReductionRollout) -> LossOutput:
+        assert self.ratio is not None
+        assert rollout.fake is not None
+        loss, sums = self.ratio.loss(rollout.fake, rollout.sample, rollout.real)
+        return LossOutput(loss, {name: (value, self.count("critic", rollout)) for name, value in sums.items()})
+
+    def _student_loss(self, rollout: StepReductionRollout) -> LossOutput:
+        rows = torch.tensor(float(len(rollout)))
         gain, anchor = torch.zeros_like(rollout.verdict), torch.zeros_like(rollout.verdict)
         for n in range(self.config.steps):
             part, moved, away = self._pass(rollout, n)
             if len(part) == 0:
                 break
             gain = gain.index_add(0, part, score_function(moved, rollout.advantage[part, n]))
-            anchor = anchor.index_add(0, part, away / rollout.steps[part])
+            anchor = anchor.index_add(0, part, away / rollout.steps[part].clamp(min=1))
         loss = gain + self.config.anchor_kl * anchor
         metrics = {"steps": rollout.steps.double(), "verdict": rollout.verdict, "anchor": anchor}
         return LossOutput(loss.sum(), {name: (value.detach().sum(), rows) for name, value in metrics.items()})
@@ -270,23 +379,24 @@ class StepReduction(Objective):
         """One recorded pass of the rows that made it, as float64.
 
         Returns:
-            (R,) which rows; (R,) log-probability of what the pass drew; (R,) mean KL to the start at masked positions.
+            (R,) which rows; (R,) log-probability of what the pass drew; (R,) mean KL to the start at open positions.
         """
-        config, mask_id = self.config, self.student.spec.mask_id
-        masked = rollout.states[:, n] == mask_id
+        config = self.config
+        state = state_before(rollout.path, rollout.canvas, n, self.process)
         # where passes are collective, finished rows go along
-        part = (masked.any(1) | self.student.collective).nonzero().squeeze(1)
+        part = (state.open.any(1) | self.student.collective).nonzero().squeeze(1)
         if len(part) == 0:
             return part, torch.zeros(0), torch.zeros(0)
-        z, masked, commit = rollout.states[part, n], masked[part], rollout.commits[part, n]
-        canvas, start = timed(z, self.student, self.process), None
+        state, commit = state.rows(part), rollout.commits[part, n]
+        open_, start = state.open, None
+        # 1. what the heads read: (N, H)
         if rollout.features is not None:  # nothing that trains is behind them
-            features = rollout.features[part, n][masked]
+            features = rollout.features[part, n][open_]
         else:
-            features = self.student.features(canvas, masked)
+            features = self.student.features(state, open_)
         if config.trains == "all" and config.anchor_kl:
             with torch.no_grad():
-                start = self.target.features(canvas, masked)
+                start = self.first.features(state, open_)
 
         def at_positions(features: Tensor, start: Tensor | None, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             log_probs = self.student.head(features)
@@ -294,15 +404,17 @@ class StepReduction(Objective):
             if start is None:
                 return hit, summary(log_probs), torch.zeros_like(hit)
             with torch.no_grad():
-                theirs = self.target.head(start)
+                theirs = self.first.head(start)
             return hit, summary(log_probs), kl(log_probs, theirs)
 
+        # 2. what needs the whole vocabulary: (N,), (N, 2), (N,)
         chunks = chunk_count(rollout.sample.numel(), self.student.spec.vocabulary)
-        hit, summaries, away = in_chunks(at_positions, chunks, features, start, rollout.sample[part][masked])
-        log_prob = torch.zeros(len(part), dtype=torch.float64, device=z.device)
+        hit, summaries, away = in_chunks(at_positions, chunks, features, start, rollout.sample[part][open_])
+        # 3. the log-probability of tokens and of positions: (R,)
+        log_prob = torch.zeros(len(part), dtype=torch.float64, device=open_.device)
         if config.trains == "all":
-            log_prob = log_prob + (scatter(hit, masked) * commit).sum(1)
-        if config.policy == "planner" and n + 1 < config.steps:  # the last pass has no choice
-            logits = planned_logits(self.student, features, summaries, masked, config.steps)
-            log_prob = log_prob + commit_log_prob(logits, masked, commit, self.student.repulsion)
-        return part, log_prob, scatter(away, masked).double().sum(1) / masked.sum(1).clamp(min=1)
+            log_prob = log_prob + (scatter(hit, open_) * commit).sum(1)
+        if isinstance(self.sampler, Planner) and n + 1 < config.steps:  # the last pass has no choice
+            logits = planned_logits(self.student, features, summaries, open_, config.steps) + self.sampler.bias
+            log_prob = log_prob + commit_log_prob(logits, open_, commit, self.student.repulsion)
+        return part, log_prob, scatter(away, open_).double().sum(1) / open_.sum(1).clamp(min=1)

@@ -21,20 +21,29 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt, field_validator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from objectives.certainty import row_means
+from objectives.certainty import hidden_canvas, row_means
 from objectives.elbo import cross_entropy
-from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig, Rollout
+from objectives.objective import (
+    Distillation,
+    LossOutput,
+    Objective,
+    ObjectiveConfig,
+    Rollout,
+    labels_of,
+    order_of,
+)
 from objectives.trajectory import last_unmasked, unmasking_rank
 from students.student import twin
-from teachers.canvas import Canvas
+from teachers.canvas import Batch, Canvas
 from teachers.chunks import chunk_count, in_chunks, scatter
+from teachers.denoiser import Denoiser
 from teachers.randomness import RowStreams, categorical, uniform
 
 
@@ -49,8 +58,7 @@ class T3DConfig(ObjectiveConfig):
         rounds: how often the reference is set, the start included.
     """
 
-    phases: ClassVar = ("student",)
-    name: Literal["t3d"] = "t3d"  # type: ignore[assignment]
+    name: Literal["t3d"] = "t3d"
     alpha: float = Field(0.5, ge=0)  # [code]
     beta: float = Field(0.1, gt=0)  # [code]
     ratios: list[float] = Field([1.0, 0.75, 0.5, 0.25], min_length=1)  # [code]
@@ -78,13 +86,12 @@ class T3DRollout(Rollout):
 
     Attributes:
         labels: (B, L) the teacher's tokens. guess: (B, L) the reference's at masked positions.
-        z: (B, L). masked: (B, L) bool. path: (B, L) weights of the path loss, of sum 1 in each row.
+        state: labels with masks. path: (B, L) weights of the path loss, of sum 1 in each row.
     """
 
     labels: Tensor
     guess: Tensor
-    z: Tensor
-    masked: Tensor
+    state: Canvas
     path: Tensor
 
 
@@ -119,73 +126,85 @@ def round_starts(updates: int, rounds: int) -> set[int]:
     return {updates * r // rounds for r in range(1, rounds)}
 
 
-class T3D(Objective):
+class T3D(Objective[T3DRollout]):
     """Discrimination against the student's own past, on the teacher's trajectories."""
 
-    phases: ClassVar = ("student",)
     needs = "trajectories"
+    asks = ("target",)
 
     def __init__(self, config: T3DConfig, distillation: Distillation):
-        self.config, self.student, self.length = config, distillation.student, distillation.length
+        self.config, self.student, self.process = config, distillation.student, distillation.process
         self.target = twin(self.student)
 
     def begin(self, update: int, updates: int) -> bool:
         """The reference becomes the averaged student when a round starts; in the first it is the student's start."""
         return update in round_starts(updates, self.config.rounds)
 
-    def network(self, phase: str) -> nn.Module:
-        """The student."""
-        return self.student
-
     @torch.no_grad()
-    def rollout(self, real: Tensor | None, rows: int, randomness: RowStreams) -> T3DRollout:
+    def rollout(self, batch: Batch, randomness: RowStreams) -> T3DRollout:
         """A state of each row's trajectory, and the reference's guess from there."""
-        assert real is not None
-        assert self.target is not None
-        labels, order = real.unbind(1)
+        canvas, labels, rows = batch.canvas, labels_of(batch), len(batch)
+        # 1. a share of masks, in proportion to its power
         weights = list(itertools.accumulate(ratio**self.config.exponent for ratio in self.config.ratios))
         draws = uniform(randomness, rows, 1)[:, 0]
         edges = torch.tensor(weights, dtype=torch.float64, device=draws.device) / weights[-1]
         ratio = draws.new_tensor(self.config.ratios)[torch.searchsorted(edges, draws, right=True)]
-        ties = uniform(randomness, rows, self.length)
-        masked = last_unmasked(order, torch.ones_like(order, dtype=torch.bool), ratio, ties)
-        z = torch.where(masked, self.student.spec.mask_id, labels)
-        uniforms = uniform(randomness, rows, self.length)[masked]
-        head, greedy = self.target.head, self.config.guess == "greedy"
+        # 2. what the teacher unmasked last is hidden
+        ties = uniform(randomness, rows, canvas.length)
+        order = order_of(batch)
+        masked = last_unmasked(order, canvas.open, ratio, ties)
+        state = hidden_canvas(labels, canvas, masked, self.student.spec.mask_id, self.process)
+        # 3. the reference's tokens there, and what each position counts in the path loss
+        guess = self._guess(state, uniform(randomness, rows, canvas.length)[masked])
+        path = path_weights(unmasking_rank(order, masked, ties), masked, self.config.path_tokens)
+        return T3DRollout(labels, labels.masked_scatter(masked, guess), state, path)
+
+    def _guess(self, state: Canvas, uniforms: Tensor) -> Tensor:
+        """(N,) the reference's tokens at the open positions, drawn by their uniforms where it is not greedy."""
+        target, greedy = self.reference_network, self.config.guess == "greedy"
 
         def tokens_of(features: Tensor, uniforms: Tensor) -> tuple[Tensor]:
-            log_probs = head(features)
+            log_probs = target.head(features)
             return (log_probs.argmax(-1) if greedy else categorical(log_probs, uniforms),)
 
-        chunks = chunk_count(z.numel(), self.student.spec.vocabulary)
-        (tokens,) = in_chunks(tokens_of, chunks, self.target.features(Canvas(z, masked), masked), uniforms)
-        path = path_weights(unmasking_rank(order, masked, ties), masked, self.config.path_tokens)
-        return T3DRollout(labels, labels.masked_scatter(masked, tokens), z, masked, path)
+        chunks = chunk_count(state.open.numel(), self.student.spec.vocabulary)
+        (tokens,) = in_chunks(tokens_of, chunks, target.features(state, state.open), uniforms)
+        return tokens
 
-    def count(self, phase: str, rollout: T3DRollout) -> Tensor:  # type: ignore[override]
+    @property
+    def reference_network(self) -> Denoiser:
+        """p_ref: `target`, which starts as the student does."""
+        assert self.target is not None
+        return self.target
+
+    def outline(self, canvas: Canvas) -> T3DRollout:
+        """See `Objective.outline`."""
+        return T3DRollout(canvas.tokens, canvas.tokens, canvas, canvas.open.double())
+
+    def count(self, phase: str, rollout: T3DRollout) -> Tensor:
         """Rows."""
         return torch.tensor(len(rollout))
 
-    def loss(self, phase: str, rollout: T3DRollout) -> LossOutput:  # type: ignore[override]
+    def loss(self, phase: str, rollout: T3DRollout) -> LossOutput:
         """Σ over rows of the discriminative loss and λ times the path loss."""
-        z, masked = rollout.z, rollout.masked
-        assert self.target is not None
+        state, masked, target = rollout.state, rollout.state.open, self.reference_network
+        # 1. one pass each: (N, H)
         with torch.no_grad():
-            reference = self.target.features(Canvas(z, masked), masked)
+            theirs = target.features(state, masked)
+        ours = self.student.features(state, masked)
 
         def at_positions(ours: Tensor, theirs: Tensor, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             log_probs = self.student.head(ours)
             with torch.no_grad():
-                past = self.target.head(theirs)  # type: ignore[union-attr]
+                past = target.head(theirs)
             nats = cross_entropy(log_probs, real)
             return nats, cross_entropy(past, real) - nats, cross_entropy(past, fake) - cross_entropy(log_probs, fake)
 
-        chunks = chunk_count(z.numel(), self.student.spec.vocabulary)
-        found = in_chunks(
-            at_positions, chunks, self.student.features(Canvas(z, masked), masked), reference, rollout.labels[masked],
-            rollout.guess[masked],
-        )  # fmt: skip
-        nats, real, fake = (scatter(values, masked) for values in found)
+        # 2. of each position −log p(x₀), and both log-ratios to the reference: (B, L)
+        chunks = chunk_count(masked.numel(), self.student.spec.vocabulary)
+        values = in_chunks(at_positions, chunks, ours, theirs, rollout.labels[masked], rollout.guess[masked])
+        nats, real, fake = (scatter(value, masked) for value in values)
+        # 3. of each row: (B,)
         real, fake = row_means(real, masked), row_means(fake, masked)
         path = (nats * rollout.path.to(nats)).sum(1)
         terms = ddo(real, fake, self.config.alpha, self.config.beta) + self.config.path_weight * path

@@ -17,14 +17,15 @@ differently. Here the order is compared within the window, so r is exact, one a 
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
-from objectives.certainty import CanvasRollout, CertaintyObjective, block_canvases, draw_block
-from objectives.objective import Distillation, ObjectiveConfig
+from objectives.certainty import CanvasRollout, CertaintyObjective, after_block, draw_block, in_block
+from objectives.objective import Distillation, ObjectiveConfig, labels_of, order_of
+from teachers.canvas import Batch
 from teachers.randomness import RowStreams, uniform
 
 
@@ -39,8 +40,7 @@ class TrajectoryConfig(ObjectiveConfig):
         entropy_weight, temperature: of certainty forcing.
     """
 
-    phases: ClassVar = ("student",)
-    name: Literal["trajectory"] = "trajectory"  # type: ignore[assignment]
+    name: Literal["trajectory"] = "trajectory"
     smallest_ratio: tuple[float, float] = (0.0, 0.8)  # rising [paper], from and to [code]
     largest_ratio: float = Field(0.8, gt=0, le=1)  # [code]
     window: tuple[PositiveInt, PositiveInt] = (
@@ -111,15 +111,15 @@ class PseudoTrajectory(CertaintyObjective):
         self.smallest_ratio, self.window = low + done * (high - low), round(small + done * (large - small))
         return False
 
-    def rollout(self, real: Tensor | None, rows: int, randomness: RowStreams) -> CanvasRollout:
+    def rollout(self, batch: Batch, randomness: RowStreams) -> CanvasRollout:
         """A window of each row at a share of masks, as the teacher unmasked it, and the complement."""
-        assert real is not None
-        labels, order = real.unbind(1)
-        draws = uniform(randomness, rows, 2)
-        start, end = draw_block(self.length, self.window, draws[:, 0])
+        open_, draws = batch.canvas.open, uniform(randomness, len(batch), 2)
+        # 1. a window, counted among the open positions, and a share of masks
+        start, end = draw_block(open_.sum(1), self.window, draws[:, 0])
+        window = in_block(open_, start, end)
         ratio = self.smallest_ratio + draws[:, 1] * (self.config.largest_ratio - self.smallest_ratio)
-        position = torch.arange(self.length, device=real.device)
-        window = (position >= start[:, None]) & (position < end[:, None])
-        hidden = last_unmasked(order, window, ratio, uniform(randomness, rows, self.length))
-        scored = torch.stack([hidden, window & ~hidden] if self.config.complement else [hidden], 1)
-        return CanvasRollout(labels, block_canvases(labels, scored, end, self.student.spec.mask_id), scored)
+        # 2. what the teacher unmasked last of it, and the complement
+        last = last_unmasked(order_of(batch), window, ratio, uniform(randomness, *open_.shape))
+        scored = torch.stack([last, window & ~last] if self.config.complement else [last], 1)
+        # 3. everything after it is hidden too, and not scored
+        return CanvasRollout(batch.canvas, labels_of(batch), scored | after_block(open_, end)[:, None], scored)

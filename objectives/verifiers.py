@@ -7,8 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from objectives.certainty import hidden_canvas
 from objectives.divergences import kl, log_ratio
-from objectives.elbo import masked_cross_entropy
+from objectives.elbo import first_real, masked_cross_entropy
+from objectives.objective import timed
 from students.adaptive import AdaptiveTrajectory
 from teachers.canvas import Canvas
 from teachers.chunks import chunk_count, in_chunks, scatter
@@ -19,37 +21,49 @@ from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, uniform
 
 
-def common_masks(randomness: RowStreams, length: int, draws: int, group: int) -> Tensor:
-    """(B, J, L) random sets of positions, the same for all rows of a group, their sizes uniform on 1 … L, stratified.
+def common_masks(randomness: RowStreams, open_: Tensor, draws: int, group: int) -> Tensor:
+    """(B, J, L) random sets of open positions, the same for all rows of a group that have the same ones open.
 
-    The mean over such a set of −log p(x₀ᵢ | the others) has the masked ELBO per token as its expectation, whatever the
-    noise schedule, without the schedule's large weights.
+    A row's sizes are uniform on 1 … n, its open positions, stratified. The mean over such a set of
+    −log p(x₀ᵢ | the others) has the masked ELBO per token as its expectation, whatever the noise schedule, without the
+    schedule's large weights.
     """
+    u = shared_uniforms(randomness, draws, open_.shape[1] + 1, group)
+    stratum, most = torch.arange(draws, device=u.device), open_.sum(1, keepdim=True)
+    size = 1 + torch.minimum(((stratum + u[..., 0]) / draws * most).long(), most - 1)  # (B, J)
+    rank = u[..., 1:].masked_fill(~open_[:, None], torch.inf).argsort(-1).argsort(-1)
+    return open_[:, None] & (rank < size[..., None])
+
+
+def shared_uniforms(randomness: RowStreams, draws: int, numbers: int, group: int) -> Tensor:
+    """(B, draws, numbers) uniforms, of which all rows of a group have the first one's."""
     rows = len(randomness)
-    u = uniform(randomness, rows, draws, length + 1).view(-1, group, draws, length + 1)[:, :1]
-    u = u.expand(-1, group, -1, -1).reshape(rows, draws, length + 1)
-    stratum = torch.arange(draws, device=u.device)
-    size = 1 + ((stratum + u[..., 0]) / draws * length).long().clamp(max=length - 1)
-    return u[..., 1:].argsort(-1).argsort(-1) < size[..., None]
+    u = uniform(randomness, rows, draws, numbers).view(-1, group, draws, numbers)[:, :1]
+    return u.expand(-1, group, -1, -1).reshape(rows, draws, numbers)
 
 
 @torch.no_grad()
-def masked_log_likelihood(teacher: Denoiser, sample: Tensor, masks: Tensor, process: MaskedProcess) -> Tensor:
-    """Mean over sets of positions of log p_teacher(xᵢ | the others): (B, L), (B, J, L) → (B,) nats a token, float64."""
+def masked_log_likelihood(
+    teacher: Denoiser, canvas: Canvas, sample: Tensor, masks: Tensor, process: MaskedProcess
+) -> Tensor:
+    """Mean over sets of positions of log p_teacher(xᵢ | the others): (B,) nats a token, float64.
+
+    Args:
+        canvas: what the sample (B, L) was written on. masks: (B, J, L).
+    """
     total = torch.zeros(len(sample), dtype=torch.float64, device=sample.device)
     for masked in masks.unbind(1):
-        z, size = torch.where(masked, teacher.spec.mask_id, sample), masked.double().sum(1)
-        nats = masked_cross_entropy(teacher, z, timed(z, teacher, process).time, sample, masked)
-        total -= nats.double().sum(1) / size
+        z = hidden_canvas(sample, canvas, masked, teacher.spec.mask_id, process)
+        total -= masked_cross_entropy(teacher, z, sample).double().sum(1) / masked.double().sum(1).clamp(min=1)
     return total / masks.shape[1]
 
 
 @torch.no_grad()
-def causal_log_likelihood(judge: Denoiser, sample: Tensor) -> Tensor:
-    """Mean log-likelihood of each row's tokens but the first: (B, L) → (B,) nats a token, float64."""
-    scored = torch.ones_like(sample, dtype=torch.bool)
-    scored[:, 0] = False
-    return -masked_cross_entropy(judge, sample, None, sample, scored).double().sum(1) / (sample.shape[1] - 1)
+def causal_log_likelihood(judge: Denoiser, canvas: Canvas, sample: Tensor) -> Tensor:
+    """Mean log-likelihood of what was written on each row but its first token: (B, L) → (B,) nats a token, float64."""
+    scored = canvas.open & ~first_real(canvas)
+    nats = masked_cross_entropy(judge, replace(canvas, tokens=sample, open=scored), sample)
+    return -nats.double().sum(1) / scored.sum(1).clamp(min=1)
 
 
 def load_judge(name: str, spec: DenoiserSpec) -> Denoiser:
@@ -71,7 +85,8 @@ def load_judge(name: str, spec: DenoiserSpec) -> Denoiser:
 def path_log_ratio(
     teacher: Denoiser,
     student: Denoiser,
-    found: AdaptiveTrajectory,
+    canvas: Canvas,
+    path: AdaptiveTrajectory,
     randomness: RowStreams,
     group: int,
     process: MaskedProcess,
@@ -87,16 +102,17 @@ def path_log_ratio(
     not kept, for each that was made; the random numbers are the same within a group.
 
     Args:
+        canvas: what the path was written on.
         marginalise: read not the hidden tokens that were drawn but the expectation over them, which are independent
             of everything else that is read. It leaves the gradient of the planner unbiased, not that of the tokens.
     """
-    rows, passes, length = found.commits.shape
-    u = uniform(randomness, rows, passes, length + 1).view(-1, group, passes, length + 1)[:, :1]
-    u = u.expand(-1, group, -1, -1).reshape(rows, passes, length + 1)
-    size = found.commits.sum(-1)
+    rows, passes, length = path.commits.shape
+    # 1. what is hidden of each pass's commits: (B, M, L)
+    u = shared_uniforms(randomness, passes, length + 1, group)
+    size, written = path.commits.sum(-1), canvas.open.sum(1).clamp(min=1)
     hidden = 1 + (u[..., 0] * size).long()
-    rank = u[..., 1:].masked_fill(~found.commits, torch.inf).argsort(-1).argsort(-1)
-    read = found.commits & (rank < hidden[..., None])
+    rank = u[..., 1:].masked_fill(~path.commits, torch.inf).argsort(-1).argsort(-1)
+    read = path.commits & (rank < hidden[..., None])
     chunks = chunk_count(rows * length, teacher.spec.vocabulary)
 
     def ratios(theirs: Tensor, ours: Tensor, tokens: Tensor) -> tuple[Tensor]:
@@ -110,27 +126,26 @@ def path_log_ratio(
         part = (size[:, n].bool() | teacher.collective | student.collective).nonzero().squeeze(1)
         if len(part) == 0:
             break
-        z, where = found.states[part, n], read[part, n]
-        seen = torch.where(found.commits[part, n] & ~where, found.sample[part], z)
-        theirs = teacher.features(timed(seen, teacher, process), where)
-        if found.features is not None:
-            ours = found.features[part, n][where]
-        else:
-            ours = student.features(timed(z, student, process), where)
-        (ratio,) = in_chunks(ratios, chunks, theirs, ours, found.sample[part][where])
+        # 2. the state of the pass with the rest of its commits, and what both networks say of the hidden part
+        before, where = state_before(path, canvas, n, process).rows(part), read[part, n]
+        shown = path.commits[part, n] & ~where
+        seen = replace(before, tokens=torch.where(shown, path.sample[part], before.tokens), open=before.open & ~shown)
+        theirs = teacher.features(timed(seen, process), where)
+        ours = student.features(before, where) if path.features is None else path.features[part, n][where]
+        (ratio,) = in_chunks(ratios, chunks, theirs, ours, path.sample[part][where])
+        # 3. the mean over the hidden part stands for all of S; nats for each token that the row writes
         mean = scatter(ratio, where).double().sum(1) / where.sum(1).clamp(min=1)
-        total[part, n] = mean * size[part, n] / length
+        total[part, n] = mean * size[part, n] / written[part]
     return total
 
 
-def timed(z: Tensor, denoiser: Denoiser, process: MaskedProcess) -> Canvas:
-    """Rows (B, L) at the time at which so much is masked as in them."""
-    canvas = Canvas.of(z, denoiser.spec.mask_id)
-    return replace(canvas, time=process.time_of(1 - canvas.open_share()))
+def state_before(path: AdaptiveTrajectory, canvas: Canvas, number: int, process: MaskedProcess) -> Canvas:
+    """The rows before a pass, as the sampler saw them."""
+    written = path.commits[:, :number].any(1)
+    return timed(replace(canvas, tokens=path.states[:, number], open=canvas.open & ~written), process)
 
 
 def at_the_end(value: Tensor, steps: Tensor, passes: int) -> Tensor:
     """Put (B,) values at each row's last pass, and zeros elsewhere: (B, passes)."""
-    return torch.zeros(len(value), passes, dtype=value.dtype, device=value.device).scatter(
-        1, steps[:, None] - 1, value[:, None]
-    )
+    last = (steps - 1).clamp(min=0)[:, None]
+    return torch.zeros(len(value), passes, dtype=value.dtype, device=value.device).scatter(1, last, value[:, None])

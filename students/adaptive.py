@@ -64,7 +64,7 @@ def adaptive(
     return AdaptiveTrajectory(recorder.states, recorder.commits, filled.tokens, filled.nfe, recorder.features)
 
 
-def mean_inverse_distance(states: Tensor, mask_id: int, steps: Tensor) -> Tensor:
+def mean_inverse_distance(commits: Tensor, steps: Tensor) -> Tensor:
     """E_{i≠j}[1 / d_Lev(τ[i], τ[j])] over the states of each trajectory, the finished row included (2508.02193).
 
     Between two states of equal length, of which the later one has its masks at a subset of positions, d_Lev is the
@@ -72,14 +72,14 @@ def mean_inverse_distance(states: Tensor, mask_id: int, steps: Tensor) -> Tensor
     deletion or a substitution changes the number of masks by one at most.
 
     Args:
-        states: (B, M, L) before each pass. steps: (B,) passes.
+        commits: (B, M, L) what each pass wrote, until nothing was open. steps: (B,) passes.
 
     Returns:
         (B,), 1/tokens.
     """
-    masks = (states == mask_id).sum(-1)
+    masks = commits.sum(-1).flip(1).cumsum(1).flip(1)  # (B, M) before each pass
     masks = torch.cat([masks, torch.zeros_like(masks[:, :1])], 1).double()  # all trajectories end without any
     number = torch.arange(masks.shape[1], device=masks.device)
     pairs = (number[:, None] < number) & (number <= steps[:, None])[:, None, :]
     distance = (masks[:, :, None] - masks[:, None, :]).masked_fill(~pairs, torch.inf)
-    return (1 / distance).sum((1, 2)) / pairs.sum((1, 2))
+    return (1 / distance).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from distill.config import PretrainConfig
+from distill.data.batches import training_batch
 from distill.data.corpus import Corpus, load_corpus
 from distill.data.tokenizers import load_tokenizer, train_tokenizer
 from distill.runtime.messages import say
@@ -128,8 +129,8 @@ def held_out_figures(
     total, count = 0.0, 0.0
     for start in track(range(0, rows, 32), "held-out text", total=math.ceil(rows / 32)):
         part = range(start, min(start + 32, rows))
-        real = heldout.batch(0, part).to(average.device)
-        rollout = objective.rollout(real, len(part), RowStreams(1, (0,), part, average.device))
+        batch = training_batch(heldout, 0, part, config.data.length, average.spec.mask_id, average.device)
+        rollout = objective.rollout(batch, RowStreams(1, (0,), part, average.device))
         total += float(objective.loss("student", rollout).sum)
         count += float(objective.count("student", rollout))
     nats = total / count

@@ -10,11 +10,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, field_va
 from distill.config.deepspeed import check_deepspeed
 from objectives import DISTILLERS
 from objectives.elbo import EditConfig
-from objectives.objective import ObjectiveConfig
-from objectives.step_reduction import StepReductionConfig
+from objectives.objective import Surroundings
 from students.adapters import AdapterConfig
-from students.samplers import SAMPLERS, Ancestral, Sampler
-from students.samplers.threshold import Threshold
+from students.samplers import SAMPLERS, Ancestral
 from teachers.process import Schedule
 from teachers.section import Section
 from teachers.source import check_trust, parse_source
@@ -299,28 +297,20 @@ class DistillConfig(Section):
 
     @model_validator(mode="after")
     def _cross_checks(self) -> DistillConfig:
-        trains_critic = "critic" in self.objective.phases
-        if trains_critic and self.train.critic is None:
-            raise ValueError(f"train.critic is missing; {self.objective.name} trains a critic, give its lr")
-        if self.train.critic is not None and not trains_critic:
-            raise ValueError(f"train.critic is set, but {self.objective.name} trains no critic; leave it out")
-        if isinstance(self.objective, StepReductionConfig):
-            _check_same_policy(self.objective, self.evaluate)
+        if self.data is None and self.length is None:
+            raise ValueError("set data, or length to train on the teacher's own samples")
+        if self.data is not None and self.length not in (None, self.data.length):
+            raise ValueError(f"length {self.length} and data.length {self.data.length} differ; set only data.length")
+        optimizers = {"student"} if self.train.critic is None else {"student", "critic"}
+        self.objective.check(
+            Surroundings(self.sequence_length, self.sampler, self.evaluate.sampler, frozenset(optimizers))
+        )
         _check_batch(self.train, self.objective.group)
         adapted = self.student.adapter is not None or self.objective.adapters
         if adapted and self.teacher.placement != "replicated":
             raise ValueError(
                 f"teacher.placement is {self.teacher.placement!r}, but adapters sit on a whole teacher; set it to "
                 "replicated, or leave the adapters out"
-            )
-        if self.data is None and self.length is None:
-            raise ValueError("set data, or length to train on the teacher's own samples")
-        if self.data is not None and self.length not in (None, self.data.length):
-            raise ValueError(f"length {self.length} and data.length {self.data.length} differ; set only data.length")
-        steps = self.objective.most_steps
-        if steps > self.sequence_length:
-            raise ValueError(
-                f"objective has {steps}, more steps than the {self.sequence_length} tokens of a row; give fewer steps"
             )
         check_deepspeed(self.deepspeed, self.train.precision)
         return self
@@ -383,23 +373,6 @@ def _check_batch(train: TrainConfig, group: int) -> None:
         raise ValueError(f"train.batch {train.batch} is not a multiple of train.micro_batch {micro}; change either")
     if micro % group:
         raise ValueError(f"train.micro_batch {micro} is not a multiple of {group}, the rows this objective groups")
-
-
-def _check_same_policy(objective: StepReductionConfig, evaluate: EvaluateConfig) -> None:
-    """What is trained is what is measured: the passes of another sampler stay as they were."""
-    sampler = evaluate.sampler
-    if sampler.name != objective.policy:
-        raise ValueError(
-            f"evaluate.sampler is {sampler.name!r}, but objective.policy {objective.policy!r}; set "
-            f"evaluate.sampler={objective.policy}"
-        )
-    if isinstance(sampler, Threshold) and (sampler.threshold, sampler.confidence) != (
-        objective.threshold, "largest",
-    ):  # fmt: skip
-        raise ValueError(
-            f"evaluate.sampler has threshold {sampler.threshold} on the {sampler.confidence!r} probability, but "
-            f"trajectories are made with {objective.threshold} on the largest; set both to the same"
-        )
 
 
 AnyConfig = TypeVar("AnyConfig", DistillConfig, PretrainConfig)

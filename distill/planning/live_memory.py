@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from distill.config import DistillConfig
-from objectives.integral_kl import IntegralKL, IntegralKLRollout
+from objectives.integral_kl import IntegralKL
 from students.adapters import AdaptedDenoiser
 from students.samplers.at_once import AtOnce
 from students.student import cast, enable_gradient_checkpointing
@@ -199,7 +199,7 @@ def pass_memory(
     """
     dtype = getattr(torch, config.train.precision)
     teacher = objective.teacher
-    networks = {phase: objective.network(phase) for phase in objective.phases}
+    networks = {phase: objective.networks[phase] for phase in objective.phases}
     for network in (teacher, *networks.values()):
         cast(network, dtype)  # type: ignore[arg-type]
         if checkpointing and network is not teacher:
@@ -233,7 +233,7 @@ def _trace(
     rows: int,
     micro: int,
 ) -> dict[str, PassMemory]:
-    student, length = objective.student, objective.length
+    student, length = objective.student, config.sequence_length
     vocabulary = student.spec.vocabulary
     found = {}
 
@@ -253,16 +253,7 @@ def _trace(
         blocks = backbone.base.blocks() if isinstance(backbone, AdaptedDenoiser) else backbone.blocks()
         live.follow_gradients(network, blocks)
         with live:
-            rollout = _rollout(config, micro, length, objective.needs == "rows")
+            rollout = objective.outline(Canvas.blank(micro, length, student.spec.mask_id))
             objective.loss(phase, rollout).sum.backward()
         found[phase] = live.memory
     return found
-
-
-def _rollout(config: DistillConfig, rows: int, length: int, needs_real: bool) -> IntegralKLRollout:
-    moves = 2 if config.objective.rollout.name == "two_moves" else 1
-    tokens = torch.zeros(rows, length, dtype=torch.long)
-    states = torch.zeros(rows, moves, length, dtype=torch.long)
-    return IntegralKLRollout(
-        states, states == 0, tokens, tokens.clone(), tokens.clone() if needs_real else None, torch.ones(rows)
-    )

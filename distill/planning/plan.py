@@ -220,7 +220,7 @@ class Shapes:
         zero: dict[str, Any] = config.deepspeed.get("zero_optimization", {})  # type: ignore[assignment]
         threshold = float(zero.get("stage3_param_persistence_threshold", 1e5))
         objective = self._objective(config, None)
-        networks = (objective.teacher, objective.student, objective.network("critic"))
+        networks = (objective.teacher, objective.student, objective.networks["critic"])
         return Networks(*(_sizes(network, threshold) for network in networks))
 
     def passes(self, setup: Setup, config: DistillConfig | None = None) -> dict[str, PassMemory]:

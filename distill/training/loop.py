@@ -64,8 +64,7 @@ def train(
     """Run ``config.updates`` updates, or what is left of them.
 
     Args:
-        objective, optimizers, corpus, deepspeed: see `Trainer`.
-        length: tokens a row, for the throughput.
+        objective, optimizers, corpus, deepspeed, length: see `Trainer`.
         watch: called every ``watch_every`` updates; may stop the run.
         data: identity of the corpus, to refuse a run that continues on other data; None accepts any.
         signals: end with a checkpoint at a SIGTERM.
@@ -74,7 +73,7 @@ def train(
         UserError: the checkpoint is damaged or of other data, or there is no room for one.
         RunError: too many updates in a row were not finite, or the last checkpoint could not be written.
     """
-    trainer = Trainer(objective, optimizers, corpus, config, deepspeed, world)
+    trainer = Trainer(objective, optimizers, corpus, config, deepspeed, world, length)
     kept: dict[str, Any] = {"watched": {}, "stopped": None, "skipped": 0, "data": data}
     if resume:
         kept = continued(trainer, run, kept)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from distill.config import OptimizerConfig, TrainConfig
+from distill.data.batches import training_batch
 from distill.data.corpus import Corpus, TrajectoryCorpus
 from distill.runtime.world import World
 from distill.training.engine import Engine, micro_batch
@@ -75,6 +76,7 @@ class Trainer:
         config: TrainConfig,
         deepspeed: dict[str, Any] | None,
         world: World,
+        length: int,
     ):
         """Put the networks where they train.
 
@@ -82,20 +84,23 @@ class Trainer:
             optimizers: one a phase of the objective.
             corpus: real rows or trajectories, or None for objectives that need none.
             deepspeed: what DeepSpeed is told, or None where torch alone trains, see `deepspeed_section`.
+            length: tokens a row.
         """
         self.objective, self.corpus, self.config, self.world = objective, corpus, config, world
+        self.length = length
         self.micro, self.rows, self.done = micro_batch(config, world, objective.group), world.rows(config.batch), 0
         # kept on the CPU, but for when it is watched: a large one need not fit beside what trains
-        self._average = twin(objective.network("student")).cpu() if world.is_main else None  # type: ignore[arg-type]
+        self._average = twin(objective.student).cpu() if world.is_main else None
         self._average_of = -1
         self.engines: dict[str, Engine] = {
-            phase: start_engine(objective.network(phase), optimizers[phase], config, deepspeed, world)
+            phase: start_engine(objective.networks[phase], optimizers[phase], config, deepspeed, world)
             for phase in objective.phases
         }
         self.ema = Ema(self.engines["student"].masters(), config.ema)
         self.target = objective.target
-        if self.target is not None:
-            cast(self.target, getattr(torch, config.precision)).to(world.device)
+        for name, network in objective.networks.items():
+            if name not in objective.phases:
+                cast(network, getattr(torch, config.precision)).to(world.device)
 
     def __iter__(self) -> Iterator[Update]:
         while self.done < self.config.updates:
@@ -103,14 +108,14 @@ class Trainer:
 
     def update(self) -> Update:
         """Make the next update; all processes together."""
-        update, batch = self.done, None
-        if self.corpus is not None:
-            rows = [update * self.config.batch + row for row in self.rows]
-            batch = self.corpus.batch(self.config.seed, rows).to(self.world.device)
+        update = self.done
+        rows = [update * self.config.batch + row for row in self.rows]
+        mask_id = self.objective.student.spec.mask_id
+        batch = training_batch(self.corpus, self.config.seed, rows, self.length, mask_id, self.world.device)
         if self.objective.begin(update, self.config.updates):
             fill_average(self.target, self.ema, self.engines["student"])
         streams = RowStreams(self.config.seed, (update,), self.rows, self.world.device)
-        rollout = self.objective.rollout(batch, len(self.rows), streams)
+        rollout = self.objective.rollout(batch, streams)
         steps = {phase: self._step(phase, rollout) for phase in self.objective.phases}
         self.done += 1
         return Update(self.done, steps)

@@ -19,24 +19,22 @@ from distill.runtime.world import World
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
 
-TOLERANCE = 0.02  # of judge perplexity, where steps are reduced [own]
-
 
 class CollapseWatch:
     """Called by the loop; see `distill.training.loop.Watch`.
 
-    The best checkpoint is the one of lowest judge perplexity among those whose bigram entropy is at least
-    ``evaluate.entropy_floor`` of the teacher's at the same step count. Below ``evaluate.collapse`` of it the run stops.
+    The best checkpoint is the one that the objective ranks first (`ObjectiveConfig.ranks`) among those whose bigram
+    entropy is at least ``evaluate.entropy_floor`` of the teacher's at the same step count. Below ``evaluate.collapse``
+    of it the run stops.
 
     Attributes:
-        start: for runs that reduce steps, what the student started as. The best checkpoint is then the one that takes
-            the fewest passes, with a judge perplexity of at most 1 + `TOLERANCE` times the start's.
+        reference: what the objective ranks by comparison with, such as the student's start; see `Objective.reference`.
     """
 
-    start: Denoiser | None = None
+    reference: Denoiser | None = None
 
     def __init__(self, config: DistillConfig, teacher: Denoiser, tokenizer: PreTrainedTokenizerBase, world: World):
-        self.config, self.teacher, self.world = config.evaluate, teacher, world
+        self.config, self.objective, self.teacher, self.world = config.evaluate, config.objective, teacher, world
         self.together = config.teacher.placement == "sharded"  # its passes need all processes
         self.length, self.process = config.sequence_length, MaskedProcess(config.teacher.process)
         self.seed = config.train.seed
@@ -48,8 +46,8 @@ class CollapseWatch:
         """Measure on the main process; keep in ``state`` what a resumed run needs."""
         if "teacher" not in state and (self.world.is_main or self.together):
             state["teacher"] = self._figures(self.teacher)
-        if self.start is not None and "start" not in state and self.world.is_main:
-            state["start"] = self._figures(self.start)
+        if self.reference is not None and "start" not in state and self.world.is_main:
+            state["start"] = self._figures(self.reference)
         result = self._measure(update, average, state) if average is not None else None
         metrics, best, stopped, now = self.world.broadcast(result)
         state.update(now)
@@ -75,11 +73,8 @@ class CollapseWatch:
         teacher, student = state["teacher"], self._figures(average)
         kept = student["bigram_entropy"] / teacher["bigram_entropy"]
         best, stopped = False, None
-        rank, good = student["judge_perplexity"], kept >= self.config.entropy_floor
-        if self.start is not None:
-            rank = student["nfe"]
-            good = good and student["judge_perplexity"] <= (1 + TOLERANCE) * state["start"]["judge_perplexity"]
-        if good and rank < state.get("best", math.inf):
+        rank = self.objective.ranks(student, state.get("start"))
+        if kept >= self.config.entropy_floor and rank is not None and rank < state.get("best", math.inf):
             best, state["best"] = True, rank
         if kept < self.config.collapse:
             stopped = (
@@ -93,12 +88,12 @@ class CollapseWatch:
             f"({teacher['bigram_entropy']:.3f}){self._passes(student, state)}{', best so far' if best else ''}",
         )
         metrics = {f"watch/{k}": v for k, v in student.items()} | {f"watch/teacher_{k}": v for k, v in teacher.items()}
-        if self.start is not None:
+        if self.reference is not None:
             metrics |= {f"watch/start_{k}": v for k, v in state["start"].items()}
         return metrics, best, stopped, state
 
     def _passes(self, student: dict[str, float], state: dict[str, Any]) -> str:
-        if self.start is None:
+        if self.reference is None:
             return ""
         start = state["start"]
         return f", {student['nfe']:.1f} passes (start {start['nfe']:.1f}, perplexity {start['judge_perplexity']:.2f})"

@@ -37,20 +37,20 @@ class Poisoned(Objective):
     phases = ("student",)
 
     def __init__(self, loss_at=(), gradient_at=()):
-        self.denoiser, self.loss_at, self.gradient_at, self.update = Line(), loss_at, gradient_at, -1
+        self.student, self.loss_at, self.gradient_at, self.update = Line(), loss_at, gradient_at, -1
 
-    def network(self, phase):
-        return self.denoiser
-
-    def rollout(self, real, rows, randomness):
+    def rollout(self, batch, randomness):
         self.update += 1
-        return Ones(torch.ones(rows, 4))
+        return Ones(torch.ones(len(batch), 4))
+
+    def outline(self, canvas):
+        return Ones(torch.ones(len(canvas), 4))
 
     def count(self, phase, rollout):
         return torch.tensor(len(rollout.x))
 
     def loss(self, phase, rollout):
-        out = self.denoiser(Canvas.of(rollout.x, self.denoiser.spec.mask_id)).square().sum()
+        out = self.student(Canvas.of(rollout.x, self.student.spec.mask_id)).square().sum()
         if self.update in self.gradient_at:  # √x at 0: the value is 0, the slope infinite
             out = out + (out - out.detach()).sqrt()
         if self.update in self.loss_at:

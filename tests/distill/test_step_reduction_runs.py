@@ -14,6 +14,7 @@ from distill.config import DistillConfig, load_config
 from distill.models import open_student
 from distill.training.checkpoint import latest_checkpoint
 from distill.training.watch import CollapseWatch
+from objectives.step_reduction import StepReductionConfig
 from students.planner import PLANNER_FILE, PlannedDenoiser, load_planned
 from teachers.errors import UserError
 from tests.distill.runs import ROOT, RunFolder, distil_here
@@ -66,7 +67,7 @@ def test_watch_marks_the_fewest_passes_at_the_starts_perplexity():
     watch = object.__new__(CollapseWatch)
     watch.config = SimpleNamespace(entropy_floor=0.9, collapse=0.8, watch_steps=16)
     start = {"judge_perplexity": 10.0, "bigram_entropy": 5.0, "nfe": 16.0}
-    watch.start = object()
+    watch.objective, watch.reference = StepReductionConfig(), object()
     state, marked = {"teacher": start, "start": start}, []
     for perplexity, entropy, nfe in (
         (9.0, 5.0, 15.0), (10.3, 5.0, 9.0), (10.1, 5.0, 11.0), (9.0, 5.0, 12.0), (10.1, 4.4, 8.0),

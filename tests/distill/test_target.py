@@ -34,26 +34,27 @@ class Chasing(Poisoned):
 
     def __init__(self):
         super().__init__()
-        self.critic, self.target, self.seen = Line(), twin(self.denoiser), {}
+        self.critic, self.target, self.seen = Line(), twin(self.student), {}
 
-    def network(self, phase):
-        return self.critic if phase == "critic" else self.denoiser
+    @property
+    def networks(self):
+        return super().networks | {"critic": self.critic}
 
     def begin(self, update, updates):
         self.update = update
         return update in (2, 4)
 
-    def rollout(self, real, rows, randomness):
+    def rollout(self, batch, randomness):
         self.seen[self.update] = self.target.weights.detach().clone()
-        return Ones(torch.rand(rows, 4, generator=torch.Generator().manual_seed(self.update)))
+        return Ones(torch.rand(len(batch), 4, generator=torch.Generator().manual_seed(self.update)))
 
     def loss(self, phase, rollout):
-        canvas = Canvas.of(rollout.x, self.denoiser.spec.mask_id)
+        canvas = Canvas.of(rollout.x, self.student.spec.mask_id)
         if phase == "critic":
             return LossOutput(self.critic(canvas).square().sum())
         with torch.no_grad():
             goal = 2 * self.target(canvas)
-        return LossOutput((self.denoiser(canvas) - goal).square().sum())
+        return LossOutput((self.student(canvas) - goal).square().sum())
 
 
 def chase(folder, stage=1, updates=6, resume=False, precision="float32"):

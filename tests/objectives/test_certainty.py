@@ -10,6 +10,7 @@ from teachers.denoiser import DenoiserSpec
 from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
+from tests.batches import batch_of
 from tests.tabular import TabularDenoiser, all_patterns, all_sequences
 
 SHAPE = {
@@ -40,7 +41,7 @@ def rows_of(rows, length=LENGTH):
 
 def assert_splits_alike(objective, real, sizes=(8, 4, 1)):
     """One gradient, however a rollout is cut into micro-batches."""
-    rollout = objective.rollout(real, len(real), RowStreams(0, (0,), range(len(real))))
+    rollout = objective.rollout(batch_of(objective, real, len(real)), RowStreams(0, (0,), range(len(real))))
     gradients = []
     for size in sizes:
         objective.student.zero_grad()
@@ -72,16 +73,16 @@ def empirical_law(student, rows, states):
 def test_every_row_of_a_batch_is_masked_as_it_would_be_alone():
     """The released masking writes each row's block into all rows, so it is right at batch size 1 only."""
     objective, real = build(CertaintyConfig(block=4)), rows_of(8)
-    together = objective.rollout(real, 8, RowStreams(0, (0,), range(8)))
+    together = objective.rollout(batch_of(objective, real, 8), RowStreams(0, (0,), range(8)))
     for row in range(8):
-        alone = objective.rollout(real[row : row + 1], 1, RowStreams(0, (0,), [row]))
+        alone = objective.rollout(batch_of(objective, real[row : row + 1], 1), RowStreams(0, (0,), [row]))
         assert torch.equal(alone.canvases[0], together.canvases[row])
         assert torch.equal(alone.scored[0], together.scored[row])
 
 
 def test_two_canvases_share_a_block_between_them():
     objective, real = build(CertaintyConfig(block=4)), rows_of(400)
-    rollout = objective.rollout(real, 400, RowStreams(0, (1,), range(400)))
+    rollout = objective.rollout(batch_of(objective, real, 400), RowStreams(0, (1,), range(400)))
     first, second = rollout.scored.unbind(1)
     assert not (first & second).any()
     block = first | second
@@ -110,7 +111,7 @@ def test_loss_by_hand():
     """Per row: mean cross-entropy of its scored positions, and β times the mean tempered entropy where it is right."""
     config = CertaintyConfig(block=2, entropy_weight=1.5, temperature=0.5)
     objective, real = build_tabular(config), all_sequences(3, 3)[::3]
-    rollout = objective.rollout(real, 9, RowStreams(0, (2,), range(9)))
+    rollout = objective.rollout(batch_of(objective, real, 9), RowStreams(0, (2,), range(9)))
     total, right = 0.0, 0
     for row in range(9):
         for canvas in range(2):

@@ -16,6 +16,7 @@ from teachers.denoiser import DenoiserSpec
 from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
+from tests.batches import batch_of
 from tests.objectives.test_integral_kl import CONFIGS, LENGTH, VOCABULARY, real_rows, small_objective
 
 ROWS = 4
@@ -23,7 +24,7 @@ ROWS = 4
 
 def results(objective, phase, rollout):
     """Sum, metrics and gradients of a loss."""
-    network = objective.network(phase)
+    network = objective.networks[phase]
     network.zero_grad()
     out = objective.loss(phase, rollout)
     out.sum.backward()
@@ -34,7 +35,7 @@ def results(objective, phase, rollout):
 def assert_chunked_is_dense(monkeypatch, objective, phase, rollout, size):
     dense = results(objective, phase, rollout)
     heads = []
-    handle = objective.network("student").model.lm_head.register_forward_hook(lambda *_: heads.append(1))
+    handle = objective.networks["student"].model.lm_head.register_forward_hook(lambda *_: heads.append(1))
     monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", size * VOCABULARY)
     chunked = results(objective, phase, rollout)
     handle.remove()
@@ -50,7 +51,7 @@ def assert_chunked_is_dense(monkeypatch, objective, phase, rollout, size):
 @pytest.mark.parametrize("phase", ["critic", "student"])
 def test_integral_kl(monkeypatch, name, phase, size):
     objective = small_objective(CONFIGS[name])
-    rollout = objective.rollout(real_rows(ROWS), ROWS, RowStreams(0, (0,), range(ROWS)))
+    rollout = objective.rollout(batch_of(objective, real_rows(ROWS), ROWS), RowStreams(0, (0,), range(ROWS)))
     assert_chunked_is_dense(monkeypatch, objective, phase, rollout, size)
 
 
@@ -59,16 +60,16 @@ def test_integral_kl(monkeypatch, name, phase, size):
 def test_pretraining(monkeypatch, kind, size):
     model = small_objective(CONFIGS["default"]).student
     objective = MaskedElbo(model, MaskedProcess()) if kind == "elbo" else Autoregressive(model)
-    rollout = objective.rollout(real_rows(ROWS), ROWS, RowStreams(0, (0,), range(ROWS)))
+    rollout = objective.rollout(batch_of(objective, real_rows(ROWS), ROWS), RowStreams(0, (0,), range(ROWS)))
     assert_chunked_is_dense(monkeypatch, objective, "student", rollout, size)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_rollouts_are_the_same_in_chunks(monkeypatch, name):
     objective = small_objective(CONFIGS[name])
-    dense = objective.rollout(real_rows(8), 8, RowStreams(0, (1,), range(8)))
+    dense = objective.rollout(batch_of(objective, real_rows(8), 8), RowStreams(0, (1,), range(8)))
     monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 7 * VOCABULARY)
-    chunked = objective.rollout(real_rows(8), 8, RowStreams(0, (1,), range(8)))
+    chunked = objective.rollout(batch_of(objective, real_rows(8), 8), RowStreams(0, (1,), range(8)))
     for field, value in vars(dense).items():
         assert value is None or torch.equal(getattr(chunked, field), value), field
 
@@ -79,9 +80,9 @@ def test_passes_do_not_depend_on_the_data_and_an_empty_loss_is_a_connected_zero(
     """Passes and head calls are collective under ZeRO 3: a process without a masked position makes them too."""
     monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 7 * VOCABULARY)
     objective = small_objective(CONFIGS[name])
-    rollout = objective.rollout(real_rows(ROWS), ROWS, RowStreams(0, (0,), range(ROWS)))
+    rollout = objective.rollout(batch_of(objective, real_rows(ROWS), ROWS), RowStreams(0, (0,), range(ROWS)))
     calls = []
-    networks = {n: getattr(objective.network(n), "backbone", objective.network(n)) for n in ("student", "critic")}
+    networks = {n: getattr(objective.networks[n], "backbone", objective.networks[n]) for n in ("student", "critic")}
     for name, network in {**networks, "teacher": objective.teacher}.items():
         for module in (network.model.base_model, network.model.lm_head):
             module.register_forward_hook(lambda m, *_, name=name: calls.append((name, type(m).__name__)))
@@ -95,7 +96,7 @@ def test_passes_do_not_depend_on_the_data_and_an_empty_loss_is_a_connected_zero(
     assert calls == usual
     assert len(calls) > 0
     assert empty[0] == 0
-    gradients = [p.grad for p in objective.network(phase).parameters() if p.requires_grad and p.grad is not None]
+    gradients = [p.grad for p in objective.networks[phase].parameters() if p.requires_grad and p.grad is not None]
     assert gradients
     assert all((g == 0).all() for g in gradients)
 
@@ -142,8 +143,8 @@ def test_a_large_vocabulary_needs_memory_for_a_chunk_only(monkeypatch, phase):
     peaks = {}
     for name, at_once in (("chunked", size), ("dense", rows * length)):
         monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", at_once * vocabulary)
-        objective.network(phase).zero_grad()
-        rollout = objective.rollout(None, rows, RowStreams(0, (0,), range(rows)))
+        objective.networks[phase].zero_grad()
+        rollout = objective.rollout(batch_of(objective, None, rows), RowStreams(0, (0,), range(rows)))
         with PeakMemory() as memory:
             objective.loss(phase, rollout).sum.backward()
         peaks[name] = memory.peak / 4 / vocabulary  # in float32 rows of the vocabulary

@@ -10,6 +10,7 @@ from objectives.objective import Distillation
 from students.student import trainable_copy
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
+from tests.batches import batch_of
 from tests.tabular import TabularDenoiser, all_sequences
 
 MASK, LENGTH = 2, 2
@@ -63,7 +64,7 @@ def gradient(objective, law):
 def test_one_noise_gives_both_states():
     objective = build(TabularDenoiser(3, 2, 0), TabularDenoiser(3, 2, 1))
     real = torch.randint(2, (4000, 2), generator=torch.Generator().manual_seed(1))
-    drawn = objective.rollout(real, 4000, RowStreams(0, (0,), range(4000)))
+    drawn = objective.rollout(batch_of(objective, real, 4000), RowStreams(0, (0,), range(4000)))
     at_t, at_s = drawn.z_t == MASK, drawn.z_s == MASK
     assert not (at_s & ~at_t).any()
     assert torch.equal(drawn.z_t[~at_t], real[~at_t])
@@ -90,7 +91,7 @@ def test_loss_by_hand(divergence):
     teacher, student = TabularDenoiser(3, 2, 0), TabularDenoiser(3, 2, 1)
     objective = build(teacher, student, divergence=divergence, boundary=0.3)
     real = torch.randint(2, (8, 2), generator=torch.Generator().manual_seed(2))
-    drawn = objective.rollout(real, 8, RowStreams(0, (1,), range(8)))
+    drawn = objective.rollout(batch_of(objective, real, 8), RowStreams(0, (1,), range(8)))
     total, kinds = torch.zeros((), dtype=torch.float64), set()
     for z_t, z_s, x in zip(drawn.z_t, drawn.z_s, real, strict=True):
         for i in range(2):

@@ -11,6 +11,7 @@ from objectives.didi_instruct import DidiInstructConfig
 from objectives.regularisers import Regularisers
 from objectives.rollouts import OneMove, TwoMoves
 from teachers.randomness import RowStreams
+from tests.batches import batch_of
 from tests.objectives.test_integral_kl import MASK, real_rows, small_objective
 from tests.objectives.wiring import check_batch_split, check_phases_are_separate
 
@@ -49,13 +50,13 @@ def test_every_row_takes_an_update(row):
     check_batch_split(small_objective(config), real_rows(8))
     check_phases_are_separate(small_objective(config), real_rows(8))
     objective = small_objective(config)
-    rollout = objective.rollout(real_rows(8), 8, RowStreams(0, (0,), range(8)))
+    rollout = objective.rollout(batch_of(objective, real_rows(8), 8), RowStreams(0, (0,), range(8)))
     for phase in objective.phases:
-        optimizer = torch.optim.AdamW(objective.network(phase).parameters(), lr=1e-3)
-        before = [p.clone() for p in objective.network(phase).parameters()]
+        optimizer = torch.optim.AdamW(objective.networks[phase].parameters(), lr=1e-3)
+        before = [p.clone() for p in objective.networks[phase].parameters()]
         (objective.loss(phase, rollout).sum / objective.count(phase, rollout)).backward()
         optimizer.step()
-        after = list(objective.network(phase).parameters())
+        after = list(objective.networks[phase].parameters())
         assert all(p.isfinite().all() for p in after)
         assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
@@ -64,7 +65,9 @@ def test_time_is_coupled_from_the_row_that_says_so():
     """Rows 1 and 2 share the moves; the sample's masks follow τ in row 2 only."""
     correlations = []
     for config in rows()[1:3]:
-        rollout = small_objective(config.objective).rollout(real_rows(1200), 1200, RowStreams(0, (0,), range(1200)))
+        rollout = small_objective(config.objective).rollout(
+            batch_of(small_objective(config.objective), real_rows(1200), 1200), RowStreams(0, (0,), range(1200))
+        )
         shares = torch.stack([(x == MASK).float().mean(1) for x in (rollout.states[:, 1], rollout.fake)])
         correlations.append(float(torch.corrcoef(shares)[0, 1]))
         groups = rollout.weight.view(-1, 4)
@@ -75,7 +78,9 @@ def test_time_is_coupled_from_the_row_that_says_so():
 
 def test_weights_are_one_until_omega_and_pi_come():
     weights = [
-        small_objective(config.objective).rollout(real_rows(64), 64, RowStreams(0, (0,), range(64))).weight
+        small_objective(config.objective)
+        .rollout(batch_of(small_objective(config.objective), real_rows(64), 64), RowStreams(0, (0,), range(64)))
+        .weight
         for config in rows()
     ]
     for row in range(3):

@@ -15,6 +15,7 @@ from teachers.denoiser import DenoiserSpec
 from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
+from tests.batches import batch_of
 from tests.objectives.test_integral_kl import LENGTH, MASK, SHAPE, VOCABULARY, real_rows, small_objective
 from tests.objectives.wiring import check_batch_split, check_phases_are_separate, check_rows_stand_alone
 from tests.tabular import TabularDenoiser, all_patterns, all_sequences
@@ -74,7 +75,7 @@ def test_loss_by_hand():
     objective = tabular(DimoConfig(), teacher, student)
     with torch.no_grad():
         objective.ratio.network.table.add_(torch.randn(objective.ratio.network.table.shape).double())
-    rollout = objective.rollout(None, 6, RowStreams(0, (4,), range(6)))
+    rollout = objective.rollout(batch_of(objective, None, 6), RowStreams(0, (4,), range(6)))
     assert (rollout.weight == 1).all()
     total, random_positions = torch.zeros((), dtype=torch.float64), 0
     for z, fake in zip(rollout.states[:, 0], rollout.fake, strict=True):
@@ -165,7 +166,7 @@ def test_targets_carry_no_dropout_noise():
     shape = SHAPE | {"attention_dropout": 0.5}
     teacher = create_denoiser("qwen3", shape, DenoiserSpec(MASK, VOCABULARY, LENGTH)).requires_grad_(False).eval()
     objective = DimoConfig().build(Distillation(teacher, trainable_copy(teacher), MaskedProcess(), LENGTH, teacher))
-    rollout = objective.rollout(None, 4, RowStreams(0, (0,), range(4)))
+    rollout = objective.rollout(batch_of(objective, None, 4), RowStreams(0, (0,), range(4)))
     for phase in objective.phases:
         assert torch.equal(objective.loss(phase, rollout).sum, objective.loss(phase, rollout).sum)
 
@@ -173,7 +174,7 @@ def test_targets_carry_no_dropout_noise():
 def test_what_is_not_finite_is_not_hidden():
     """The released code replaces it by 0 and steps; the loop must see it, to skip and record the update."""
     objective = tabular(DimoConfig(), TabularDenoiser(4, 3, 0), TabularDenoiser(4, 3, 1))
-    rollout = objective.rollout(None, 4, RowStreams(0, (0,), range(4)))
+    rollout = objective.rollout(batch_of(objective, None, 4), RowStreams(0, (0,), range(4)))
     with torch.no_grad():
         objective.ratio.network.table.fill_(torch.nan)
     assert math.isnan(objective.loss("student", rollout).sum.detach())

@@ -12,6 +12,7 @@ from objectives.elbo import EditConfig, MaskedElbo, edited
 from teachers.denoiser import DenoiserSpec
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, uniform
+from tests.batches import batch_of
 from tests.tabular import TabularDenoiser
 
 LENGTH, VOCABULARY, MASK = 10, 40, 7
@@ -122,10 +123,10 @@ def test_edits_come_in_the_last_fifth_of_the_updates():
 def test_the_first_stage_is_the_plain_objective_and_the_second_only_adds():
     x0 = torch.randint(0, 3, (8, 3), generator=torch.Generator().manual_seed(0))
     plain, curriculum = objective(), objective(EditConfig(rate=0.9))
-    expected = plain.rollout(x0, 8, streams(8))
+    expected = plain.rollout(batch_of(plain, x0, 8), streams(8))
     for update, editing in ((0, False), (99, True)):
         curriculum.begin(update, 100)
-        rollout = curriculum.rollout(x0, 8, streams(8))
+        rollout = curriculum.rollout(batch_of(curriculum, x0, 8), streams(8))
         assert torch.equal(rollout.z, expected.z)
         assert torch.equal(rollout.t, expected.t)
         assert (rollout.edited is not None) == editing
@@ -139,7 +140,7 @@ def test_the_loss_by_hand():
     curriculum = objective(EditConfig(rate=0.9))
     curriculum.begin(99, 100)
     x0 = torch.randint(0, 3, (6, 3), generator=torch.Generator().manual_seed(1))
-    rollout = curriculum.rollout(x0, 6, streams(6))
+    rollout = curriculum.rollout(batch_of(curriculum, x0, 6), streams(6))
     assert (rollout.edited != x0).any()
     out = curriculum.loss("student", rollout)
     bound = undone = 0.0
@@ -162,7 +163,7 @@ def test_the_edit_loss_is_least_at_the_posterior():
     curriculum = objective(EditConfig(rate=0.9), length=2)
     curriculum.begin(99, 100)
     x0 = torch.randint(0, 3, (400, 2), generator=torch.Generator().manual_seed(2))
-    rollout = curriculum.rollout(x0, 400, streams(400))
+    rollout = curriculum.rollout(batch_of(curriculum, x0, 400), streams(400))
     table = curriculum.denoiser.table
     codes = (rollout.edited * torch.tensor([1, 4])).sum(1)
     with torch.no_grad():
@@ -182,8 +183,8 @@ def test_nothing_depends_on_how_rows_are_split():
     curriculum = objective(EditConfig(rate=0.9))
     curriculum.begin(99, 100)
     x0 = torch.randint(0, 3, (8, 3), generator=torch.Generator().manual_seed(0))
-    whole = curriculum.rollout(x0, 8, streams(8))
-    halves = [curriculum.rollout(x0[r], 4, streams(r)) for r in (range(4), range(4, 8))]
+    whole = curriculum.rollout(batch_of(curriculum, x0, 8), streams(8))
+    halves = [curriculum.rollout(batch_of(curriculum, x0[r], 4), streams(r)) for r in (range(4), range(4, 8))]
     for name in ("z", "t", "edited"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(half, name) for half in halves]))
     table = curriculum.denoiser.table

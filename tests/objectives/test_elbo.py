@@ -13,6 +13,7 @@ from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
+from tests.batches import batch_of
 
 TOKENS, L, MASK = 3, 3, 3
 SPEC = DenoiserSpec(mask_id=MASK, vocabulary=TOKENS + 1, max_length=L)
@@ -105,7 +106,7 @@ def test_the_estimate_from_rollouts_is_unbiased(schedule):
     p, rows = joint(), 3000
     objective = MaskedElbo(Tabular(exact_table(p)), MaskedProcess(schedule))
     x0 = torch.tensor([[0, 1, 2]]).repeat(rows, 1)
-    rollout = objective.rollout(x0, rows, RowStreams(0, (0,), range(rows)))
+    rollout = objective.rollout(batch_of(objective, x0, rows), RowStreams(0, (0,), range(rows)))
     pairs = torch.stack(
         [objective.loss("student", rollout.rows(slice(i, i + 2))).sum / 2 for i in range(0, rows, 2)]
     )  # rows of a pair are antithetic, so pairs are the independent units
@@ -176,7 +177,7 @@ def test_autoregressive_loss_equals_transformers():
     judge = tiny("causal", shift=True)
     x0 = torch.randint(0, 10, (4, 12), generator=torch.Generator().manual_seed(0))
     objective = Autoregressive(judge)
-    rollout = objective.rollout(x0, 4, RowStreams(0, (0,), range(4)))
+    rollout = objective.rollout(batch_of(objective, x0, 4), RowStreams(0, (0,), range(4)))
     ours = objective.loss("student", rollout).sum / objective.count("student", rollout)
     logits = judge.model(input_ids=x0).logits.clone()
     logits[..., 10] = -torch.inf  # the mask token is no text
@@ -191,7 +192,7 @@ def test_sums_and_counts_add_up_over_any_split(kind):
     model = tiny("full" if kind == "elbo" else "causal", shift=kind == "autoregressive")
     objective = MaskedElbo(model, MaskedProcess()) if kind == "elbo" else Autoregressive(model)
     x0 = torch.randint(0, 10, (8, 12), generator=torch.Generator().manual_seed(0))
-    rollout = objective.rollout(x0, 8, RowStreams(0, (0,), range(8)))
+    rollout = objective.rollout(batch_of(objective, x0, 8), RowStreams(0, (0,), range(8)))
 
     def results(parts):
         model.zero_grad()
@@ -216,8 +217,8 @@ def test_sums_and_counts_add_up_over_any_split(kind):
 def test_the_rollout_does_not_depend_on_how_rows_are_split_over_processes():
     objective = MaskedElbo(tiny("full", shift=False), MaskedProcess())
     x0 = torch.randint(0, 10, (8, 12), generator=torch.Generator().manual_seed(0))
-    whole = objective.rollout(x0, 8, RowStreams(3, (5,), range(8)))
-    halves = [objective.rollout(x0[r], 4, RowStreams(3, (5,), r)) for r in (range(4), range(4, 8))]
+    whole = objective.rollout(batch_of(objective, x0, 8), RowStreams(3, (5,), range(8)))
+    halves = [objective.rollout(batch_of(objective, x0[r], 4), RowStreams(3, (5,), r)) for r in (range(4), range(4, 8))]
     assert torch.equal(whole.z, torch.cat([h.z for h in halves]))
     assert torch.equal(whole.t, torch.cat([h.t for h in halves]))
     assert (whole.z == 10).any()
@@ -226,4 +227,6 @@ def test_the_rollout_does_not_depend_on_how_rows_are_split_over_processes():
 @pytest.mark.parametrize("make", [lambda m: MaskedElbo(m, MaskedProcess()), Autoregressive])
 def test_real_data_is_required(make):
     with pytest.raises(ValueError, match="needs real data"):
-        make(tiny("full", shift=False)).rollout(None, 2, RowStreams(0, (0,), range(2)))
+        make(tiny("full", shift=False)).rollout(
+            batch_of(make(tiny("full", shift=False)), None, 2), RowStreams(0, (0,), range(2))
+        )

@@ -10,6 +10,7 @@ from students.rollout import from_data
 from students.student import trainable_copy
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
+from tests.batches import batch_of
 from tests.objectives.test_integral_kl import MASK, real_rows, small_objective
 from tests.objectives.wiring import check_batch_split, check_phases_are_separate, check_rows_stand_alone
 from tests.tabular import TabularDenoiser, all_patterns, all_sequences
@@ -30,7 +31,7 @@ def tabular(seed=0):
 
 def tabular_rollout(objective, rows=12):
     real = torch.randint(0, V, (rows, L), generator=torch.Generator().manual_seed(3))
-    return objective.rollout(real, rows, RowStreams(0, (2,), range(rows)))
+    return objective.rollout(batch_of(objective, real, rows), RowStreams(0, (2,), range(rows)))
 
 
 def simplex(student, z, sample):
@@ -67,7 +68,7 @@ def test_gradient_is_that_of_the_difference_of_two_masked_losses():
 def test_weights_are_the_elbos_unclamped_and_times_are_independent():
     objective = small_objective(IdlmConfig())
     rows = 3000
-    rollout = objective.rollout(real_rows(rows), rows, RowStreams(0, (0,), range(rows)))
+    rollout = objective.rollout(batch_of(objective, real_rows(rows), rows), RowStreams(0, (0,), range(rows)))
     assert rollout.weight.min() >= 1
     assert rollout.weight.max() > 50  # 1/t, down to t = 1e-3
     shares = torch.stack([(x == MASK).float().mean(1) for x in (rollout.states[:, 0], rollout.fake)])
@@ -120,7 +121,7 @@ def test_relation_to_the_marginalised_gradient_by_enumeration():
     objective.ratio.network = auxiliary
     log_p = student.logits(torch.full((1, L), V))[0, :, :V].detach()
     law = log_p[torch.arange(L), X].sum(-1).exp()
-    rollout = objective.rollout(None, len(X), RowStreams(0, (0,), range(len(X))))
+    rollout = objective.rollout(batch_of(objective, None, len(X)), RowStreams(0, (0,), range(len(X))))
     rollout.sample = X
     expected = torch.zeros_like(student.table)
     for pattern in PATTERNS[1:]:
@@ -182,7 +183,9 @@ def test_soft_labels_are_the_sampled_ones_in_expectation():
     for targets in ("soft", "sampled"):
         config = IdlmConfig(ratio={"labels": targets})
         objective = config.build(Distillation(f, student, MaskedProcess(), L, f))
-        rollout = objective.rollout(torch.zeros(V, L, dtype=torch.long), V, RowStreams(0, (0,), range(V)))
+        rollout = objective.rollout(
+            batch_of(objective, torch.zeros(V, L, dtype=torch.long), V), RowStreams(0, (0,), range(V))
+        )
         rollout.states = torch.full((V, 1, L), V)
         rollout.revealed = torch.ones(V, 1, L, dtype=torch.bool)
         rollout.sample = torch.tensor([[0, token, 2] for token in range(V)])

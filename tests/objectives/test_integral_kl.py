@@ -15,6 +15,7 @@ from teachers.denoiser import DenoiserSpec
 from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
+from tests.batches import batch_of
 from tests.tabular import TabularDenoiser
 
 SHAPE = {
@@ -59,8 +60,8 @@ def real_rows(rows):
 def test_gradient_does_not_depend_on_how_the_batch_is_split(name, phase):
     """1×8 rows and 8 rows in micro-batches of the group: one gradient."""
     objective = small_objective(CONFIGS[name])
-    rollout = objective.rollout(real_rows(8), 8, RowStreams(0, (0,), range(8)))
-    network = objective.network(phase)
+    rollout = objective.rollout(batch_of(objective, real_rows(8), 8), RowStreams(0, (0,), range(8)))
+    network = objective.networks[phase]
     gradients = []
     for size in (8, objective.group):
         network.zero_grad()
@@ -76,12 +77,12 @@ def test_gradient_does_not_depend_on_how_the_batch_is_split(name, phase):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_each_phase_reaches_only_its_own_network(name):
     objective = small_objective(CONFIGS[name])
-    rollout = objective.rollout(real_rows(8), 8, RowStreams(0, (0,), range(8)))
+    rollout = objective.rollout(batch_of(objective, real_rows(8), 8), RowStreams(0, (0,), range(8)))
     for phase, other in (("critic", "student"), ("student", "critic")):
         objective.loss(phase, rollout).sum.backward()
-        assert all(p.grad is None for p in objective.network(other).parameters())
-        assert any(p.grad is not None for p in objective.network(phase).parameters())
-        objective.network(phase).zero_grad()
+        assert all(p.grad is None for p in objective.networks[other].parameters())
+        assert any(p.grad is not None for p in objective.networks[phase].parameters())
+        objective.networks[phase].zero_grad()
 
 
 def test_marginalised_loss_by_hand():
@@ -91,7 +92,7 @@ def test_marginalised_loss_by_hand():
     objective = config.build(Distillation(teacher, student, MaskedProcess(), 3, teacher))
     with torch.no_grad():
         objective.ratio.network.table.add_(torch.randn(objective.ratio.network.table.shape).double())
-    rollout = objective.rollout(None, 2, RowStreams(0, (4,), range(2)))
+    rollout = objective.rollout(batch_of(objective, None, 2), RowStreams(0, (4,), range(2)))
     total = torch.zeros((), dtype=torch.float64)
     for row in range(2):
         z, fake = rollout.states[row, 0], rollout.fake[row]
@@ -113,7 +114,7 @@ def test_score_function_loss_by_hand():
     )
     objective = small_objective(config)
     teacher, student = objective.teacher, objective.student
-    rollout = objective.rollout(real_rows(4), 4, RowStreams(0, (1,), range(4)))
+    rollout = objective.rollout(batch_of(objective, real_rows(4), 4), RowStreams(0, (1,), range(4)))
     corrupted = rollout.fake == MASK
     assert (corrupted == (rollout.real == MASK)).all()  # real and fake are corrupted alike
     odds = clamped_log_odds(objective.ratio.network(rollout.fake), 1e-6, 8.0)
@@ -141,7 +142,7 @@ def test_score_function_loss_by_hand():
 
 def test_published_weight_is_one_over_tau_over_the_density():
     objective = small_objective(DidiInstructConfig())
-    rollout = objective.rollout(real_rows(8), 8, RowStreams(0, (2,), range(8)))
+    rollout = objective.rollout(batch_of(objective, real_rows(8), 8), RowStreams(0, (2,), range(8)))
     tau = torch.linspace(0.02, 0.98, 200_001, dtype=torch.float64)
     candidates = (1 / tau).clamp(0.1, 10) / beta_density(tau, 2, 2)
     for weight in rollout.weight.double():
@@ -199,7 +200,7 @@ def test_training_brings_a_one_step_student_closer_to_its_teacher(config):
     teacher = TabularDenoiser(4, 3, seed=8, sharpness=2.0).requires_grad_(False)
     student = trainable_copy(teacher)
     objective = config.build(Distillation(teacher, student, MaskedProcess(), 3, teacher))
-    optimizers = {p: torch.optim.Adam(objective.network(p).parameters(), lr=0.02) for p in objective.phases}
+    optimizers = {p: torch.optim.Adam(objective.networks[p].parameters(), lr=0.02) for p in objective.phases}
 
     def divergence():
         """Any-order KL: average over orders of the sequence divergence, here in closed form over one order each."""
@@ -222,7 +223,7 @@ def test_training_brings_a_one_step_student_closer_to_its_teacher(config):
     with torch.no_grad():
         before = divergence()
     for update in range(60):
-        rollout = objective.rollout(None, 64, RowStreams(0, (update,), range(64)))
+        rollout = objective.rollout(batch_of(objective, None, 64), RowStreams(0, (update,), range(64)))
         for phase in objective.phases:
             optimizers[phase].zero_grad()
             (objective.loss(phase, rollout).sum / objective.count(phase, rollout)).backward()
@@ -238,7 +239,7 @@ def test_nested_corruption_hides_only_what_the_next_steps_could_have_revealed(ho
         IntegralKLConfig(corruption={"name": "nested", "horizon": horizon}, rollout={"steps": [4]})
     )
     rows = 4000
-    rollout = objective.rollout(None, rows, RowStreams(0, (3,), range(rows)))
+    rollout = objective.rollout(batch_of(objective, None, rows), RowStreams(0, (3,), range(rows)))
     state, masked = rollout.states[:, 0] == MASK, rollout.fake == MASK
     assert not (masked & ~state).any()  # the state's own context stays
     share = masked.sum() / state.sum()
@@ -258,7 +259,7 @@ def test_exact_share_replaces_the_auxiliary_denoiser():
     )
     teacher, student = TabularDenoiser(4, 3, 0), TabularDenoiser(4, 3, 1)
     objective = config.build(Distillation(teacher, student, MaskedProcess(), 3, teacher))
-    rollout = objective.rollout(None, 8, RowStreams(0, (4,), range(8)))
+    rollout = objective.rollout(batch_of(objective, None, 8), RowStreams(0, (4,), range(8)))
     before = objective.loss("student", rollout).sum
     with torch.no_grad():
         objective.ratio.network.table.zero_()

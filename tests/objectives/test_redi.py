@@ -12,6 +12,7 @@ from students.samplers import SAMPLERS
 from students.samplers.random_start import RandomStart
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
+from tests.batches import batch_of
 from tests.tabular import TabularDenoiser, all_sequences
 
 MASK, LENGTH = 2, 2
@@ -98,7 +99,7 @@ def test_pairs_have_the_enumerated_law_and_the_loss_its_minimum_at_the_minimiser
     objective = config.build(Distillation(target, student, MaskedProcess(), LENGTH, target))
     objective.begin(2, 3)
     objective.target = target
-    drawn = objective.rollout(None, rows, RowStreams(0, (0,), range(rows)))
+    drawn = objective.rollout(batch_of(objective, None, rows), RowStreams(0, (0,), range(rows)))
     place = 3 ** torch.arange(LENGTH)
     order = {int((s * place).sum()): a for a, s in enumerate(STARTS)}
     counts = torch.zeros_like(law)
@@ -125,7 +126,7 @@ def test_loss_by_hand():
     config = RediConfig(steps=2, random_share=0.5)
     objective = config.build(Distillation(student, student, MaskedProcess(), LENGTH, student))
     real = torch.randint(2, (6, 2), generator=torch.Generator().manual_seed(3))
-    drawn = objective.rollout(real, 6, RowStreams(0, (1,), range(6)))
+    drawn = objective.rollout(batch_of(objective, real, 6), RowStreams(0, (1,), range(6)))
     assert torch.equal(drawn.sample, real)  # the first round of random starts pairs them with data
     total = torch.zeros((), dtype=torch.float64)
     for z, x, undecided in zip(drawn.z, real, drawn.undecided, strict=True):

@@ -18,6 +18,7 @@ from objectives.representation_mmd import (
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
+from tests.batches import batch_of
 from tests.objectives.test_integral_kl import MASK, real_rows, small_objective
 from tests.objectives.wiring import check_batch_split, check_phases_are_separate, check_rows_stand_alone
 from tests.tabular import TabularDenoiser, all_sequences
@@ -142,7 +143,7 @@ def test_median_distance_by_hand():
 def test_loss_by_hand():
     """−1/G Σ_g A_g Σ_b Σ_{masked} log p_ν(x_gbi | z), with the advantages of the rollout."""
     objective = small_objective(RepresentationMmdConfig(sets=2, draws=2))
-    rollout = objective.rollout(real_rows(4), 4, RowStreams(0, (0,), range(4)))
+    rollout = objective.rollout(batch_of(objective, real_rows(4), 4), RowStreams(0, (0,), range(4)))
     assert (rollout.advantage.abs() > 0).any()
     torch.testing.assert_close(rollout.advantage[:, 0], rollout.reward[:, 0] - rollout.reward[:, 1])
     total = torch.zeros(())
@@ -213,7 +214,7 @@ def test_settings_that_do_not_fit_are_refused():
 def test_the_default_bandwidth_is_that_of_typical_rows_and_knows_neither_data_nor_draws():
     first, second = (small_objective(RepresentationMmdConfig()) for _ in range(2))
     assert first.bandwidth == second.bandwidth > 0
-    first.rollout(real_rows(8), 8, RowStreams(0, (0,), range(8)))
+    first.rollout(batch_of(first, real_rows(8), 8), RowStreams(0, (0,), range(8)))
     assert first.bandwidth == second.bandwidth
     features = first._features(real_rows(8))
     assert 0.5 < first.bandwidth / median_distance(features) < 2

@@ -11,6 +11,7 @@ from objectives.sdtt import SdttConfig
 from teachers import chunks
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
+from tests.batches import batch_of
 from tests.objectives.test_integral_kl import MASK, VOCABULARY, real_rows, small_objective
 from tests.tabular import TabularDenoiser
 
@@ -26,7 +27,7 @@ CONFIGS = {
 
 
 def rollout(objective, rows=8):
-    return objective.rollout(real_rows(rows), rows, RowStreams(0, (0,), range(rows)))
+    return objective.rollout(batch_of(objective, real_rows(rows), rows), RowStreams(0, (0,), range(rows)))
 
 
 def result(objective, drawn, size=8):
@@ -53,7 +54,7 @@ def test_neither_splits_nor_chunks_nor_other_rows_change_anything(name, monkeypa
     whole = result(objective, drawn)
     assert whole[0] > 0
     assert_close(result(objective, drawn, 1), whole)
-    few = objective.rollout(real_rows(8)[3:5], 2, RowStreams(0, (0,), range(3, 5)))
+    few = objective.rollout(batch_of(objective, real_rows(8)[3:5], 2), RowStreams(0, (0,), range(3, 5)))
     for field, value in vars(drawn).items():  # a row's draws are its own, whatever is beside it
         torch.testing.assert_close(getattr(few, field), value[3:5], rtol=1e-4, atol=1e-5)
     monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 7 * VOCABULARY)

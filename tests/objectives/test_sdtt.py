@@ -8,6 +8,7 @@ from objectives.objective import Distillation
 from objectives.sdtt import SdttConfig, SdttRollout, step_times, target_features
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
+from tests.batches import batch_of
 from tests.tabular import TabularDenoiser
 
 MASK = 3
@@ -61,7 +62,7 @@ def test_a_position_keeps_the_distribution_of_the_step_that_revealed_it():
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "mean_squared", "total_variation"])
 def test_loss_by_hand(divergence):
     o = objective(first_steps=4, divergence=divergence)
-    drawn = o.rollout(rows(6), 6, RowStreams(0, (2,), range(6)))
+    drawn = o.rollout(batch_of(o, rows(6), 6), RowStreams(0, (2,), range(6)))
     total, count = torch.zeros((), dtype=torch.float64), 0
     for z, theirs in zip(drawn.z, drawn.theirs, strict=True):
         for i in (z == MASK).nonzero().flatten():
@@ -126,7 +127,7 @@ def test_the_released_total_variation_is_ruled_by_the_improbable():
 def test_times_are_uniform_and_rows_keep_what_is_not_masked():
     o = objective(first_steps=1024)
     real = rows(3000)
-    drawn = o.rollout(real, 3000, RowStreams(0, (4,), range(3000)))
+    drawn = o.rollout(batch_of(o, real, 3000), RowStreams(0, (4,), range(3000)))
     assert float(drawn.t.mean()) == pytest.approx(0.5, abs=0.02)
     masked = drawn.z == MASK
     assert torch.equal(drawn.z[~masked], real[~masked])

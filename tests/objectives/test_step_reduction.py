@@ -29,6 +29,7 @@ from teachers.errors import UserError
 from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
+from tests.batches import batch_of
 from tests.students.test_planner import SHAPE, chance_of_commits, small_model
 from tests.tabular import TabularDenoiser, all_patterns, all_sequences
 
@@ -69,9 +70,9 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_does_not_depend_on_how_the_batch_is_split_and_each_phase_has_its_own_network(kind):
     objective = small_objective(**KINDS[kind])
-    rollout = objective.rollout(real_rows(8), 8, RowStreams(0, (0,), range(8)))
+    rollout = objective.rollout(batch_of(objective, real_rows(8), 8), RowStreams(0, (0,), range(8)))
     for phase in objective.phases:
-        network, gradients = objective.network(phase), []
+        network, gradients = objective.networks[phase], []
         for size in (8, 2):
             network.zero_grad()
             for start in range(0, 8, size):
@@ -79,7 +80,7 @@ def test_gradient_does_not_depend_on_how_the_batch_is_split_and_each_phase_has_i
                 (out.sum / objective.count(phase, rollout)).backward()
             gradients.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
             for other in set(objective.phases) - {phase}:
-                assert all(p.grad is None for p in objective.network(other).parameters())
+                assert all(p.grad is None for p in objective.networks[other].parameters())
         assert any(g.abs().max() > 0 for g in gradients[0])
         for one, many in zip(*gradients, strict=True):
             torch.testing.assert_close(one, many, rtol=1e-3, atol=1e-6)
@@ -88,7 +89,7 @@ def test_gradient_does_not_depend_on_how_the_batch_is_split_and_each_phase_has_i
     if kind == "planner alone":
         assert trained == {n for n, _ in objective.student.named_parameters() if n.startswith("planner.")}
     assert not any(p.requires_grad for p in objective.target.parameters())
-    parts = [objective.rollout(real_rows(8)[rows], 4, RowStreams(0, (0,), range(8)[rows])) for rows in
+    parts = [objective.rollout(batch_of(objective, real_rows(8)[rows], 4), RowStreams(0, (0,), range(8)[rows])) for rows in
              (slice(0, 4), slice(4, 8))]  # fmt: skip
     for name in ("states", "sample", "advantage"):
         whole = getattr(rollout, name)
@@ -189,7 +190,7 @@ def test_shared_draws_and_marginalised_verdicts_leave_the_planners_gradient_unbi
     bias = student.planner.out.bias
     per_update = []
     for update in range(30):
-        rollout = objective.rollout(None, 100, RowStreams(0, (update,), range(100)))
+        rollout = objective.rollout(batch_of(objective, None, 100), RowStreams(0, (update,), range(100)))
         per_update.append(torch.autograd.grad(objective.loss("student", rollout).sum / 100, bias)[0])
     found = torch.stack(per_update).squeeze(1)
     states, commits, samples, made = every_trajectory(objective, 2, 2, 2)
@@ -247,7 +248,7 @@ def test_own_path_charges_what_is_committed_at_once_and_not_how_far_the_teacher_
     for bias, alone in ((-50.0, True), (2.0, False)):
         with torch.no_grad():
             objective.student.planner.out.bias.fill_(bias)
-        rollout = objective.rollout(None, 8, RowStreams(0, (0,), range(8)))
+        rollout = objective.rollout(batch_of(objective, None, 8), RowStreams(0, (0,), range(8)))
         assert bool((rollout.commits.sum(-1) == 1).all()) == alone
         assert bool((rollout.verdict.abs() < 1e-6).all()) == (nothing and alone)
 
@@ -256,7 +257,7 @@ def test_kept_features_are_what_the_student_would_compute_again():
     objective = small_objective(**KINDS["planner alone"])
     with torch.no_grad():
         objective.student.planner.out.weight.normal_()
-    kept = objective.rollout(None, 8, RowStreams(0, (1,), range(8)))
+    kept = objective.rollout(batch_of(objective, None, 8), RowStreams(0, (1,), range(8)))
     again = replace(kept, features=None)
     torch.testing.assert_close(objective.loss("student", kept).sum, objective.loss("student", again).sum)
     found = AdaptiveTrajectory(kept.states, kept.commits, kept.sample, kept.steps, kept.features)
@@ -272,7 +273,7 @@ def test_kept_features_are_what_the_student_would_compute_again():
 
 def test_threshold_policy_scores_its_tokens_alone():
     objective = small_objective(**KINDS["threshold"], anchor_kl=0.5)
-    rollout = objective.rollout(None, 4, RowStreams(0, (1,), range(4)))
+    rollout = objective.rollout(batch_of(objective, None, 4), RowStreams(0, (1,), range(4)))
     expected, student, target = torch.zeros(()), objective.student, objective.target
     for row in range(4):
         gain, away = 0.0, 0.0
@@ -317,7 +318,7 @@ def test_surrogate_is_the_mean_inverse_edit_distance():
 
 def test_length_goes_from_surrogate_to_passes_and_its_weight_rises():
     objective = small_objective(surrogate=0.5, length_warmup=0.2, length_weight=0.4)
-    rollout = objective.rollout(None, 4, RowStreams(0, (3,), range(4)))
+    rollout = objective.rollout(batch_of(objective, None, 4), RowStreams(0, (3,), range(4)))
     steps, surrogate = objective.start(torch.device("cpu"))
     lengths = mean_inverse_distance(rollout.states, MASK, rollout.steps) / surrogate
     for update, share in ((0, 0.0), (25, 0.5), (50, 1.0), (90, 1.0)):
@@ -331,7 +332,7 @@ def test_length_goes_from_surrogate_to_passes_and_its_weight_rises():
     worth = None
     for update, weight in ((0, 0.0), (60, 0.4)):
         objective.begin(update, 100)
-        found = objective.rollout(None, 4, RowStreams(0, (3,), range(4)))
+        found = objective.rollout(batch_of(objective, None, 4), RowStreams(0, (3,), range(4)))
         paid = found.advantage + weight * advantage_to_go(objective.cost(found), found.steps, 2)
         worth = paid if worth is None else worth
         torch.testing.assert_close(paid, worth)
@@ -373,7 +374,7 @@ def test_judge_scores_left_to_right_and_must_fit(tmp_path):
     create_denoiser("qwen3", SHAPE, spec).save(tmp_path / "judge")
     small_model().save(tmp_path / "denoiser")
     objective = small_objective(verifier="judge", judge=str(tmp_path / "judge"))
-    rollout = objective.rollout(None, 2, RowStreams(0, (0,), range(2)))
+    rollout = objective.rollout(batch_of(objective, None, 2), RowStreams(0, (0,), range(2)))
     expected = objective.judge.logits(rollout.sample)[:, 1:].gather(-1, rollout.sample[:, 1:, None]).mean((1, 2))
     torch.testing.assert_close(rollout.verdict, expected.double(), rtol=1e-4, atol=1e-5)
     changed = rollout.sample.clone()
@@ -407,7 +408,7 @@ def test_planner_learns_to_hurry_where_tokens_are_independent_and_only_there(cop
     verdicts = []
     for update in range(40):
         objective.begin(update, 40)
-        rollout = objective.rollout(None, 64, RowStreams(0, (update,), range(64)))
+        rollout = objective.rollout(batch_of(objective, None, 64), RowStreams(0, (update,), range(64)))
         optimizer.zero_grad()
         (objective.loss("student", rollout).sum / 64).backward()
         optimizer.step()

@@ -9,6 +9,7 @@ from objectives.constrained_order import ConstrainedOrderConfig, state_before
 from objectives.t3d import T3DConfig, T3DRollout, ddo, path_weights, round_starts
 from objectives.trajectory import TrajectoryConfig, last_unmasked, unmasking_rank
 from teachers.randomness import RowStreams
+from tests.batches import batch_of
 from tests.objectives.test_certainty import (
     LENGTH,
     MASK,
@@ -57,7 +58,7 @@ def test_the_share_of_masks_is_exact_whatever_the_order_and_the_window():
     """The released code reads the window's pattern off the state after start + unmasked steps, of another share."""
     config = TrajectoryConfig(smallest_ratio=(0.5, 0.5), largest_ratio=0.5, window=(4, 4))
     objective, real = build(config), trajectories(200)
-    rollout = objective.rollout(real, 200, RowStreams(0, (0,), range(200)))
+    rollout = objective.rollout(batch_of(objective, real, 200), RowStreams(0, (0,), range(200)))
     hidden, window = rollout.scored[:, 0], rollout.scored.any(1)
     assert torch.equal(hidden.sum(1), window.sum(1) // 2)
     order = real[:, 1]
@@ -83,11 +84,11 @@ def test_curricula_are_functions_of_the_update():
         seen.append((objective.smallest_ratio, objective.window))
     assert seen == [(0.0, 4), (0.4, 6), (0.8, 8), (0.4, 6)]
     objective.begin(10, 11)
-    rollout = objective.rollout(trajectories(50, 16), 50, RowStreams(0, (0,), range(50)))
+    rollout = objective.rollout(batch_of(objective, trajectories(50, 16), 50), RowStreams(0, (0,), range(50)))
     assert (rollout.scored.any(1).sum(1) == 8).all()
     assert (rollout.scored[:, 0].sum(1) == 7).all()  # ⌈0.8 · 8⌉
     objective.begin(0, 11)
-    rollout = objective.rollout(trajectories(200, 16), 200, RowStreams(0, (0,), range(200)))
+    rollout = objective.rollout(batch_of(objective, trajectories(200, 16), 200), RowStreams(0, (0,), range(200)))
     assert set(rollout.scored[:, 0].sum(1).tolist()) == {1, 2, 3, 4}
     objective.begin(0, 1)  # a run of a single update
 
@@ -95,7 +96,10 @@ def test_curricula_are_functions_of_the_update():
 def test_one_canvas_without_the_complement():
     objective, both = build(TrajectoryConfig(complement=False)), build(TrajectoryConfig())
     real, streams = trajectories(8), [RowStreams(0, (0,), range(8)) for _ in range(2)]
-    one, two = objective.rollout(real, 8, streams[0]), both.rollout(real, 8, streams[1])
+    one, two = (
+        objective.rollout(batch_of(objective, real, 8), streams[0]),
+        both.rollout(batch_of(both, real, 8), streams[1]),
+    )
     assert one.canvases.shape == (8, 1, LENGTH)
     assert torch.equal(one.canvases[:, 0], two.canvases[:, 0])
 
@@ -110,7 +114,7 @@ def test_ratios_out_of_range():
 
 def test_t3d_hides_the_last_unmasked_where_the_released_code_hides_the_first():
     objective, real = build(T3DConfig(ratios=[0.5])), trajectories(20)
-    rollout = objective.rollout(real, 20, RowStreams(0, (0,), range(20)))
+    rollout = objective.rollout(batch_of(objective, real, 20), RowStreams(0, (0,), range(20)))
     assert torch.equal(rollout.masked, real[:, 1] >= LENGTH // 2)
     assert torch.equal(rollout.z, torch.where(rollout.masked, MASK, real[:, 0]))
     assert torch.equal(rollout.guess[~rollout.masked], real[:, 0][~rollout.masked])
@@ -120,7 +124,7 @@ def test_t3d_hides_the_last_unmasked_where_the_released_code_hides_the_first():
 
 def test_t3d_draws_ratios_in_proportion_to_their_power():
     objective, real = build(T3DConfig(ratios=[1.0, 0.5], exponent=2.0)), trajectories(2000)
-    rollout = objective.rollout(real, 2000, RowStreams(0, (0,), range(2000)))
+    rollout = objective.rollout(batch_of(objective, real, 2000), RowStreams(0, (0,), range(2000)))
     share = rollout.masked.double().mean(1)
     assert set(share.tolist()) == {1.0, 0.5}
     assert abs(float((share == 1).double().mean()) - 0.8) < 0.03
@@ -146,7 +150,7 @@ def test_t3d_loss_by_hand():
         objective.target.table.add_(torch.randn(objective.target.table.shape, generator=torch.manual_seed(2)))
     x = all_sequences(3, 3)[::4]
     real = torch.stack([x, orders(len(x), 3)], 1)
-    rollout = objective.rollout(real, len(x), RowStreams(0, (0,), range(len(x))))
+    rollout = objective.rollout(batch_of(objective, real, len(x)), RowStreams(0, (0,), range(len(x))))
     total = 0.0
     for row in range(len(x)):
         z, masked = rollout.z[row], rollout.masked[row]
@@ -204,7 +208,7 @@ def test_t3d_ratios_out_of_range():
 def test_states_of_a_trajectory_are_equally_likely():
     objective, real = build(ConstrainedOrderConfig()), trajectories(4000, at_once=3)
     assert (objective.needs, objective.candidates) == ("trajectories", 4)
-    rollout = objective.rollout(real, 4000, RowStreams(0, (0,), range(4000)))
+    rollout = objective.rollout(batch_of(objective, real, 4000), RowStreams(0, (0,), range(4000)))
     hidden = rollout.scored[:, 0]
     assert torch.equal(rollout.canvases[:, 0], torch.where(hidden, MASK, real[:, 0]))
     first = real[:, 1].masked_fill(~hidden, LENGTH).amin(1)
@@ -219,7 +223,7 @@ def test_constrained_order_loss_by_hand(weight):
     objective = build_tabular(ConstrainedOrderConfig(weight=weight))
     x = all_sequences(3, 3)[::5]
     real = torch.stack([x, orders(len(x), 3)], 1)
-    rollout = objective.rollout(real, len(x), RowStreams(0, (0,), range(len(x))))
+    rollout = objective.rollout(batch_of(objective, real, len(x)), RowStreams(0, (0,), range(len(x))))
     total = 0.0
     for row in range(len(x)):
         z, masked = rollout.canvases[row, 0], rollout.scored[row, 0]

@@ -3,6 +3,7 @@
 import torch
 
 from teachers.randomness import RowStreams
+from tests.batches import batch_of
 
 
 @torch.no_grad()
@@ -10,16 +11,16 @@ def shake(objective):
     """Move every network a little: a critic that is still the teacher rewards nothing, and all gradients are 0."""
     generator = torch.Generator().manual_seed(1)
     for phase in objective.phases:
-        for p in objective.network(phase).parameters():
+        for p in objective.networks[phase].parameters():
             p.add_(0.02 * torch.randn(p.shape, generator=generator))
 
 
 def check_batch_split(objective, real, rows=8):
     """1×8 rows and 8 rows in micro-batches of the group: one gradient, in every phase."""
     shake(objective)
-    rollout = objective.rollout(real, rows, RowStreams(0, (0,), range(rows)))
+    rollout = objective.rollout(batch_of(objective, real, rows), RowStreams(0, (0,), range(rows)))
     for phase in objective.phases:
-        network, gradients = objective.network(phase), []
+        network, gradients = objective.networks[phase], []
         for size in (rows, objective.group):
             network.zero_grad()
             for start in range(0, rows, size):
@@ -34,8 +35,10 @@ def check_batch_split(objective, real, rows=8):
 
 def check_rows_stand_alone(objective, real, rows=8):
     """A rollout of half the rows is half the rollout: nothing depends on which process holds a row."""
-    whole = objective.rollout(real, rows, RowStreams(0, (1,), range(rows)))
-    half = objective.rollout(real[rows // 2 :], rows // 2, RowStreams(0, (1,), range(rows // 2, rows)))
+    whole = objective.rollout(batch_of(objective, real, rows), RowStreams(0, (1,), range(rows)))
+    half = objective.rollout(
+        batch_of(objective, real[rows // 2 :], rows // 2), RowStreams(0, (1,), range(rows // 2, rows))
+    )
     for name, value in vars(whole).items():
         if value is not None:
             torch.testing.assert_close(value[rows // 2 :], getattr(half, name), rtol=1e-4, atol=1e-5)
@@ -43,10 +46,10 @@ def check_rows_stand_alone(objective, real, rows=8):
 
 def check_phases_are_separate(objective, real, rows=8):
     """Each phase gives gradients to its own network, and to no other, nor to the teacher."""
-    rollout = objective.rollout(real, rows, RowStreams(0, (0,), range(rows)))
+    rollout = objective.rollout(batch_of(objective, real, rows), RowStreams(0, (0,), range(rows)))
     for phase in objective.phases:
         objective.loss(phase, rollout).sum.backward()
         for other in objective.phases:
-            reached = [p for p in objective.network(other).parameters() if p.grad is not None]
+            reached = [p for p in objective.networks[other].parameters() if p.grad is not None]
             assert bool(reached) == (other == phase)
-            objective.network(other).zero_grad()
+            objective.networks[other].zero_grad()

@@ -19,6 +19,7 @@ from teachers.errors import UserError
 from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
+from tests.batches import batch_of
 
 SHAPE = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -379,7 +380,7 @@ def test_losses_are_those_of_merged_networks(config, student_adapter):
     teacher = make_teacher()
     student = trainable_copy(teacher) if student_adapter is None else AdaptedDenoiser(teacher, student_adapter)
     adapted = config.build(Distillation(teacher, move(student, 0.03), MaskedProcess(), LENGTH, teacher))
-    critic = move(adapted.network("critic"), 0.03)
+    critic = move(adapted.networks["critic"], 0.03)
     bare = plain_copy(teacher)
     apart = config.build(Distillation(bare, merged(student), MaskedProcess(), LENGTH, bare))
     if isinstance(critic, Discriminator):
@@ -388,10 +389,10 @@ def test_losses_are_those_of_merged_networks(config, student_adapter):
     else:
         apart.ratio.network = merged(critic)
     real = torch.randint(2, VOCABULARY, (4, LENGTH))
-    rollouts = [o.rollout(real, 4, RowStreams(0, (0,), range(4))) for o in (adapted, apart)]
+    rollouts = [o.rollout(batch_of(o, real, 4), RowStreams(0, (0,), range(4))) for o in (adapted, apart)]
     assert torch.equal(rollouts[0].sample, rollouts[1].sample)
     for phase in ("critic", "student"):
         one, other = (o.loss(phase, r).sum for o, r in zip((adapted, apart), rollouts, strict=True))
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
         one.backward()
-        assert all(p.grad is not None for p in adapted.network(phase).parameters())
+        assert all(p.grad is not None for p in adapted.networks[phase].parameters())
