@@ -132,7 +132,7 @@ class Interleaved(Objective):
             self.loop_watch.close()
         streams = RowStreams(
             self.config.train.seed, (self.update,), range(len(batch))
-        )  # as the loop's: the same passes
+        )  # as the loop
         with self.bare_watch.part("total"):
             bare_update(self.bare, batch, streams, self.bare_watch)
         self.bare_watch.close()

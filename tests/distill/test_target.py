@@ -150,7 +150,7 @@ def test_an_adapters_target_is_an_adapter(tmp_path):
 )
 def test_the_others_run_too(objective, tmp_path):
     overrides = [*SDTT[1:], f"objective={objective}", "train.updates=2", "train.micro_batch=2"]
-    run = here(tmp_path / "run", *overrides, "evaluate.sampler={name: random_start, random_share: 0.5}")
+    run = here(tmp_path / "run", *overrides, "sampler={name: random_start, random_share: 0.5}")
     lines = [line for line in run.read_metrics() if "student/loss" in line]
     assert len(lines) == 2
     assert all(line["student/loss"] > 0 and line["student/grad_norm"] > 0 for line in lines)

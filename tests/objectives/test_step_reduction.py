@@ -89,8 +89,10 @@ def test_gradient_does_not_depend_on_how_the_batch_is_split_and_each_phase_has_i
     if kind == "planner alone":
         assert trained == {n for n, _ in objective.student.named_parameters() if n.startswith("planner.")}
     assert not any(p.requires_grad for p in objective.target.parameters())
-    parts = [objective.rollout(batch_of(objective, real_rows(8)[rows], 4), RowStreams(0, (0,), range(8)[rows])) for rows in
-             (slice(0, 4), slice(4, 8))]  # fmt: skip
+    parts = [
+        objective.rollout(batch_of(objective, real_rows(8)[rows], 4), RowStreams(0, (0,), range(8)[rows]))
+        for rows in (slice(0, 4), slice(4, 8))
+    ]
     for name in ("states", "sample", "advantage"):
         whole = getattr(rollout, name)
         torch.testing.assert_close(torch.cat([getattr(part, name) for part in parts]), whole, rtol=1e-4, atol=1e-5)
