@@ -130,9 +130,7 @@ class Interleaved(Objective):
         if self.update:
             self.loop_watch.parts["total"] = time.perf_counter() - self.since
             self.loop_watch.close()
-        streams = RowStreams(
-            self.config.train.seed, (self.update,), range(len(batch))
-        )  # as the loop
+        streams = RowStreams(self.config.train.seed, (self.update,), range(len(batch)))  # as the loop
         with self.bare_watch.part("total"):
             bare_update(self.bare, batch, streams, self.bare_watch)
         self.bare_watch.close()

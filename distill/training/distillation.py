@@ -25,7 +25,6 @@ from distill.training.placement import place_teacher
 from distill.training.trainer import Trainer
 from distill.training.watch import CollapseWatch
 from objectives.objective import Objective
-from objectives.step_reduction import StepReduction
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 
@@ -92,7 +91,8 @@ def in_memory(config: DistillConfig, networks: Networks, world: World) -> Traine
     objective = build_objective(config, networks)
     place_teacher(networks.teacher, config.teacher, config.train, world, Path("offload"))
     rows = training_rows(objective, config, networks.teacher, corpus, None, world)
-    return Trainer(objective, optimizers(config, objective), rows, config.train, None, world)
+    trained = optimizers(config, objective)
+    return Trainer(objective, trained, rows, config.train, None, world, config.sequence_length)
 
 
 def in_run_folder(
@@ -127,8 +127,8 @@ def in_run_folder(
 
     create_run(run, config, networks.tokenizer, world, resume)
     objective = build_objective(config, networks)
-    if watch is not None and isinstance(objective, StepReduction):
-        watch.start = objective.target
+    if watch is not None:
+        watch.reference = objective.reference
     place_teacher(networks.teacher, config.teacher, config.train, world, run.path / "offload")
     data = corpus.identity() if corpus is not None and objective.needs != "nothing" and not allow_changes else None
     rows = training_rows(objective, config, networks.teacher, corpus, run, world)
