@@ -10,9 +10,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, field_va
 from distill.config.deepspeed import check_deepspeed
 from objectives import DISTILLERS
 from objectives.elbo import EditConfig
-from objectives.objective import Surroundings
+from objectives.objective import ObjectiveConfig, Surroundings
 from students.adapters import AdapterConfig
-from students.samplers import SAMPLERS, Ancestral
+from students.samplers import SAMPLERS, Ancestral, Sampler
 from teachers.process import Schedule
 from teachers.section import Section
 from teachers.source import check_trust, parse_source

@@ -17,6 +17,7 @@ from distill.training.watch import CollapseWatch
 from objectives.step_reduction import StepReductionConfig
 from students.planner import PLANNER_FILE, PlannedDenoiser, load_planned
 from teachers.errors import UserError
+from teachers.families import resolve
 from tests.distill.runs import ROOT, RunFolder, distil_here
 
 QUICK = [
@@ -49,7 +50,7 @@ def test_run_resumes_and_exports_with_its_planner(tmp_path):
 
     student = open_student(whole.path)
     assert isinstance(student.denoiser, PlannedDenoiser)
-    bundled = load_planned("bundled:teacher")
+    bundled = load_planned(resolve("bundled:teacher"))
     for p, q in zip(student.denoiser.inner.parameters(), bundled.parameters(), strict=True):
         assert torch.equal(p, q), "only the planner was to train"
     exported = planner_of(export_command(whole.path, tmp_path / "export", steps=3))
