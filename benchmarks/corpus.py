@@ -109,9 +109,8 @@ def main() -> None:
         return
     given.folder.mkdir(parents=True, exist_ok=True)
     text = given.text or made_up(given.folder, given.tokens, given.tokenizer)
-    print(
-        f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {text}: {text.stat().st_size / 1e9:.3f} GB, tokenizer {given.tokenizer}, rows of {LENGTH}"
-    )
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, tokenizer {given.tokenizer}, rows of {LENGTH}")
+    print(f"{text}: {text.stat().st_size / 1e9:.3f} GB", flush=True)
     for processes in given.processes:
         for run, batches in (("first", 1), ("second", 1), ("thousand batches", BATCHES)):
             figures = in_a_new_process(given.folder, f"cache-{processes}", text, given.tokenizer, processes, batches)
