@@ -191,7 +191,9 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run or a model folder.")],
     out: Annotated[Path, typer.Option(help="A new folder for the checkpoint.")],
     compress: Annotated[str | None, typer.Option(help="int8, or nothing for float32.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps written into generation_config.json.")] = 8,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps it is meant for [default: 8, or fewer for fewer tokens].")
+    ] = None,
 ) -> None:
     """Write a folder that stock transformers loads, with a model card."""
     from distill.commands.export import export_command

@@ -15,6 +15,7 @@ from teachers.errors import UserError
 from teachers.families import resolve
 from teachers.files import publish
 from teachers.process import Schedule
+from teachers.quiet import quiet_transformers
 from teachers.vocabulary import read_tokenizer
 
 LARGEST_KL = 0.01  # nats a position between the export and the student; int8 measures 1e-4 or less [own]
@@ -86,10 +87,13 @@ def check_export(
     canvas = _half_masked(denoiser.spec).to(denoiser.device)
     checkpoint = resolve(str(folder))
     try:
-        expected, found = checkpoint.family.written_logits(denoiser, checkpoint, canvas)
-        words = read_tokenizer(folder)
+        with quiet_transformers():  # it reports weights that do not fit in dozens of lines
+            expected, found = checkpoint.family.written_logits(denoiser, checkpoint, canvas)
+            words = read_tokenizer(folder)
     except Exception as error:  # whatever the reason, the folder is of no use to anybody
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        if "report" in reason:  # the one that is kept from being printed
+            reason = "its class reads weights of another layout than was written"
         raise UserError(
             f"the export does not load as {checkpoint.family.title} ({reason}); this architecture can not be exported"
             + (", or try without --compress" if compress else "")

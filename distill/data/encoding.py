@@ -28,10 +28,10 @@ PIECE = 1 << 16
 WINDOW = 256
 """Characters on either side of a cut that are tokenized to see whether it changes anything [own]."""
 TRIES = 8
-BATCH = 1 << 20
-"""Characters that a process gets at a time [own]."""
-WORTH_IT = 4
-"""Batches from which on other processes are started: each takes a fifth of a second to begin."""
+BATCH = 1 << 18
+"""Characters that a process gets at a time: a token of a byte each, they take a hundred megabytes there [own]."""
+WORTH_IT = 16
+"""Batches from which on other processes are started: each takes a fifth of a second to begin [own]."""
 
 
 @dataclass(frozen=True)

@@ -129,8 +129,8 @@ def _folder_files(folder: Path, config: DataConfig) -> list[Path]:
     inside = sorted(p for p in folder.rglob("*") if not any(n.startswith(".") for n in p.relative_to(folder).parts))
     files = [p for p in inside if p.suffix.lower() in KINDS and p.name.lower() not in NOT_DATA and p.is_file()]
     card = _card(folder)
-    has_splits = _all_of_splits(files, folder)
-    if has_splits or (card is not None and any(p.suffix.lower() != ".md" for p in files)):
+    has_card = card is not None and any(p.suffix.lower() != ".md" for p in files)
+    if has_card or _all_of_splits(files, folder):
         return _split_files(folder, card or {}, config)
     for path in inside:
         if path.suffix.lower() in IN_FOLDERS:

@@ -187,9 +187,9 @@ def test_an_export_that_does_not_reload_leaves_no_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(compress="int9"), r"--compress 'int9' is unknown; did you mean 'int8'\?; allowed are int8"),
-        (dict(steps=0), "--steps 0 is outside 1 to 12"),
-        (dict(steps=13), "--steps 13 is outside 1 to 12"),
+        (dict(compress="int9"), r"compress 'int9' is unknown; did you mean 'int8'\?; allowed are int8"),
+        (dict(steps=0), "steps 0 is outside 1 to 12"),
+        (dict(steps=13), "steps 13 is outside 1 to 12"),
         (dict(run="nowhere"), "does not exist"),
         (dict(run="."), "neither a run folder"),
         (dict(run="young"), "no checkpoint yet"),
@@ -206,3 +206,26 @@ def test_mistakes_are_named_and_nothing_is_written(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         export_command(tmp_path / arguments["run"], tmp_path / "out", arguments["compress"], arguments["steps"])
     assert not (tmp_path / "out").exists()
+
+
+def test_an_architecture_that_int8_does_not_cover_is_refused_in_one_line(tmp_path, capfd):
+    """Its experts are no linear layers; transformers would tell so in thirty lines."""
+    _, tokenizer = make_denoiser()
+    spec = DenoiserSpec(tokenizer.mask_token_id, len(tokenizer), 16, tokenizer.eos_token_id)
+    shape = {key: value for key, value in SHAPE.items() if key != "head_dim"} | {"num_local_experts": 2}
+    create_denoiser("mixtral", shape, spec).save(tmp_path / "mixtral")
+    tokenizer.save_pretrained(tmp_path / "mixtral")
+    capfd.readouterr()
+    with pytest.raises(UserError, match="weights of another layout than was written.*or try without --compress"):
+        export_command(tmp_path / "mixtral", tmp_path / "out", "int8")
+    assert "REPORT" not in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_default_of_steps_is_a_cap(tmp_path):
+    _, tokenizer = make_denoiser()
+    spec = DenoiserSpec(tokenizer.mask_token_id, len(tokenizer), 4, tokenizer.eos_token_id)
+    create_denoiser("qwen3", dict(SHAPE), spec).save(tmp_path / "short")
+    tokenizer.save_pretrained(tmp_path / "short")
+    folder = export_command(tmp_path / "short", tmp_path / "out")
+    assert json.loads((folder / "generation_config.json").read_text())["max_denoising_steps"] == 4

@@ -1,0 +1,82 @@
+"""Measuring: quality against step count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.config import EvaluateConfig
+from distill.config.overrides import validate
+from distill.config.precision import faster_precision
+from distill.evaluation.reference import heldout_text
+from distill.evaluation.results import Evaluation
+from distill.evaluation.subject import Subject
+from distill.runtime.world import World, local_device
+from fewstep.models import Model
+from fewstep.quiet import quiet
+from students.samplers import Sampler
+from teachers.errors import UserError
+from teachers.process import MaskedProcess
+
+
+def evaluate(
+    student: Model | None,
+    teacher: Model | None = None,
+    judge: str | Path = "bundled:judge",
+    steps: Sequence[int] | None = None,
+    samples: int | None = None,
+    data: str | Path | None = None,
+    length: int | None = None,
+    sampler: Sampler | str | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> Evaluation:
+    """Measure perplexity and entropy against step count, on this process.
+
+    >>> evaluation = fewstep.evaluate(student, teacher, steps=[4, 8], samples=256)  # doctest: +SKIP
+    >>> print(evaluation.table())  # doctest: +SKIP
+    >>> evaluation.plot().savefig("evaluation.png")  # doctest: +SKIP
+    >>> evaluation.save("results")  # doctest: +SKIP
+
+    Args:
+        student, teacher: one may be None.
+        judge: the autoregressive model that scores the text.
+        steps: of the student and of the teacher, which is also measured at its many, ``teacher_steps``.
+        samples: texts a row of the table.
+        data: held-out real text, for reference.
+        length: tokens of a text; by default what the student was made for.
+        sampler: what the student is sampled with; by default what it was made for.
+        settings: other keys of a config's ``evaluate`` section, such as teacher_steps, batch, retokenize.
+
+    Raises:
+        UserError: a value out of range, or models that the judge can not be asked about.
+    """
+    models = {name: model for name, model in (("teacher", teacher), ("student", student)) if model is not None}
+    first = student or teacher
+    if first is None:
+        raise UserError("there is nothing to evaluate; give a student, a teacher or both")
+    rule = first.finished.sampler if sampler is None else sampler
+    values = {
+        "judge": str(judge),
+        "sampler": rule if isinstance(rule, str) else rule.model_dump(mode="json"),
+        "length": first.finished.canvas_length if length is None else length,
+        "seed": seed,
+        "steps": None if steps is None else list(steps),
+        "samples": samples,
+        "data": None if data is None else str(data),
+    }
+    config = validate(EvaluateConfig, {k: v for k, v in (values | settings).items() if v is not None})
+    if config.precision == "auto":
+        config = config.model_copy(update={"precision": faster_precision()})
+    device = local_device(0)
+    subject = Subject(
+        config=config,
+        models={name: model.denoiser for name, model in models.items()},
+        names={name: model.name for name, model in models.items()},
+        tokenizer=first.tokenizer,
+        process=MaskedProcess(first.finished.schedule),
+        text=None if config.data is None else heldout_text(config.data, values["length"], first.tokenizer),
+    ).on(device)
+    with quiet():
+        return subject.measure(subject.bench(World(0, 1, device)))

@@ -1,0 +1,180 @@
+"""Models to write with: a teacher, and the students made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+import distill.export
+import distill.generation
+import distill.models
+from distill.config.overrides import validate
+from distill.config.schema import TeacherConfig
+from distill.generation import Generated
+from distill.runtime.world import local_device
+from fewstep.quiet import quiet
+from students.samplers import Ancestral, Sampler
+from teachers.canvas import Canvas
+from teachers.denoiser import Denoiser
+
+TEACHER_STEPS = 256  # of a teacher's `generate`, unless told otherwise [own]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A denoiser with its tokenizer.
+
+    Attributes:
+        name: where it came from.
+        finished: the network, and what it was made for.
+    """
+
+    name: str
+    finished: distill.models.Student
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The frozen network, a torch module."""
+        return self.finished.denoiser
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+        return self.finished.tokenizer
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | None = None,
+        num: int = 1,
+        steps: int | None = None,
+        sampler: Sampler | str | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        length: int | None = None,
+    ) -> Generated:
+        """Write texts: ``num`` for each prompt, the prompt kept at their start.
+
+        >>> generated = student.generate(["The boat", "A lamp"], num=2, steps=8, seed=0)  # doctest: +SKIP
+        >>> len(generated.texts), generated.tokens.shape, generated.nfe.tolist()  # doctest: +SKIP
+        (4, torch.Size([4, 64]), [8, 8, 8, 8])
+
+        Args:
+            steps: by default what the model was made for, or one a token where that is fewer.
+            sampler: such as ``fewstep.Dilated()``, or its name; by default what the model was made for.
+            temperature: 1 is the model's own law; by default the sampler's.
+            seed: the same seed gives the same texts; a random one by default.
+            length: tokens a text, prompt included; by default what the model was made for.
+
+        Raises:
+            UserError: a value out of range, or a prompt that does not fit or can not be encoded.
+        """
+        with quiet():
+            return distill.generation.generate(
+                self.finished, prompts, num, steps, sampler, temperature, seed, length
+            )  # fmt: skip
+
+    def log_probs(
+        self,
+        tokens: Tensor | Sequence[Sequence[int]],
+        attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
+        t: Tensor | float | None = None,
+    ) -> Tensor:
+        """What the model thinks of every position: (B, L, V) float32 log-probabilities, the mask's column −∞.
+
+        >>> tokens = torch.full((1, 4), student.tokenizer.mask_token_id)  # doctest: +SKIP
+        >>> student.log_probs(tokens).exp().sum(-1)  # doctest: +SKIP
+        tensor([[1., 1., 1., 1.]])
+
+        Args:
+            tokens: (B, L), the mask where a token is unknown.
+            attention_mask: (B, L), 0 where a token is padding.
+            t: (B,) or one time for all rows, for models that read it; by default the share of tokens that are masked.
+        """
+        device = self.denoiser.device
+        rows = torch.as_tensor(tokens, device=device)
+        real = None if attention_mask is None else torch.as_tensor(attention_mask, device=device).bool()
+        time = None if t is None else torch.as_tensor(t, dtype=torch.float64, device=device).expand(len(rows))
+        return self.denoiser.log_probs(Canvas.of(rows, self.denoiser.spec.mask_id, real, time))
+
+
+@dataclass(frozen=True)
+class Teacher(Model):
+    """A frozen many-step model.
+
+    Attributes:
+        config: how it was loaded.
+    """
+
+    config: TeacherConfig
+
+
+@dataclass(frozen=True)
+class Student(Model):
+    """A few-step model."""
+
+    def export(self, folder: str | Path, compress: str | None = None, steps: int | None = None) -> Path:
+        """Write it into a new folder, which loads wherever its teacher did, and which `load_student` reads.
+
+        Args:
+            compress: "int8", or None for float32.
+            steps: passes it is meant for; by default 8, or one a token where that is fewer.
+
+        Raises:
+            UserError: the folder holds something, or what was written does not read back as it was.
+        """
+        return export(self, folder, compress, steps)
+
+
+def load_teacher(
+    name: str | Path, revision: str | None = None, tokenizer: str | Path | None = None, **options: Any
+) -> Teacher:
+    """Load a teacher: any denoiser whose family is known.
+
+    >>> teacher = fewstep.load_teacher("bundled:teacher")  # doctest: +SKIP
+    >>> teacher.generate(seed=0).texts[0][:20]  # doctest: +SKIP
+    'THE GREY FOUNTAIN OF'
+
+    Args:
+        name: a folder, ``bundled:NAME``, or a hub name.
+        revision: the commit of a hub name.
+        tokenizer: a folder or name, where the model has no tokenizer of its own.
+        options: other keys of a config's ``teacher`` section: mask_id, shift, attention, block_size, process,
+            trust_remote_code.
+
+    Raises:
+        UserError: it can not be loaded, or is no denoiser.
+    """
+    written = {"path": str(name), "revision": revision, "tokenizer": None if tokenizer is None else str(tokenizer)}
+    config = validate(TeacherConfig, written | options)
+    with quiet():
+        denoiser, words = distill.models.load_teacher(config)
+    denoiser.to(local_device(0))
+    finished = distill.models.Student(
+        denoiser, words, denoiser.spec.length, config.process, TEACHER_STEPS, Ancestral(),
+        f"The model `{config.path}` as it is.",
+    )  # fmt: skip
+    return Teacher(config.path, finished, config)
+
+
+def load_student(folder: str | Path) -> Student:
+    """Load a student: an export, a run's folder, or another folder that holds a denoiser.
+
+    Raises:
+        UserError: it can not be loaded, or is no denoiser.
+    """
+    with quiet():
+        finished = distill.models.open_student(folder)
+    finished.denoiser.to(local_device(0))
+    return Student(str(folder), finished)
+
+
+def export(model: Model, folder: str | Path, compress: str | None = None, steps: int | None = None) -> Path:
+    """See `Student.export`; for a teacher as well."""
+    with quiet():
+        return distill.export.export(model.finished, folder, compress, steps)
