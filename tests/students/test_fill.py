@@ -1,0 +1,437 @@
+"""Every rule on every kind of canvas: what is given stays, what is open is written, and with the law of enumeration."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from students.critic import Discriminator
+from students.fill import fill
+from students.planner import add_planner
+from students.rollout import StateRecorder, k_step
+from students.samplers import Ancestral, Dilated, Planner, RandomStart, Rgas, Sampler, Threshold, TopK
+from teachers import chunks
+from teachers.canvas import Canvas
+from teachers.chunks import row_sums
+from teachers.denoiser import DelegatingDenoiser
+from teachers.markov import random_source
+from teachers.process import MaskedProcess
+from teachers.randomness import RowStreams, categorical, uniform
+from tests.laws import Choice, Law, Seen, Z, deviation, filling_law, mixture
+from tests.networks import shape, stock
+from tests.tabular import TabularDenoiser
+
+V, MASK, PAD = 4, 3, 0  # padding that looks like a token
+OPEN = 3  # positions to write on every canvas but the first
+REAL = {"left padding": [False, True, True, True, True], "right padding": [True, True, True, True, False]}
+CANVASES = {
+    "masked": [MASK, MASK, MASK, MASK],
+    "prompt": [1, 2, MASK, MASK, MASK],
+    "suffix": [MASK, MASK, MASK, 0, 1],
+    "infilling": [MASK, 1, MASK, MASK, 2],
+    "left padding": [PAD, 1, MASK, MASK, MASK],
+    "right padding": [MASK, MASK, 1, MASK, PAD],
+}
+KINDS = pytest.mark.parametrize("kind", CANVASES)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def canvas_of(kind: str, rows: int = 1) -> Canvas:
+    tokens = torch.tensor(CANVASES[kind]).repeat(rows, 1)
+    return Canvas.of(tokens, MASK, torch.tensor(REAL[kind]).repeat(rows, 1) if kind in REAL else None)
+
+
+def table(canvas: Canvas, seed: int = 0) -> TabularDenoiser:
+    return TabularDenoiser(V, canvas.length, seed)
+
+
+# --- rules as they are defined ---------------------------------------------------------------------------------------
+
+
+def any_one(seen: Seen) -> Choice:
+    return [(1 / len(seen.places), [place]) for place in seen.places]
+
+
+def ancestral(steps: int) -> Callable[[Seen], Choice]:
+    """Each position with the probability 1 / (steps left), of log-linear noise."""
+
+    def choose(seen: Seen) -> Choice:
+        reveal = 1 / (steps - seen.number)
+        subsets = itertools.product([False, True], repeat=len(seen.places))
+        return [
+            (math.prod(reveal if s else 1 - reveal for s in subset), list(itertools.compress(seen.places, subset)))
+            for subset in subsets
+        ]
+
+    return choose
+
+
+def largest(threshold: float) -> Callable[[Seen], Choice]:
+    def choose(seen: Seen) -> Choice:
+        confidence = seen.log_probs.amax(1).exp().tolist()
+        sure = [place for place, p in zip(seen.places, confidence, strict=True) if p >= threshold]
+        return [(1.0, sure or [seen.places[confidence.index(max(confidence))]])]
+
+    return choose
+
+
+def most_probable(steps: int) -> Callable[[Seen], Choice]:
+    def choose(seen: Seen) -> Choice:
+        confidence = seen.log_probs[range(len(seen.places)), list(seen.tokens or ())].tolist()
+        ranked = sorted(zip(confidence, seen.places, strict=True), reverse=True)
+        count = seen.total // steps + (seen.number < seen.total % steps)
+        return [(1.0, [place for _, place in ranked[:count]])]
+
+    return choose
+
+
+def van_der_corput(rotation: int, length: int) -> Callable[[Seen], Choice]:
+    bits = (length - 1).bit_length()
+
+    def choose(seen: Seen) -> Choice:
+        keys = [f"{(place + rotation) % 2**bits:0{bits}b}"[::-1] for place in seen.places]
+        return [(1.0, [min(zip(keys, seen.places, strict=True))[1]])]
+
+    return choose
+
+
+def dilated_law(denoiser: TabularDenoiser, canvas: Canvas, temperature: float) -> Law:
+    rotations = 2 ** (canvas.length - 1).bit_length()
+    return mixture(
+        [
+            (1 / rotations, filling_law(denoiser, canvas, 4, van_der_corput(r, canvas.length), temperature))
+            for r in range(rotations)
+        ]
+    )
+
+
+def random_start_law(denoiser: TabularDenoiser, canvas: Canvas, temperature: float) -> Law:
+    """Two ancestral steps from each start: every open position a mask with probability 1/2, else one of the tokens."""
+    places, laws = canvas.open[0].nonzero().squeeze(1).tolist(), []
+    for start in itertools.product(range(V), repeat=len(places)):
+        tokens = canvas.tokens.clone()
+        tokens[0, places] = torch.tensor(start)
+        weight = math.prod(1 / 2 if token == MASK else 1 / 2 / MASK for token in start)
+        begun = Canvas(tokens, canvas.open, canvas.real)
+        laws.append((weight, filling_law(denoiser, begun, 2, ancestral(2), temperature)))
+    return mixture(laws)
+
+
+LAWS: dict[str, tuple[Sampler, int, Callable[[TabularDenoiser, Canvas, float], Law]]] = {
+    "ancestral, one position a pass": (Ancestral(), 2**20, lambda d, c, t: filling_law(d, c, 4, any_one, t)),
+    "ancestral, two steps": (Ancestral(), 2, lambda d, c, t: filling_law(d, c, 2, ancestral(2), t)),
+    "dilated": (Dilated(), 4, dilated_law),
+    "random start": (RandomStart(random_share=0.5), 2, random_start_law),
+    "top-k": (TopK(), 2, lambda d, c, t: filling_law(d, c, 2, most_probable(2), t, looks=True)),
+    "threshold": (Threshold(threshold=0.6), 4, lambda d, c, t: filling_law(d, c, 4, largest(0.6), t)),
+    "planner, one position a pass": (Planner(bias=-50.0), 4, lambda d, c, t: filling_law(d, c, 4, any_one, t)),
+}
+"""Rule, steps, and its law on a row at a temperature."""
+
+
+@KINDS
+@pytest.mark.parametrize("rule", LAWS)
+@torch.no_grad()
+def test_the_law_is_that_of_enumeration(rule, kind):
+    sampler, steps, law_at = LAWS[rule]
+    canvas, rows = canvas_of(kind), canvas_of(kind, 10_000)
+    denoiser = table(canvas)
+    laws = {temperature: law_at(denoiser, canvas, temperature) for temperature in (1.0, 0.5)}
+    for temperature, law in laws.items():
+        tempered = sampler.model_copy(update={"temperature": temperature})
+        tokens = fill(denoiser, rows, tempered, steps, seeded(1)).tokens
+        assert deviation(tokens, law) < Z, temperature
+        assert deviation(tokens, laws[1.5 - temperature]) > 2 * Z, "the temperature changes too little for this test"
+
+
+@KINDS
+@pytest.mark.parametrize("order", [1, 2])
+@torch.no_grad()
+def test_a_position_a_pass_an_exact_denoiser_writes_what_is_open_with_its_law_given_the_rest(order, kind):
+    """By the source's own probabilities of whole rows, which know nothing of padding."""
+    source, canvas = random_source(V - 1, order, 1.5, 0, 4), canvas_of(kind)
+    real = torch.ones_like(canvas.open) if canvas.real is None else canvas.real
+    texts = source.all_rows(int(real.sum()))
+    given = canvas.tokens[real]
+    texts = texts[((texts == given) | (given == MASK)).all(1)]
+    law = source.log_likelihood(texts).softmax(0)
+    expected = {tuple(text): p for text, p in zip(texts.tolist(), law.tolist(), strict=True)}
+    exact: list[tuple[Sampler, int]] = [
+        (Ancestral(), 2**20), (Dilated(), 5), (RandomStart(), 2**20), (Planner(bias=-50.0), 5),
+        (Threshold(threshold=1.0), 5),
+    ]  # fmt: skip
+    for sampler, steps in exact:
+        filled = fill(source, canvas_of(kind, 5000), sampler, steps, seeded(2))
+        assert torch.equal(filled.nfe, torch.full((5000,), int(canvas.open.sum()))), sampler.name
+        written = filled.tokens[:, real[0]]
+        assert deviation(written, expected) < Z, sampler.name
+
+
+# --- what holds of every rule ----------------------------------------------------------------------------------------
+
+RULES: list[Sampler] = [
+    Ancestral(), Dilated(), RandomStart(random_share=0.5), TopK(), Threshold(threshold=0.6),
+    Threshold(threshold=0.6, confidence="drawn"), Planner(), Rgas(guided=0.5),
+]  # fmt: skip
+EVERY = pytest.mark.parametrize("sampler", RULES, ids=lambda sampler: sampler.label)
+ALONE = pytest.mark.parametrize("sampler", RULES[:-1], ids=lambda sampler: sampler.label)  # without a critic
+
+
+@pytest.fixture(scope="module")
+def critic() -> Discriminator:
+    torch.manual_seed(0)
+    return Discriminator(stock(V, 5, MASK, sizes=shape(initializer_range=0.5)), 1).requires_grad_(False)
+
+
+def mixed() -> Canvas:
+    """A row of every kind."""
+    rows = [canvas_of(kind) for kind in CANVASES if kind != "masked"]
+    real = torch.cat([torch.ones_like(row.open) if row.real is None else row.real for row in rows])
+    return Canvas(torch.cat([row.tokens for row in rows]), torch.cat([row.open for row in rows]), real)
+
+
+@KINDS
+@EVERY
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_what_is_given_stays_and_what_is_open_is_written_in_so_many_passes(sampler, steps, kind, critic):
+    canvas = canvas_of(kind, 40)
+    before, open_ = canvas.tokens.clone(), canvas.open.clone()
+    filled = fill(table(canvas), canvas, sampler, steps, seeded(3), critic=critic)
+    assert torch.equal(canvas.tokens, before), "the caller's canvas was written to"
+    assert torch.equal(canvas.open, open_), "the caller's canvas was written to"
+    assert torch.equal(filled.tokens[~open_], before[~open_])
+    assert (filled.tokens[open_] != MASK).all()
+    assert not filled.canvas.open.any()
+    assert (filled.nfe >= 1).all()
+    assert (filled.nfe <= (steps if sampler.needs_critic else min(steps, int(open_[0].sum())))).all()
+    assert filled.query_tokens == int(filled.nfe.sum()) * canvas.length
+
+
+@EVERY
+def test_a_rows_text_does_not_depend_on_the_rest_of_the_batch(sampler, critic):
+    canvas = mixed()
+    denoiser = table(canvas)
+    steps = torch.tensor([2] * 5 if sampler.needs_critic else [1, 2, 3, 4, 7])  # guided rows take the same steps
+    together = fill(denoiser, canvas, sampler, steps, RowStreams(0, (5,), range(5)), critic=critic)
+    for row in range(5):
+        part = slice(row, row + 1)
+        alone = fill(denoiser, canvas.rows(part), sampler, steps[part], RowStreams(0, (5,), [row]), critic=critic)
+        assert torch.equal(alone.tokens, together.tokens[part])
+        assert torch.equal(alone.nfe, together.nfe[part])
+        if together.log_prob is not None:
+            torch.testing.assert_close(alone.log_prob, together.log_prob[part])
+
+
+@ALONE
+def test_a_row_leaves_its_stream_where_it_would_be_alone(sampler):
+    """What is drawn after a filling must not depend on the rest of the batch either."""
+    canvas, steps = mixed(), torch.tensor([1, 2, 3, 4, 7])
+    streams = RowStreams(0, (5,), range(5))
+    fill(table(canvas), canvas, sampler, steps, streams)
+    after = uniform(streams, 5, 2)
+    for row in range(5):
+        stream, part = RowStreams(0, (5,), [row]), slice(row, row + 1)
+        fill(table(canvas), canvas.rows(part), sampler, steps[part], stream)
+        assert torch.equal(uniform(stream, 1, 2), after[part])
+
+
+@ALONE
+def test_the_record_is_the_way_from_the_canvas_to_the_text(sampler):
+    canvas, passes = mixed(), []
+    denoiser = table(canvas)
+    filled = fill(denoiser, canvas, sampler, 4, seeded(4), record=passes.append)
+    tokens, open_ = canvas.tokens.clone(), canvas.open.clone()
+    if sampler.name == "random_start":
+        tokens[open_] = passes[0].before.tokens[open_]
+    nfe, log_prob = torch.zeros(5, dtype=torch.int64), torch.zeros(5, dtype=torch.float64)
+    for number, one in enumerate(passes):
+        rows = one.asked.rows
+        assert one.number == number
+        assert torch.equal(one.before.tokens, tokens[rows])
+        assert torch.equal(one.before.open, open_[rows])
+        assert torch.equal(one.before.real, canvas.real[rows])
+        assert not (one.commit & ~one.asked.positions).any()
+        assert not (one.asked.positions & ~one.before.open).any()
+        assert one.commit.any(1).all(), "a pass that commits nothing"
+        torch.testing.assert_close(one.features, denoiser.features(one.before, one.asked.positions))
+        log_probs = denoiser.head(one.features).gather(1, one.drawn.tokens[:, None]).squeeze(1)
+        torch.testing.assert_close(one.drawn.log_prob, log_probs)
+        tokens[rows] = one.after()
+        open_[rows] &= ~one.commit
+        nfe[rows] += 1
+        log_prob[rows] += row_sums(log_probs[one.commit[one.asked.positions]], one.commit)
+    assert torch.equal(filled.tokens, tokens)
+    assert torch.equal(filled.nfe, nfe)
+    assert (filled.log_prob is None) == (not sampler.blind)
+    if sampler.blind:
+        torch.testing.assert_close(filled.log_prob, log_prob)
+
+
+@ALONE
+def test_greedy_takes_the_most_probable_token_whatever_the_temperature(sampler):
+    canvas, passes = mixed(), []
+    denoiser = table(canvas)
+    greedy = sampler.model_copy(update={"draw": "greedy", "temperature": 2.0})
+    filled = fill(denoiser, canvas, greedy, 3, seeded(5), record=passes.append)
+    assert filled.log_prob is None
+    for one in passes:
+        assert torch.equal(one.drawn.tokens, denoiser.head(one.features).argmax(1))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+@ALONE
+def test_confidence_is_the_denoisers_own_at_every_temperature(sampler, temperature):
+    canvas, passes = mixed(), []
+    denoiser = table(canvas)
+    tempered = sampler.model_copy(update={"temperature": temperature})
+    fill(denoiser, canvas, tempered, 3, seeded(5), record=passes.append)
+    for one in passes:
+        own = denoiser.head(one.features)
+        drawn = one.drawn.tokens[:, None]
+        torch.testing.assert_close(one.drawn.confidence, own.gather(1, drawn).squeeze(1))
+        law = (own / temperature).log_softmax(1)
+        torch.testing.assert_close(one.drawn.log_prob, law.gather(1, drawn).squeeze(1))
+
+
+@ALONE
+def test_until_ends_early_where_the_whole_way_passes(sampler):
+    canvas, steps = mixed(), 5
+    denoiser, recorder = table(canvas), StateRecorder(canvas, steps)
+    fill(denoiser, canvas, sampler, steps, RowStreams(1, (0,), range(5)), record=recorder)
+    until = torch.tensor([0, 1, 2, 3, 5])
+    ended = fill(denoiser, canvas, sampler, steps, RowStreams(1, (0,), range(5)), until=until)
+    states = torch.cat([recorder.states, recorder.states[:, -1:]], 1)
+    for row in range(5):
+        passes = int(ended.nfe[row])
+        assert passes <= until[row]
+        assert torch.equal(ended.tokens[row], states[row, passes]) or passes == recorder.states.shape[1]
+        assert torch.equal(ended.canvas.open[row], canvas.open[row] & ~recorder.commits[row, :passes].any(0))
+    assert not ended.canvas.open[4].any()
+
+
+@ALONE
+def test_given_tokens_are_written_in_the_rules_order(sampler):
+    canvas = mixed()
+    denoiser, passes = table(canvas), []
+    given = torch.randint(0, MASK, canvas.tokens.shape, generator=seeded(6))
+    filled = fill(denoiser, canvas, sampler, 2, seeded(7), given=given, record=passes.append)
+    assert torch.equal(filled.tokens, torch.where(canvas.open, given, canvas.tokens))
+    expected = torch.zeros(5, dtype=torch.float64)
+    for one in passes:
+        nats = denoiser.log_probs(one.before).gather(2, given[one.asked.rows][..., None]).squeeze(2)
+        expected[one.asked.rows] += torch.where(one.commit, nats, 0).sum(1)
+    torch.testing.assert_close(filled.log_prob, expected)
+
+
+@ALONE
+def test_a_positions_uniform_serves_whatever_pass_commits_it(sampler):
+    canvas = mixed()
+    denoiser, passes = table(canvas), []
+    uniforms = torch.rand(canvas.tokens.shape, generator=seeded(8), dtype=torch.float64)
+    fill(denoiser, canvas, sampler, 3, seeded(9), uniforms=uniforms, record=passes.append)
+    for one in passes:
+        expected = categorical(denoiser.head(one.features), uniforms[one.asked.rows][one.asked.positions])
+        assert torch.equal(one.drawn.tokens, expected)
+
+
+class Clocked(TabularDenoiser):
+    """Remembers the times it read."""
+
+    def features(self, canvas, select=None):
+        self.times = [*getattr(self, "times", []), (canvas, self.time(canvas))]
+        return super().features(canvas, select)
+
+
+@pytest.mark.parametrize("schedule", ["log-linear", "cosine"])
+@pytest.mark.parametrize("sampler", [TopK(), Threshold(threshold=0.6), Planner()], ids=lambda sampler: sampler.name)
+def test_rules_that_decide_pass_by_pass_are_at_the_time_of_what_is_open_and_no_padding(sampler, schedule):
+    canvas, process = mixed(), MaskedProcess(schedule)
+    denoiser = Clocked(V, canvas.length, 0)
+    fill(denoiser, canvas, sampler, 3, seeded(1), process=process)
+    for seen, time in denoiser.times:
+        share = seen.open.double().sum(1) / seen.real.sum(1)
+        torch.testing.assert_close(time, process.time_of(1 - share).float())
+
+
+# --- training rollouts go through the same states ---------------------------------------------------------------------
+
+
+@ALONE
+def test_k_step_records_states_that_fill_goes_through(sampler):
+    canvas, streams = mixed(), lambda: RowStreams(3, (1,), range(5))
+    denoiser, budgets = table(canvas), [2, 4]
+    trajectory = k_step(denoiser, MaskedProcess(), canvas, sampler, budgets, streams())
+    # the same way, to its end
+    replay = streams()
+    steps = torch.tensor(budgets)[(uniform(replay, 5, 2)[:, 0] * 2).long()]
+    recorder = StateRecorder(canvas, max(budgets))
+    filled = fill(denoiser, canvas, sampler, steps, replay, passes=max(budgets), record=recorder)
+    for row in range(5):
+        passes = int(filled.nfe[row])
+        states, commits = [*recorder.states[row, :passes], filled.tokens[row]], recorder.commits[row, :passes]
+        number = next(n for n, state in enumerate(states) if torch.equal(state, trajectory.states[row, 0]))
+        written = commits[:number].any(0)
+        assert torch.equal(trajectory.revealed[row, 0], canvas.open[row] & ~written)
+    revealed = trajectory.revealed[:, 0]
+    assert torch.equal(trajectory.sample[~revealed], trajectory.states[:, 0][~revealed])
+    assert torch.equal(trajectory.sample[~canvas.open], canvas.tokens[~canvas.open])
+    assert (trajectory.sample[canvas.open] != MASK).all()
+
+
+# --- passes that processes make together ------------------------------------------------------------------------------
+
+
+class Together(DelegatingDenoiser):
+    """Counts what is collective under ZeRO 3: passes, calls of the head and of the planner."""
+
+    collective = True
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.calls = []
+
+    def features(self, canvas, select=None):
+        assert len(canvas) > 0
+        self.calls.append("pass")
+        return super().features(canvas, select)
+
+    def head(self, features):
+        self.calls.append("head")
+        return super().head(features)
+
+    def commit_logits(self, features, summaries, where):
+        self.calls.append("planner")
+        return super().commit_logits(features, summaries, where)
+
+
+@pytest.mark.parametrize("logits_at_once", [2**26, 5])
+@ALONE
+def test_collective_denoisers_are_called_alike_whatever_the_rows(sampler, logits_at_once, monkeypatch):
+    """And the additional calls change no text and draw no random number."""
+    monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", logits_at_once)
+    canvas = mixed()
+    torch.manual_seed(0)
+    planned = add_planner(table(canvas), 2, width=4).double()
+    together, alone, nothing = Together(planned), planned, canvas.tokens.clone()
+    nothing[canvas.open] = 1
+    calls, budgets = [], [2, 4]
+    for row in range(5):
+        for rows in (canvas.rows(slice(row, row + 1)), Canvas.of(nothing[row : row + 1], MASK)):
+            for seed in range(3):
+                texts = []
+                for denoiser in (together, alone):
+                    streams = RowStreams(seed, (2,), [row])
+                    moved = k_step(denoiser, MaskedProcess(), rows, sampler, budgets, streams)
+                    texts.append((moved.states, moved.sample, uniform(streams, 1, 2)))
+                assert all(torch.equal(one, other) for one, other in zip(*texts, strict=True))
+                calls.append(tuple(together.calls))
+                together.calls.clear()
+    assert len(set(calls)) == 1
+    assert calls[0].count("pass") == (max(budgets) if sampler.adaptive else max(budgets) - 1) + 1
