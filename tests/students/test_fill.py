@@ -26,10 +26,9 @@ from tests.networks import shape, stock
 from tests.tabular import TabularDenoiser
 
 V, MASK, PAD = 4, 3, 0  # padding that looks like a token
-OPEN = 3  # positions to write on every canvas but the first
 REAL = {"left padding": [False, True, True, True, True], "right padding": [True, True, True, True, False]}
 CANVASES = {
-    "masked": [MASK, MASK, MASK, MASK],
+    "masked": [MASK, MASK, MASK],
     "prompt": [1, 2, MASK, MASK, MASK],
     "suffix": [MASK, MASK, MASK, 0, 1],
     "infilling": [MASK, 1, MASK, MASK, 2],
@@ -376,9 +375,9 @@ def test_k_step_records_states_that_fill_goes_through(sampler):
     for row in range(5):
         passes = int(filled.nfe[row])
         states, commits = [*recorder.states[row, :passes], filled.tokens[row]], recorder.commits[row, :passes]
-        number = next(n for n, state in enumerate(states) if torch.equal(state, trajectory.states[row, 0]))
-        written = commits[:number].any(0)
-        assert torch.equal(trajectory.revealed[row, 0], canvas.open[row] & ~written)
+        opens = [canvas.open[row] & ~commits[:number].any(0) for number in range(passes + 1)]
+        state, open_ = trajectory.states[row, 0], trajectory.revealed[row, 0]
+        assert any(torch.equal(s, state) and torch.equal(o, open_) for s, o in zip(states, opens, strict=True))
     revealed = trajectory.revealed[:, 0]
     assert torch.equal(trajectory.sample[~revealed], trajectory.states[:, 0][~revealed])
     assert torch.equal(trajectory.sample[~canvas.open], canvas.tokens[~canvas.open])
