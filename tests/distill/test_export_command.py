@@ -190,7 +190,7 @@ def test_an_export_that_does_not_reload_leaves_no_folder(tmp_path, monkeypatch):
         (dict(compress="int9"), r"compress 'int9' is unknown; did you mean 'int8'\?; allowed are int8"),
         (dict(steps=0), "steps 0 is outside 1 to 12"),
         (dict(steps=13), "steps 13 is outside 1 to 12"),
-        (dict(run="nowhere"), "does not exist"),
+        (dict(run="nowhere"), "nowhere is not a folder"),
         (dict(run="."), "neither a run folder"),
         (dict(run="young"), "no checkpoint yet"),
         (dict(run="judge"), "autoregressive"),
@@ -216,7 +216,7 @@ def test_an_architecture_that_int8_does_not_cover_is_refused_in_one_line(tmp_pat
     create_denoiser("mixtral", shape, spec).save(tmp_path / "mixtral")
     tokenizer.save_pretrained(tmp_path / "mixtral")
     capfd.readouterr()
-    with pytest.raises(UserError, match="weights of another layout than was written.*or try without --compress"):
+    with pytest.raises(UserError, match=r"weights of another layout than was written.*or try without --compress"):
         export_command(tmp_path / "mixtral", tmp_path / "out", "int8")
     assert "REPORT" not in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
