@@ -34,8 +34,8 @@ from torch import Tensor
 
 from distill import cli
 from distill.data.tokenizers import load_tokenizer
+from distill.runtime.checkpoints import AVERAGE, latest_checkpoint
 from distill.runtime.run_folder import RunFolder
-from distill.training.checkpoint import AVERAGE, latest_checkpoint
 from objectives.integral_kl import IntegralKL
 from teachers.denoiser import DenoiserSpec
 from teachers.families import load_denoiser

@@ -23,9 +23,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from distill.config import DistillConfig, load_config
 from distill.models import as_distillation, load_student, load_teacher
+from distill.runtime.checkpoints import latest_checkpoint, load_network, verify_checkpoint
 from distill.runtime.progress import progress_bar
 from distill.runtime.run_folder import RunFolder
-from distill.training.checkpoint import latest_checkpoint, load_network, verify_checkpoint
 from objectives.integral_kl import IntegralKLConfig
 from objectives.objective import Objective
 from objectives.ratios import Auxiliary

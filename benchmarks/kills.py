@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from distill.runtime.checkpoints import checkpoint_folders, verify_checkpoint
 from distill.runtime.run_folder import RunFolder
-from distill.training.checkpoint import checkpoint_folders, verify_checkpoint
 from tests.distill.runs import assert_same_weights, distil, kill, losses, start
 
 UPDATES = 150

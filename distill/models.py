@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from distill.data.tokenizers import load_tokenizer
+from distill.runtime.checkpoints import best_checkpoint, load_network, verify_checkpoint
 from distill.runtime.run_folder import RunFolder
 from students.adapters import AdaptedDenoiser, is_adapter, merge_adapter, merged
 from students.planner import load_planned, load_planner
@@ -190,7 +191,6 @@ def load_discriminator(config: DistillConfig, checkpoint: Path, teacher: Denoise
     Raises:
         UserError: the run trained none, or the checkpoint is of another.
     """
-    from distill.training.checkpoint import load_network
     from students.critic import Discriminator
 
     objective = config.objective.build(as_distillation(config, teacher, student))
@@ -274,7 +274,6 @@ def _open_model(name: str) -> Student:
 
 def _open_run(path: Path) -> Student:
     from distill.config import ModelConfig
-    from distill.training.checkpoint import best_checkpoint, verify_checkpoint
 
     run = RunFolder.open(path)
     checkpoint = best_checkpoint(run)

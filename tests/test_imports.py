@@ -1,4 +1,4 @@
-"""Who may import whom, and what a verb wakes: floors and rooms import downward, and a dependency comes with its verb."""
+"""Who may import whom, and what a verb wakes: imports lead downward, and a dependency comes with its verb."""
 
 from __future__ import annotations
 

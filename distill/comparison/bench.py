@@ -15,7 +15,7 @@ from distill.evaluation.results import Evaluation
 from distill.evaluation.sample import sampler_of
 from distill.evaluation.subject import frozen_on
 from distill.models import load_averaged, load_discriminator, load_teacher
-from distill.training.checkpoint import AVERAGE
+from distill.runtime.checkpoints import AVERAGE
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
 

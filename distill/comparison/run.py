@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from distill.runtime.checkpoints import latest_checkpoint
 from distill.runtime.run_folder import LOCK, RunFolder, read_lines
 from distill.runtime.world import LAUNCHER
-from distill.training.checkpoint import latest_checkpoint
 from teachers.errors import UserError
 
 LOOK = 0.2  # seconds between looks at what runs

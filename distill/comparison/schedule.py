@@ -26,10 +26,10 @@ from distill.comparison.run import LOOK, Run, parameters_trained, start, wait_un
 from distill.config import DistillConfig, dump_config
 from distill.data.teacher_rows import writing_seconds
 from distill.evaluation.results import Evaluation, as_json, json_text, load_result
+from distill.runtime.checkpoints import verify_checkpoint
 from distill.runtime.exits import PREEMPTED
 from distill.runtime.messages import say, warn
 from distill.runtime.run_folder import RunFolder
-from distill.training.checkpoint import verify_checkpoint
 from teachers.errors import UserError
 from teachers.files import publish
 

@@ -18,9 +18,9 @@ from distill.evaluation.judge import load_judge
 from distill.evaluation.reference import heldout_text, reference_text
 from distill.evaluation.results import Evaluation, ModelDescription
 from distill.models import load_averaged, load_discriminator, load_named, load_teacher
+from distill.runtime.checkpoints import AVERAGE, best_checkpoint, verify_checkpoint
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
-from distill.training.checkpoint import AVERAGE, best_checkpoint, verify_checkpoint
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.process import MaskedProcess

@@ -13,7 +13,6 @@ It is written under another name in the background while training goes on, and r
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -23,10 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from distill.runtime.checkpoints import (
+    AVERAGE,
+    PREFIX,
+    TensorFiles,
+    best_checkpoint,
+    checkpoint_folders,
+    sha256,
+    verify_checkpoint,
+)
 from distill.runtime.messages import warn
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
@@ -35,30 +42,6 @@ from students.student import Ema
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.files import files_below, fsync, partial_path, publish, publish_partial, remove
-
-PREFIX = "update-"
-AVERAGE = "student-ema"
-
-
-def checkpoint_folders(run: RunFolder) -> list[Path]:
-    """Whole checkpoints, oldest first. A folder gets its name only when everything in it is on disk."""
-    return sorted(p for p in run.checkpoints.glob(f"{PREFIX}*") if p.is_dir())
-
-
-def latest_checkpoint(run: RunFolder) -> Path | None:
-    """The newest whole checkpoint, or None before the first."""
-    folders = checkpoint_folders(run)
-    return folders[-1] if folders else None
-
-
-def best_checkpoint(run: RunFolder) -> Path | None:
-    """The checkpoint marked best, else the newest."""
-    marker = run.checkpoints / "best"
-    if marker.is_file():
-        folder = run.checkpoints / marker.read_text("utf-8").strip()
-        if folder.parent == run.checkpoints and folder.is_dir():
-            return folder
-    return latest_checkpoint(run)
 
 
 def checkpoint_bytes(engines: dict[str, Engine], target: Denoiser | None = None) -> int:
@@ -187,7 +170,7 @@ class Checkpointer:
                 publish(partial / "state.json", state)
                 files += files_below(partial / AVERAGE)
                 files.append(partial / "state.json")
-            sums = {str(p.relative_to(partial)): (p.stat().st_size, _sha256(p)) for p in files}
+            sums = {str(p.relative_to(partial)): (p.stat().st_size, sha256(p)) for p in files}
             for path in files:
                 fsync(path)
             publish(partial / f".sums-{self.world.rank}.json", json.dumps(sums))
@@ -243,41 +226,6 @@ class Checkpointer:
                 shutil.rmtree(doomed)
 
 
-def verify_checkpoint(folder: Path) -> dict[str, Any]:
-    """Check every file of a checkpoint against its manifest and return its state.
-
-    Raises:
-        UserError: a file is missing, truncated, changed or planted, or the manifest names one outside the folder.
-    """
-    remedy = "remove that folder to go back to the checkpoint before it"
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-        for name, (size, digest) in manifest.items():
-            path = folder / name
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise UserError(f"checkpoint {folder} is damaged: its manifest names {name!r}, outside it; {remedy}")
-            if not path.is_file():
-                raise UserError(f"checkpoint {folder} is damaged: {name} is missing; {remedy}")
-            if path.stat().st_size != size:
-                raise UserError(
-                    f"checkpoint {folder} is damaged: {name} has {path.stat().st_size} bytes, not {size}; {remedy}"
-                )
-            if _sha256(path) != digest:
-                raise UserError(f"checkpoint {folder} is damaged: the content of {name} has changed; {remedy}")
-        for path in folder.rglob("*.safetensors"):
-            name = str(path.relative_to(folder))
-            if name not in manifest:
-                raise UserError(f"checkpoint {folder} is damaged: {name} is not in its manifest; {remedy}")
-        state = json.loads((folder / "state.json").read_text("utf-8"))
-        if "state.json" not in manifest or not isinstance(state["update"], int):
-            raise TypeError
-        return state
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"checkpoint {folder} is damaged: its manifest cannot be read; {remedy}") from error
-
-
 @torch.no_grad()
 def load_checkpoint(
     folder: Path, engines: dict[str, Engine], ema: Ema, world: World, target: Denoiser | None = None
@@ -296,7 +244,7 @@ def load_checkpoint(
             "config that the run was started with"
         ) from error
     for phase, engine in engines.items():
-        files = _SafeFiles(folder / phase)
+        files = TensorFiles(folder / phase)
         engine.load(lambda kind, name, files=files: files.get(f"{kind}/{name}"), steps[phase])
         for name, buffer in engine.network.named_buffers():
             if f"buffer/{name}" in files.where:
@@ -305,60 +253,9 @@ def load_checkpoint(
             with ema.swapped():
                 engine.scatter("weight", lambda name, files=files: files.get(f"average/{name}"))
     if target is not None:
-        _SafeFiles(folder / "target").fill({f"weight/{name}": p for name, p in target.named_parameters()})
+        TensorFiles(folder / "target").fill({f"weight/{name}": p for name, p in target.named_parameters()})
     return state
-
-
-@torch.no_grad()
-def load_network(folder: Path, phase: str, network: nn.Module) -> None:
-    """Fill what a phase trains of ``network``, and its buffers, from a checkpoint that `verify_checkpoint` accepts.
-
-    Raises:
-        UserError: it is of another network.
-    """
-    files = _SafeFiles(folder / phase)
-    trained = {f"weight/{name}": p for name, p in network.named_parameters() if p.requires_grad}
-    kept = {f"buffer/{name}": buffer for name, buffer in network.named_buffers() if f"buffer/{name}" in files.where}
-    files.fill(trained | kept)
-
-
-class _SafeFiles:
-    """The tensors of all safetensors files of a folder, by name, read one at a time."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        try:
-            files = [safe_open(path, "pt") for path in sorted(folder.glob("rank-*.safetensors"))]
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"checkpoint {folder.parent} is damaged: {error}; remove that folder") from error
-        self.where = {name: file for file in files for name in file.keys()}  # noqa: SIM118
-
-    def get(self, name: str) -> Tensor:
-        """A tensor."""
-        if name not in self.where:
-            raise UserError(
-                f"checkpoint {self.folder.parent} is of another model: it holds no {name} for {self.folder.name}; "
-                "resume with the config that the run was started with"
-            )
-        return self.where[name].get_tensor(name)
-
-    def fill(self, tensors: dict[str, Tensor]) -> None:
-        """Copy into tensors, by name, those of the same shapes here."""
-        for name, tensor in tensors.items():
-            value = self.get(name)
-            if value.shape != tensor.shape:
-                raise UserError(
-                    f"checkpoint {self.folder.parent} is of another model: {name} of {self.folder.name} has shape "
-                    f"{tuple(value.shape)}, not {tuple(tensor.shape)}; "
-                    "resume with the config that the run was started with"
-                )
-            tensor.copy_(value)
 
 
 def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,11 +13,12 @@ import torch
 
 from distill.config import OptimizerConfig, TrainConfig
 from distill.data.corpus import Corpus, TrajectoryCorpus
+from distill.runtime.checkpoints import latest_checkpoint
 from distill.runtime.exits import RunError
 from distill.runtime.progress import progress_bar
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
-from distill.training.checkpoint import Checkpointer, check_space, latest_checkpoint, load_checkpoint
+from distill.training.checkpoint import Checkpointer, check_space, load_checkpoint
 from distill.training.guards import termination
 from distill.training.ledger import Ledger
 from distill.training.tracking import Tracker

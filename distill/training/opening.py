@@ -6,11 +6,11 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.config import AnyConfig, DistillConfig, PretrainConfig, dump_config
 from distill.config.precision import settled
+from distill.runtime.checkpoints import latest_checkpoint, verify_checkpoint
 from distill.runtime.exits import PREEMPTED
 from distill.runtime.messages import say, warn
 from distill.runtime.run_folder import RunFolder, check_new_folder
 from distill.runtime.world import World
-from distill.training.checkpoint import latest_checkpoint, verify_checkpoint
 from distill.training.engines import rehearse
 from distill.training.loop import Outcome
 from distill.training.tracking import check_wandb

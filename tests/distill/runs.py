@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from distill.commands.distil import distil as distil_here
 from distill.config import DistillConfig, load_config
+from distill.runtime.checkpoints import latest_checkpoint
 from distill.runtime.run_folder import RunFolder
-from distill.training.checkpoint import latest_checkpoint
 from tests.forks import Command
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from distill.config import DistillConfig, ModelConfig, load_config
 from distill.models import load_teacher, open_student
+from distill.runtime.checkpoints import best_checkpoint
 from distill.runtime.run_folder import RunFolder
-from distill.training.checkpoint import best_checkpoint
 from students.adapters import merge_adapter
 from teachers.errors import UserError
 from tests.forks import fewstep

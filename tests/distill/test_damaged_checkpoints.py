@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from distill.runtime.checkpoints import latest_checkpoint
 from distill.runtime.run_folder import RunFolder
-from distill.training.checkpoint import latest_checkpoint
 from tests.distill.line import Poisoned, train_line
 from tests.distill.runs import sign
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from benchmarks.equality import OBJECTIVES, loss_difference, make_teacher, weight_difference
 from distill.commands.distil import distil
 from distill.config import DistillConfig, load_config
+from distill.runtime.checkpoints import latest_checkpoint
 from distill.runtime.run_folder import RunFolder
-from distill.training.checkpoint import latest_checkpoint
 from tests.forks import Command
 
 COMMON = ["length=16", "evaluate.every=null", "train.updates=6", "train.checkpoint_every=100", "train.log_every=1"]

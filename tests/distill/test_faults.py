@@ -15,10 +15,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from distill.runtime.checkpoints import checkpoint_folders, latest_checkpoint, verify_checkpoint
 from distill.runtime.exits import PREEMPTED, RUN_FAILED, RunError
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World, miss_lost_processes
-from distill.training.checkpoint import check_space, checkpoint_folders, latest_checkpoint, verify_checkpoint
+from distill.training.checkpoint import check_space
 from teachers.errors import UserError
 from tests.distill.line import Poisoned, train_line
 from tests.distill.runs import (

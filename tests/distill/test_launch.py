@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import load_file
 
 from benchmarks.equality import make_teacher, weight_difference
+from distill.runtime.checkpoints import latest_checkpoint
 from distill.runtime.run_folder import RunFolder
-from distill.training.checkpoint import latest_checkpoint
 from tests.forks import ROOT, Command, free_port
 
 BIN = Path(sys.executable).parent

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from distill.config import OptimizerConfig
+from distill.runtime.checkpoints import checkpoint_folders, verify_checkpoint
 from distill.runtime.run_folder import RunFolder
-from distill.training.checkpoint import checkpoint_folders, verify_checkpoint
 from distill.training.engine import learning_rate_factor
 from distill.training.guards import termination
 from tests.distill.runs import assert_same_weights, distil, final_weights, fork, losses, wait_for_updates

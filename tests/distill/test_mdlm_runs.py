@@ -15,8 +15,8 @@ from distill.commands.export import export_command
 from distill.commands.generate import generate_command
 from distill.config import DistillConfig, load_config
 from distill.models import open_student
+from distill.runtime.checkpoints import best_checkpoint
 from distill.runtime.run_folder import RunFolder
-from distill.training.checkpoint import best_checkpoint
 from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks.equality import make_teacher
+from distill.runtime.checkpoints import checkpoint_folders, latest_checkpoint
 from distill.runtime.run_folder import RunFolder
-from distill.training.checkpoint import checkpoint_folders, latest_checkpoint
 from tests.distill.runs import assert_same_weights, distil, here, losses
 
 

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distill.config import OptimizerConfig, TrainConfig
+from distill.runtime.checkpoints import checkpoint_folders, latest_checkpoint
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import start_world
-from distill.training.checkpoint import check_space, checkpoint_bytes, checkpoint_folders, latest_checkpoint
+from distill.training.checkpoint import check_space, checkpoint_bytes
 from distill.training.loop import train
 from objectives.objective import LossOutput
 from students.student import twin

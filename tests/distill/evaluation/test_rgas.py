@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from distill.commands.evaluate import evaluate_command
 from distill.config import DistillConfig, load_config
 from distill.models import load_discriminator, load_teacher
-from distill.training.checkpoint import latest_checkpoint
+from distill.runtime.checkpoints import latest_checkpoint
 from students.critic import Discriminator
 from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from benchmarks.equality import make_teacher
 from distill.config import OptimizerConfig, TrainConfig
+from distill.runtime.checkpoints import checkpoint_folders, latest_checkpoint
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import ALONE
-from distill.training.checkpoint import checkpoint_folders, latest_checkpoint
 from distill.training.engines import deepspeed_section, rehearse, start_engine
 from distill.training.plain import PlainEngine
 from distill.training.zero import ZeroEngine
