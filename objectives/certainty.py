@@ -43,9 +43,9 @@ class CertaintyConfig(ObjectiveConfig):
 
     name: Literal["certainty"] = "certainty"
     block: PositiveInt = 32  # [code]
-    mask: float = Field(0.5, gt=0, lt=1)  # [code]
-    entropy_weight: float = Field(2.0, ge=0)  # [code]
-    temperature: float = Field(0.5, gt=0)  # [code]
+    mask: float = Field(default=0.5, gt=0, lt=1)  # [code]
+    entropy_weight: float = Field(default=2.0, ge=0)  # [code]
+    temperature: float = Field(default=0.5, gt=0)  # [code]
 
     def build(self, distillation: Distillation) -> Certainty:
         """See `ObjectiveConfig.build`."""

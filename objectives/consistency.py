@@ -53,7 +53,7 @@ class ConsistencyConfig(RoundsConfig):
     round_updates: PositiveInt | None = None  # [own] equal parts of the run; [paper] 10,000
     first_steps: PositiveInt = 512  # [paper]
     divergence: Literal["reverse_kl", "forward_kl", "jensen_shannon"] = "reverse_kl"  # [code]
-    boundary: float = Field(1.0, ge=0)  # [own] uniform-state noise needs none
+    boundary: float = Field(default=1.0, ge=0)  # [own] uniform-state noise needs none
 
     def build(self, distillation: Distillation) -> Consistency:
         """See `ObjectiveConfig.build`."""

@@ -122,7 +122,7 @@ class Nested(CorruptionPart):
     """
 
     name: Literal["nested"] = "nested"
-    horizon: int | None = Field(None, ge=1)  # [own]
+    horizon: int | None = Field(default=None, ge=1)  # [own]
 
     def time(self, trajectory: Trajectory, drawn: Tensor, times: Times) -> Tensor:
         """Ahead of the state's by the drawn share."""

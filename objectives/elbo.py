@@ -31,8 +31,8 @@ class EditConfig(Section):
         rate: a_t at t = 1; a_t = rate · t.
     """
 
-    share: float = Field(0.2, gt=0, le=1)  # [paper]
-    rate: float = Field(0.1, gt=0, lt=1)  # [paper] a_t ∈ [0, 0.1]; that it is linear in t is [open]
+    share: float = Field(default=0.2, gt=0, le=1)  # [paper]
+    rate: float = Field(default=0.1, gt=0, lt=1)  # [paper] a_t ∈ [0, 0.1]; that it is linear in t is [open]
 
     def first(self, updates: int) -> int:
         """The number of the first update that edits, of so many."""

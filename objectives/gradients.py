@@ -214,7 +214,7 @@ class Marginalised(VocabularyGradient):
     """
 
     name: Literal["marginalised"] = "marginalised"
-    exact_share: float = Field(0.0, ge=0, le=1)  # [own]
+    exact_share: float = Field(default=0.0, ge=0, le=1)  # [own]
 
     @property
     def auxiliary_share(self) -> float:
@@ -263,8 +263,8 @@ class GroupedGradient(GradientPart):
     """
 
     over_vocabulary: ClassVar[bool] = False
-    group_size: int = Field(4, ge=2)  # [paper]
-    advantage_clamp: float = Field(3.0, gt=0)  # [code]
+    group_size: int = Field(default=4, ge=2)  # [paper]
+    advantage_clamp: float = Field(default=3.0, gt=0)  # [code]
 
     @property
     def group(self) -> int:

@@ -230,7 +230,7 @@ class RatioPart(Part, ABC):
 
     over_vocabulary: ClassVar[bool] = False
     needs_data: ClassVar[bool] = False
-    reward_clamp: float = Field(5.0, gt=0)
+    reward_clamp: float = Field(default=5.0, gt=0)
     adapter: AdapterConfig | None = None
 
     @property
@@ -259,7 +259,7 @@ class Auxiliary(RatioPart):
     over_vocabulary: ClassVar[bool] = True
     name: Literal["auxiliary"] = "auxiliary"
     labels: Literal["sampled", "soft"] = "sampled"
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _one_softness(self) -> Auxiliary:
@@ -287,8 +287,8 @@ class Discrimination(RatioPart):
     name: Literal["discriminator"] = "discriminator"
     blocks: PositiveInt = 4  # [code]
     targets: tuple[float, float] = (0.9, 0.1)  # [code]
-    reward_epsilon: float = Field(1e-6, gt=0)  # [code]
-    reward_clamp: float = Field(8.0, gt=0)  # [code]
+    reward_epsilon: float = Field(default=1e-6, gt=0)  # [code]
+    reward_clamp: float = Field(default=8.0, gt=0)  # [code]
 
     @property
     def capabilities(self) -> frozenset[Capability]:

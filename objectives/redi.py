@@ -50,7 +50,7 @@ class RediConfig(RoundsConfig):
     rounds: PositiveInt = 3  # [code] ReDi1 to ReDi3
     round_updates: PositiveInt | None = None  # [own] equal parts of the run
     steps: PositiveInt = 16  # [code] for images; 1,024 for text of 1,024 tokens
-    random_share: float = Field(0.0, ge=0, le=1)  # [own] any masked teacher and sampler will do; [code] 0.7 for images
+    random_share: float = Field(default=0.0, ge=0, le=1)  # [own] any masked teacher and sampler do; [code] images: 0.7
 
     @property
     def most_steps(self) -> int:

@@ -21,9 +21,9 @@ class Regularisers(Section):
         entropy_bonus: weight of the student's entropy.
     """
 
-    teacher_weight: float = Field(0.0, ge=0)
+    teacher_weight: float = Field(default=0.0, ge=0)
     teacher_divergence: Literal["kl", "jeffreys"] = "kl"
-    entropy_bonus: float = Field(0.0, ge=0)
+    entropy_bonus: float = Field(default=0.0, ge=0)
 
     def at(self, log_probs: Tensor, log_teacher: Tensor | None) -> tuple[Tensor, Tensor]:
         """Divergence to the teacher minus the entropy bonus; and the entropy, detached: (N,) each, nats.

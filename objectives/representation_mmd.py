@@ -64,7 +64,7 @@ class RepresentationMmdConfig(ObjectiveConfig):
     blocks: PositiveInt | None = None  # [paper] the 4th of 12
     kernel: Literal["rbf", "linear"] = "rbf"  # [paper]
     observations: Literal["token", "sequence"] = "token"  # [paper]
-    bandwidth: float | None = Field(None, gt=0)  # [own] tuned by hand there: 160 of 768 dimensions, 90, 10–16
+    bandwidth: float | None = Field(default=None, gt=0)  # [own] tuned by hand there: 160 of 768 dimensions, 90, 10–16
     clamp_time: tuple[float, float] = (1e-3, 1.0)  # [code]
 
     @model_validator(mode="after")

@@ -90,7 +90,7 @@ class OneMove(RolloutPart):
 
     intermediate: ClassVar[bool] = False
     name: Literal["one_move"] = "one_move"
-    random_share: float = Field(0.0, ge=0, lt=1)  # [own] our samplers start all masked
+    random_share: float = Field(default=0.0, ge=0, lt=1)  # [own] our samplers start all masked
 
     def draw(self, start: Start) -> Trajectory:
         """See `students.rollout.one_move`."""
@@ -118,7 +118,7 @@ class KStep(RolloutPart):
 
     samples: ClassVar[bool] = True
     name: Literal["k_step"] = "k_step"
-    steps: list[PositiveInt] = Field([8, 16], min_length=1)  # [own]
+    steps: list[PositiveInt] = Field(default=[8, 16], min_length=1)  # [own]
 
     @property
     def most_steps(self) -> int:

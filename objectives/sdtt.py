@@ -49,12 +49,12 @@ class SdttConfig(RoundsConfig):
     name: Literal["sdtt"] = "sdtt"
     rounds: PositiveInt = 7  # [paper] 1,024 → 8 steps
     round_updates: PositiveInt | None = None  # [own] equal parts of the run; [paper] 10,000
-    target_steps: int = Field(2, ge=2)  # [paper]
+    target_steps: int = Field(default=2, ge=2)  # [paper]
     first_steps: PositiveInt = 1024  # [paper]
     divergence: Literal["reverse_kl", "forward_kl", "mean_squared", "total_variation"] = (
         "reverse_kl"  # [paper] the best
     )
-    lowest_time: float = Field(1e-3, gt=0, lt=1)  # [code]
+    lowest_time: float = Field(default=1e-3, gt=0, lt=1)  # [code]
 
     def build(self, distillation: Distillation) -> Sdtt:
         """See `ObjectiveConfig.build`."""

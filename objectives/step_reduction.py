@@ -81,21 +81,21 @@ class StepReductionConfig(ObjectiveConfig):
 
     name: Literal["step_reduction"] = "step_reduction"
     trains: Literal["planner", "all"] = "planner"  # [own]
-    steps: int = Field(16, ge=2)  # [own]
+    steps: int = Field(default=16, ge=2)  # [own]
     verifier: Literal["teacher_path", "own_path", "teacher", "discriminator", "judge"] = "teacher_path"  # [open]
     verifier_masks: PositiveInt = 4  # [own]
     judge: str = "bundled:judge"
-    length_weight: float = Field(0.3, ge=0)  # [open]
-    length_warmup: float = Field(0.1, ge=0, le=1)  # [open]
-    surrogate: float = Field(0.3, ge=0, le=1)  # [open]
-    group_size: int = Field(8, ge=2)  # [open]
+    length_weight: float = Field(default=0.3, ge=0)  # [open]
+    length_warmup: float = Field(default=0.1, ge=0, le=1)  # [open]
+    surrogate: float = Field(default=0.3, ge=0, le=1)  # [open]
+    group_size: int = Field(default=8, ge=2)  # [open]
     advantage: Literal["leave_one_out", "grouped"] = "leave_one_out"  # [own]
-    advantage_clamp: float = Field(3.0, gt=0)  # [code] of DiDi-Instruct
-    anchor_kl: float = Field(0.1, ge=0)  # [open]
+    advantage_clamp: float = Field(default=3.0, gt=0)  # [code] of DiDi-Instruct
+    anchor_kl: float = Field(default=0.1, ge=0)  # [open]
     discriminator_blocks: PositiveInt = 4  # [code] of DiDi-Instruct, and below
     discriminator_targets: tuple[float, float] = (0.9, 0.1)
-    reward_epsilon: float = Field(1e-6, gt=0)
-    reward_clamp: float = Field(8.0, gt=0)
+    reward_epsilon: float = Field(default=1e-6, gt=0)
+    reward_clamp: float = Field(default=8.0, gt=0)
 
     @model_validator(mode="before")
     @classmethod

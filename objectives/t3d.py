@@ -59,12 +59,12 @@ class T3DConfig(ObjectiveConfig):
     """
 
     name: Literal["t3d"] = "t3d"
-    alpha: float = Field(0.5, ge=0)  # [code]
-    beta: float = Field(0.1, gt=0)  # [code]
-    ratios: list[float] = Field([1.0, 0.75, 0.5, 0.25], min_length=1)  # [code]
-    exponent: float = Field(8.0, ge=0)  # [code]
+    alpha: float = Field(default=0.5, ge=0)  # [code]
+    beta: float = Field(default=0.1, gt=0)  # [code]
+    ratios: list[float] = Field(default=[1.0, 0.75, 0.5, 0.25], min_length=1)  # [code]
+    exponent: float = Field(default=8.0, ge=0)  # [code]
     guess: Literal["greedy", "drawn"] = "greedy"  # [code]
-    path_weight: float = Field(0.2, ge=0)  # [code]
+    path_weight: float = Field(default=0.2, ge=0)  # [code]
     path_tokens: PositiveInt = 4  # [code]
     rounds: PositiveInt = 3  # [code]: 30 epochs, 10 a round
 

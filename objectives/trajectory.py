@@ -42,14 +42,14 @@ class TrajectoryConfig(ObjectiveConfig):
 
     name: Literal["trajectory"] = "trajectory"
     smallest_ratio: tuple[float, float] = (0.0, 0.8)  # rising [paper], from and to [code]
-    largest_ratio: float = Field(0.8, gt=0, le=1)  # [code]
+    largest_ratio: float = Field(default=0.8, gt=0, le=1)  # [code]
     window: tuple[PositiveInt, PositiveInt] = (
         16,
         32,
     )  # growing [paper], from and to [code]; there after 2/3 of the run
     complement: bool = True  # [code]
-    entropy_weight: float = Field(1.0, ge=0)  # [code] for Dream; 2 is the default in the code for LLaDA
-    temperature: float = Field(0.5, gt=0)  # [code]
+    entropy_weight: float = Field(default=1.0, ge=0)  # [code] for Dream; 2 is the default in the code for LLaDA
+    temperature: float = Field(default=0.5, gt=0)  # [code]
 
     @model_validator(mode="after")
     def _ratios(self) -> TrajectoryConfig:

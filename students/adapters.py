@@ -44,7 +44,7 @@ class AdapterConfig(Section):
     """
 
     rank: PositiveInt = 16
-    alpha: float = Field(32.0, gt=0)
+    alpha: float = Field(default=32.0, gt=0)
     targets: Literal["all-linear"] | list[str] = "all-linear"
 
     @field_validator("targets", mode="before")

@@ -44,7 +44,7 @@ class Drawing(Section):
     """
 
     draw: Draw = "exact"
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
 
     @property
     def exact(self) -> bool:

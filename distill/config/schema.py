@@ -68,7 +68,7 @@ class ModelConfig(Section):
     tokenizer: ModelName | None = None
     revision: str | None = None
     trust_remote_code: str | None = None
-    mask_id: int | None = Field(None, ge=0)
+    mask_id: int | None = Field(default=None, ge=0)
     shift: bool | None = None
     attention: Literal["full", "block"] | None = None
     block_size: Count | None = None
@@ -128,7 +128,7 @@ class NewModelConfig(Section):
     """A model to pretrain: a stock transformers architecture from scratch, or ``init`` from a checkpoint."""
 
     type: str = "qwen3"
-    shape: PassedOn = Field({})
+    shape: PassedOn = Field(default={})
     init: ModelName | None = None
     attention: Literal["full", "block"] = "full"
     block_size: Count | None = None
@@ -145,7 +145,7 @@ class TokenizerConfig(Section):
     """An existing tokenizer (``path``), or a byte-level BPE trained on the corpus."""
 
     path: ModelName | None = None
-    vocabulary: int = Field(4096, ge=259)
+    vocabulary: int = Field(default=4096, ge=259)
     plain_punctuation: bool = False
 
 
@@ -164,7 +164,7 @@ class DataConfig(Section):
     split: str = "train"
     special_tokens: Literal["text", "tokens"] = "text"
     revision: str | None = None
-    heldout_fraction: float = Field(0.02, gt=0, lt=1)
+    heldout_fraction: float = Field(default=0.02, gt=0, lt=1)
 
     @model_validator(mode="after")
     def _pinned(self) -> DataConfig:
@@ -177,11 +177,11 @@ class OptimizerConfig(Section):
 
     lr: float = Field(gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0)
-    warmup: int = Field(0, ge=0)
-    decay: float = Field(0.0, ge=0, le=1)
-    final: float = Field(0.0, ge=0, le=1)
-    clip: float = Field(1.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup: int = Field(default=0, ge=0)
+    decay: float = Field(default=0.0, ge=0, le=1)
+    final: float = Field(default=0.0, ge=0, le=1)
+    clip: float = Field(default=1.0, ge=0)
 
 
 class TrainConfig(Section):
@@ -198,13 +198,13 @@ class TrainConfig(Section):
     precision: Precision = "float32"
     gradient_checkpointing: bool = False
     max_skipped: Count = 5
-    seed: int = Field(0, ge=0, lt=2**63)
-    ema: float = Field(0.999, ge=0, lt=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    ema: float = Field(default=0.999, ge=0, lt=1)
     student: OptimizerConfig
     critic: OptimizerConfig | None = None
     log_every: Count = 10
     checkpoint_every: Count = 500
-    checkpoint_minutes: float | None = Field(None, gt=0)
+    checkpoint_minutes: float | None = Field(default=None, gt=0)
     keep: Count = 2
     wandb: str | None = None
 
@@ -241,22 +241,22 @@ class EvaluateConfig(Section):
     """
 
     judge: ModelName = "bundled:judge"
-    length: int | None = Field(None, ge=2)
-    seed: int = Field(0, ge=0, lt=2**63)
+    length: int | None = Field(default=None, ge=2)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     data: DataName | None = None
     retokenize: bool = False
     sampler: AnySampler = Ancestral()
     precision: Precision = "float32"
-    steps: list[Count] = Field([1, 2, 4, 8, 16, 32, 64], min_length=1)
+    steps: list[Count] = Field(default=[1, 2, 4, 8, 16, 32, 64], min_length=1)
     teacher_steps: Count = 1024
-    samples: int = Field(1024, ge=2, lt=2**31)
+    samples: int = Field(default=1024, ge=2, lt=2**31)
     batch: Count = 128
     bootstrap: Count = 1000
     every: Count | None = None
     watch_steps: Count = 8
-    watch_samples: int = Field(128, ge=2, lt=2**31)
-    entropy_floor: float = Field(0.97, gt=0, lt=1)
-    collapse: float = Field(0.9, gt=0, lt=1)
+    watch_samples: int = Field(default=128, ge=2, lt=2**31)
+    entropy_floor: float = Field(default=0.97, gt=0, lt=1)
+    collapse: float = Field(default=0.9, gt=0, lt=1)
 
 
 class DistillConfig(Section):
@@ -275,12 +275,12 @@ class DistillConfig(Section):
     objective: AnyObjective
     sampler: AnySampler = Ancestral()
     data: DataConfig | None = None
-    length: int | None = Field(None, ge=2)
+    length: int | None = Field(default=None, ge=2)
     teacher_samples: Count = 2048
     teacher_sample_steps: Count = 256
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()
-    deepspeed: DeepSpeedSection = Field({})
+    deepspeed: DeepSpeedSection = Field(default={})
 
     @model_validator(mode="before")
     @classmethod
@@ -336,7 +336,7 @@ class PretrainConfig(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig
     train: TrainConfig
-    deepspeed: DeepSpeedSection = Field({})
+    deepspeed: DeepSpeedSection = Field(default={})
 
     @model_validator(mode="after")
     def _cross_checks(self) -> PretrainConfig:

@@ -25,7 +25,7 @@ class RandomStart(PlannedSampler):
     """``random_share`` as in training: the part of the masks that random tokens replace; with 0, ancestral sampling."""
 
     name: Literal["random_start"] = "random_start"
-    random_share: float = Field(0.0, ge=0, le=1)  # [own] as `objectives.redi.RediConfig`; [code] 0.7 for images
+    random_share: float = Field(default=0.0, ge=0, le=1)  # [own] as `objectives.redi.RediConfig`; [code] 0.7 for images
 
     @property
     def blind(self) -> bool:

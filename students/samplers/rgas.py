@@ -54,9 +54,9 @@ class Rgas(Sampler):
 
     needs_critic: ClassVar[bool] = True
     name: Literal["rgas"] = "rgas"
-    guided: float = Field(0.5, ge=0, le=1)  # [paper]
+    guided: float = Field(default=0.5, ge=0, le=1)  # [paper]
     strength: tuple[NonNegativeFloat, NonNegativeFloat] = (30.0, 40.0)  # [code] its config's
-    clamp: float = Field(1.0, gt=0)  # [paper]
+    clamp: float = Field(default=1.0, gt=0)  # [paper]
     candidates: PositiveInt = 4  # [paper]
     accounting: Literal["all", "published"] = "all"  # [own]
 

@@ -30,7 +30,7 @@ class Threshold(StepwiseSampler):
     adaptive: ClassVar[bool] = True
     summarises: ClassVar[bool] = True
     name: Literal["threshold"] = "threshold"
-    threshold: float = Field(0.9, gt=0, le=1)  # [paper]
+    threshold: float = Field(default=0.9, gt=0, le=1)  # [paper]
     confidence: Confidence = "largest"  # [own]
 
     @property
