@@ -141,10 +141,11 @@ def start_world() -> World:
     atexit.register(stop_world)
     if launch is None:
         return World(0, 1, local_device(0))
+    world = World(launch.rank, launch.size, local_device(launch.local_rank or 0))
     if not dist.is_initialized():
-        join_group(launch)
-    world = World(launch.rank, launch.size, local_device(local_rank(launch)))
+        join_group(launch, world.device)
     if world.size > 1:
+        check_local_ranks(launch)
         threading.Thread(target=miss_lost_processes, args=(world, world._alone), daemon=True).start()
     return world
 
@@ -171,16 +172,18 @@ def group_backend() -> str:
     return "nccl" if torch.cuda.is_available() else "gloo"
 
 
-def join_group(launch: Launch) -> None:
-    """Meet the other processes.
+def join_group(launch: Launch, device: torch.device) -> None:
+    """Meet the other processes, each with a device of its own.
 
     Raises:
         UserError: ``MASTER_ADDR`` is no host.
         RunError: ``MASTER_PORT`` is taken, or not everybody came.
     """
     check_address(launch)
+    # NCCL connects at once where it is told the device, and without a word on which it took
+    told = device.type == "cuda" and launch.size > 1 and launch.local_rank is not None
     try:
-        dist.init_process_group(group_backend(), timeout=PATIENCE)
+        dist.init_process_group(group_backend(), timeout=PATIENCE, device_id=device if told else None)
     except dist.DistError as error:
         where = f"MASTER_PORT {launch.port} of MASTER_ADDR {launch.address}"
         if "EADDRINUSE" in str(error):
@@ -188,24 +191,25 @@ def join_group(launch: Launch) -> None:
         raise RunError(f"the {launch.size} processes cannot meet at {where} ({reason(error)}); {WHERE}") from error
 
 
-def local_rank(launch: Launch) -> int:
-    """This process's number on its node: what the launcher says, or 0 where the node has no other process of the run.
+def check_local_ranks(launch: Launch) -> None:
+    """Check that a process without ``LOCAL_RANK``, which takes itself for 0, has its node for itself.
 
     Raises:
-        UserError: it has others, and the launcher does not say.
+        UserError: the node has other processes of the run.
     """
-    if launch.size == 1:
-        return launch.local_rank or 0
     store, host = group_store(), socket.gethostname()
-    store.set(f"host/{launch.rank}", host)
+    store.set(f"host/{launch.rank}", host if launch.local_rank is None else "")
     if launch.local_rank is not None:
-        return launch.local_rank
-    here = sum(store.get(f"host/{rank}") == host.encode() for rank in range(launch.size))
+        return
+    hosts = [store.get(f"host/{rank}").decode() for rank in range(launch.size)]
+    store.set(f"hosts read/{launch.rank}", "")
+    here = hosts.count(host)
     if here > 1:
+        if launch.rank == 0:  # it keeps the store
+            store.wait([f"hosts read/{rank}" for rank, other in enumerate(hosts) if other])
         raise UserError(
             f"LOCAL_RANK, {MEANING['LOCAL_RANK']}, is not set, and {here} processes of this run are on {host}; {WHERE}"
         )
-    return 0
 
 
 def group_store() -> dist.Store:
