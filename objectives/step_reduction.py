@@ -111,9 +111,9 @@ class StepReductionConfig(ObjectiveConfig):
         return ("critic", "student") if self.verifier == "discriminator" else ("student",)
 
     @property
-    def trained_blocks(self) -> int | None:
+    def counted_blocks(self) -> int:
         """The discriminator's."""
-        return self.discriminator_blocks if self.verifier == "discriminator" else None
+        return self.discriminator_blocks if self.verifier == "discriminator" else 0
 
     @property
     def group(self) -> int:
