@@ -233,7 +233,7 @@ class Student:
         schedule: of the masked process it was trained with.
         steps: forward passes it is meant for.
         compressed: whether its weights are no longer those it was trained to.
-        sampler: what it was evaluated with while it was trained.
+        sampler: what it was trained for.
         origin: one sentence for the model card.
     """
 
@@ -311,5 +311,5 @@ def _open_run(path: Path) -> Student:
     else:
         schedule = config.get("process", "log-linear")
         origin += " masked-diffusion pretraining."
-    sampler = written_sampler(measured.get("sampler"))
+    sampler = written_sampler(config.get("sampler") or measured.get("sampler"))  # the latter in older runs
     return Student(denoiser, tokenizer, length or denoiser.spec.length, schedule, STEPS, sampler, origin)

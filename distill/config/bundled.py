@@ -25,6 +25,6 @@ def config_file(name: str | Path) -> Path:
     if wanted not in names:
         raise UserError(
             f"no config {str(name)!r} comes with fewstep{nearest(wanted, list(names))}; there are "
-            + ", ".join(PREFIX + known for known in names)
+            f"{', '.join(PREFIX + known for known in names if '/' not in known)}, and more in {folder}"
         )
     return names[wanted]
