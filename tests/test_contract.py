@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
+from distill.evaluation.progress import Watched
 from objectives import DISTILLERS
-from objectives.objective import Distillation, Objective, ObjectiveConfig
+from objectives.objective import Distillation, Objective, ObjectiveConfig, Rollout
 from students.adapters import AdaptedDenoiser, AdapterConfig
 from students.planner import PlannedDenoiser, add_planner
 from students.samplers import Ancestral, Planner
 from students.student import frozen, trainable_copy
 from teachers.canvas import Batch, Canvas
 from teachers.denoiser import DelegatingDenoiser, Denoiser
+from teachers.errors import UserError
 from teachers.markov import MarkovDenoiser, random_source
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
@@ -111,3 +114,109 @@ def test_losses_are_finite_split_anywhere_and_reach_their_own_network_alone(kind
         for name, network in networks.items():
             reached = [p for p in network.parameters() if p.grad is not None and id(p) not in own]
             assert not reached, f"{phase}'s loss reached {name}"
+
+
+@pytest.mark.parametrize("canvas", CANVASES)
+@pytest.mark.parametrize("kind", DISTILLERS, ids=lambda kind: kind.model_fields["name"].default)
+@torch.no_grad()
+def test_rows_stand_alone_and_what_padding_holds_is_not_read(kind, canvas):
+    objective, _ = objective_of(kind, "stock")
+    objective.begin(0, 4)
+    batch, half = batch_of(canvas), slice(ROWS // 2, ROWS)
+    whole = objective.rollout(batch, RowStreams(0, (1,), range(ROWS)))
+    alone = objective.rollout(batch.rows(half), RowStreams(0, (1,), range(ROWS)[half]))
+    assert_equal_rollouts(whole.rows(half), alone)
+    if batch.canvas.real is None:
+        return
+    other = replace(batch.canvas, tokens=batch.canvas.tokens.masked_fill(~batch.canvas.real, 3))
+    labels = batch.labels.masked_fill(~batch.canvas.real, 4)
+    filled = objective.rollout(replace(batch, canvas=other, labels=labels), RowStreams(0, (1,), range(ROWS)))
+    for phase in objective.phases:
+        losses = [objective.loss(phase, rollout).sum for rollout in (whole, filled)]
+        torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+        assert objective.count(phase, whole) == objective.count(phase, filled)
+
+
+def assert_equal_rollouts(one: Rollout, other: Rollout) -> None:
+    """Part by part; where networks computed them, up to the order of float sums."""
+    assert one.parts().keys() == other.parts().keys()
+    for name, part in one.parts().items():
+        tensors = [vars(x) if isinstance(x, Canvas) else {name: x} for x in (part, other.parts()[name])]
+        for key, tensor in tensors[0].items():
+            torch.testing.assert_close(tensor, tensors[1][key], rtol=1e-4, atol=1e-5, msg=f"{name} {key}")
+
+
+# --- wrappers --------------------------------------------------------------------------------------------------------
+
+DERIVED = {"features_at", "log_probs", "require", "forward"}
+"""Methods of a denoiser that are made of its others."""
+METHODS = [name for name, value in vars(Denoiser).items() if callable(value) or isinstance(value, property)]
+METHODS = sorted(name for name in METHODS if not name.startswith("_") and name not in DERIVED)
+OWN = {DelegatingDenoiser: set(), PlannedDenoiser: {"commit_logits", "repulsion", "save"}, Watched: {"features"}}
+"""What wrappers do themselves."""
+
+
+class Answers(Denoiser):
+    """Remembers what it was asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def __getattribute__(self, name):
+        if name not in METHODS:
+            return super().__getattribute__(name)
+        self.asked.append(name)
+        return name if isinstance(vars(Denoiser)[name], property) else lambda *arguments: name
+
+    def features(self, canvas, select=None):
+        raise AssertionError("never reached")
+
+    def save(self, folder, compression=None):
+        raise AssertionError("never reached")
+
+
+def answer(denoiser: Denoiser, name: str):
+    """What a method of a denoiser says to any arguments."""
+    value = vars(Denoiser)[name]
+    if isinstance(value, property):
+        return getattr(denoiser, name)
+    parameters = list(inspect.signature(value).parameters)[1:]
+    return getattr(denoiser, name)(*[None] * len(parameters))
+
+
+def wrappers(kind: type = DelegatingDenoiser) -> list[type[DelegatingDenoiser]]:
+    """Ours that anything has imported."""
+    below = [wrapper for sub in kind.__subclasses__() for wrapper in wrappers(sub)]
+    return [kind, *below] if not kind.__module__.startswith("tests") else below
+
+
+@pytest.mark.parametrize("kind", wrappers(), ids=lambda kind: kind.__name__)
+def test_a_wrapper_forwards_every_method_that_is_not_its_own(kind):
+    inner = Answers()
+    inner.spec = stock(VOCABULARY, LENGTH).spec
+    wrapper = object.__new__(kind)
+    DelegatingDenoiser.__init__(wrapper, inner)
+    assert OWN[kind] <= set(vars(kind))
+    for name in set(METHODS) - OWN[kind]:
+        said = answer(wrapper, name)
+        assert inner.asked.pop() == name
+        assert not inner.asked
+        assert said == name or said is None, "the answer is another one"
+
+
+def test_an_adapted_denoiser_asks_its_base_or_says_that_it_can_not():
+    base = add_planner(stock(VOCABULARY, LENGTH), 4)
+    adapted = AdaptedDenoiser(base, AdapterConfig(rank=2))
+    refused = {"blocks", "network", "output_layer"}
+    assert set(METHODS) - set(vars(AdaptedDenoiser)) == refused, "a method that it would answer as no wrapper at all"
+    for name in refused:
+        with pytest.raises(UserError, match="AdaptedDenoiser has none"):
+            answer(adapted, name)
+    blank = Canvas.blank(1, 4, 1)
+    for denoiser in (base, adapted):
+        assert torch.equal(denoiser.log_probs(blank), base.log_probs(blank))
+        assert torch.equal(denoiser.time(blank), base.time(blank))
+        assert denoiser.repulsion is base.planner.repulsion
+    with pytest.raises(UserError, match="compression 'int8' needs a network with compression"):
+        adapted.save("nowhere", "int8")
