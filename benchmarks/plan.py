@@ -60,7 +60,9 @@ def make_teacher(folder: Path, shape: dict, rest: dict) -> None:
 def predict(overrides: list[str], config: str = "configs/smoke.yaml") -> dict:
     """The plan's peak for one process without a device."""
     from distill.config import DistillConfig, load_config
-    from distill.planning.plan import Shapes, moments, peak, setup_of
+    from distill.planning.moments import moments, peak
+    from distill.planning.setup import setup_of
+    from distill.planning.shapes import Shapes
 
     loaded = load_config(DistillConfig, config, overrides)
     shapes, setup = Shapes(loaded), setup_of(loaded, 1)

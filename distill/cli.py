@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # it takes what stands in brackets for markup
 )
-Config = Annotated[Path, typer.Argument(help="A YAML config; examples in configs/.")]
+Config = Annotated[Path, typer.Argument(help="A YAML config, or bundled:NAME, such as bundled:quickstart.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value, overriding the config.")]
 # torchrun's own parser stumbles over --run (it takes it for its --run-path), so --run-dir says the same
 Run = Annotated[
@@ -92,9 +92,13 @@ def pretrain(
     """Train a masked-diffusion teacher or an autoregressive judge from text."""
     from distill.commands.pretrain import pretrain as command
     from distill.config import PretrainConfig, load_config
+    from distill.config.bundled import config_file
 
     command(
-        load_config(PretrainConfig, config, overrides or []), run or Path("runs") / config.stem, resume, allow_changes
+        load_config(PretrainConfig, config, overrides or []),
+        run or Path("runs") / config_file(config).stem,
+        resume,
+        allow_changes,
     )
 
 
@@ -109,9 +113,13 @@ def distill(
     """Distil a teacher into a few-step student."""
     from distill.commands.distil import distil as command
     from distill.config import DistillConfig, load_config
+    from distill.config.bundled import config_file
 
     command(
-        load_config(DistillConfig, config, overrides or []), run or Path("runs") / config.stem, resume, allow_changes
+        load_config(DistillConfig, config, overrides or []),
+        run or Path("runs") / config_file(config).stem,
+        resume,
+        allow_changes,
     )
 
 

@@ -45,54 +45,67 @@ def find_teacher(config: ModelConfig) -> Checkpoint:
     return checkpoint
 
 
-def check_capabilities(config: DistillConfig) -> None:
-    """Refuse what the families of teacher and student can not do; of both, nothing but config.json is read.
+@dataclass(frozen=True)
+class Checkpoints:
+    """What a distillation starts from, unread: the student's is the teacher's where it is a copy or an adapter."""
+
+    teacher: Checkpoint
+    student: Checkpoint
+
+
+def find_checkpoints(config: DistillConfig) -> Checkpoints:
+    """Resolve what a config names; of both, nothing but config.json is read.
 
     Raises:
-        UserError: the config asks for it.
+        UserError: there is no such model, or the config asks for what its family can not do.
     """
     teacher = find_teacher(config.teacher)
-    teacher.require(_asked_of_teacher(config))
+    teacher.require(_needs_of_teacher(config))
     student = teacher if config.student.init == "teacher" else resolve(config.student.init)
-    student.require(_asked_of_student(config))
+    student.require(_needs_of_student(config))
     # critics start as the teacher, or as the student where the teacher has no weights
     start = teacher if "weights" in teacher.family.capabilities else student
-    start.require(_asked_of_critic(config))
+    start.require(_needs_of_critic(config))
+    return Checkpoints(teacher, student)
 
 
-def _asked_of_teacher(config: DistillConfig) -> dict[Capability, str]:
+def _needs_of_teacher(config: DistillConfig) -> dict[Capability, str]:
     placement: dict[str, Capability] = {"sharded": "sharding", "dispatched": "dispatch"}
-    asked: dict[Capability, str] = {}
+    needs: dict[Capability, str] = {}
     if config.student.adapter is not None or config.objective.adapters:
-        asked["adapters"] = "the config asks for some; leave out student.adapter and the objective's adapters"
+        needs["adapters"] = "the config asks for some; leave out student.adapter and the objective's adapters"
     if config.teacher.placement in placement:
-        asked[placement[config.teacher.placement]] = f"teacher.placement is {config.teacher.placement!r}; leave it out"
+        needs[placement[config.teacher.placement]] = f"teacher.placement is {config.teacher.placement!r}; leave it out"
     if config.student.init == "teacher":
-        asked["weights"] = (
+        needs["weights"] = (
             "student.init is 'teacher'; set student.init to a network of its vocabulary, such as RUN/model of fewstep "
             "pretrain"
         )
-    return asked
+    return needs
 
 
-def _asked_of_student(config: DistillConfig) -> dict[Capability, str]:
-    asked: dict[Capability, str] = {"weights": "student.init names it; set student.init to a network"}
+def _needs_of_student(config: DistillConfig) -> dict[Capability, str]:
+    needs: dict[Capability, str] = {"weights": "student.init names it; set student.init to a network"}
     if config.train.gradient_checkpointing:
-        asked["checkpointing"] = "train.gradient_checkpointing is true; set it to false"
-    return asked
+        needs["checkpointing"] = "train.gradient_checkpointing is true; set it to false"
+    return needs
 
 
-def _asked_of_critic(config: DistillConfig) -> dict[Capability, str]:
+def _needs_of_critic(config: DistillConfig) -> dict[Capability, str]:
     why = f"objective {config.objective.name} has a network that reads them; choose another objective or teacher"
-    asked: dict[Capability, str] = dict.fromkeys(config.objective.capabilities, why)
+    needs: dict[Capability, str] = dict.fromkeys(config.objective.capabilities, why)
     if config.sampler.needs_critic:
-        asked["embeddings"] = f"sampler {config.sampler.name} mixes them; choose another one"
-    return asked
+        needs["embeddings"] = f"sampler {config.sampler.name} mixes them; choose another one"
+    return needs
 
 
-def load_teacher(config: ModelConfig) -> tuple[Denoiser, PreTrainedTokenizerBase]:
-    """The frozen teacher, a network in float32 or an exact source, and its tokenizer, checked against each other."""
-    checkpoint = find_teacher(config)
+def load_teacher(config: ModelConfig, checkpoint: Checkpoint | None = None) -> tuple[Denoiser, PreTrainedTokenizerBase]:
+    """The frozen teacher, a network in float32 or an exact source, and its tokenizer, checked against each other.
+
+    Args:
+        checkpoint: of `find_teacher`, for whoever has it.
+    """
+    checkpoint = find_teacher(config) if checkpoint is None else checkpoint
     tokenizer = tokenizer_of(checkpoint, config.tokenizer)
     teacher = checkpoint.load(tokenizer, **{key: getattr(config, key) for key in OPTIONS})
     if teacher.spec.attention == "causal":
@@ -120,15 +133,19 @@ def tokenizer_of(checkpoint: Checkpoint, name: str | None = None) -> PreTrainedT
         ) from error
 
 
-def load_student(config: DistillConfig, teacher: Denoiser) -> Denoiser:
-    """The network to train: an adapter on the teacher, a copy of it, or a checkpoint with the same vocabulary."""
+def load_student(config: DistillConfig, teacher: Denoiser, checkpoint: Checkpoint | None = None) -> Denoiser:
+    """The network to train: an adapter on the teacher, a copy of it, or a checkpoint with the same vocabulary.
+
+    Args:
+        checkpoint: of ``student.init``, for whoever has it.
+    """
     if config.student.adapter is not None:
         # the same seed as the critic's: their adapters start equal, as do a student and a critic that are copies
         torch.manual_seed(config.train.seed)
         return AdaptedDenoiser(teacher, config.student.adapter)
     if config.student.init == "teacher":
         return trainable_copy(teacher)
-    checkpoint = resolve(config.student.init)
+    checkpoint = resolve(config.student.init) if checkpoint is None else checkpoint
     options = {"mask_id": teacher.spec.mask_id} if "mask_id" in checkpoint.family.options else {}
     student = load_planned(checkpoint, **options)
     _check_start(config, student.spec, teacher.spec)
@@ -216,7 +233,7 @@ class Student:
         schedule: of the masked process it was trained with.
         steps: forward passes it is meant for.
         compressed: whether its weights are no longer those it was trained to.
-        sampler: what it was evaluated with while it was trained.
+        sampler: what it was trained for.
         origin: one sentence for the model card.
     """
 
@@ -294,5 +311,5 @@ def _open_run(path: Path) -> Student:
     else:
         schedule = config.get("process", "log-linear")
         origin += " masked-diffusion pretraining."
-    sampler = written_sampler(measured.get("sampler"))
+    sampler = written_sampler(config.get("sampler") or measured.get("sampler"))  # the latter in older runs
     return Student(denoiser, tokenizer, length or denoiser.spec.length, schedule, STEPS, sampler, origin)

@@ -128,9 +128,9 @@ class IntegralKLConfig(ObjectiveConfig):
         return self.ratio.capabilities
 
     @property
-    def trained_blocks(self) -> int | None:
+    def counted_blocks(self) -> int:
         """The discriminator's."""
-        return self.ratio.trained_blocks
+        return self.ratio.trained_blocks or 0
 
     def check(self, run: Surroundings) -> None:
         """A rollout of the run's sampler must be one that anything can be drawn from."""

@@ -134,12 +134,17 @@ class ObjectiveConfig(Section, ABC):
         return frozenset()
 
     @property
-    def trained_blocks(self) -> int | None:
-        """How many of its critic's last transformer blocks train; None where none does so for its place."""
-        return None
+    def counted_blocks(self) -> int:
+        """How many blocks of a network it treats unlike the others: the last ones of a critic, where only these train;
+        the first ones of a network of which only these are read. 0 where all are alike."""
+        return 0
 
     def with_adapter(self, adapter: AdapterConfig) -> ObjectiveConfig:
         """The same with its critic on an adapter of the teacher; as it is where it has one already, or no critic."""
+        return self
+
+    def without_weights(self) -> ObjectiveConfig:
+        """The same for networks that have shapes and no weights, of which nothing can be measured: to plan memory."""
         return self
 
     def check(self, run: Surroundings) -> None:

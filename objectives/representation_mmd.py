@@ -83,6 +83,15 @@ class RepresentationMmdConfig(ObjectiveConfig):
         """Hidden states after the first few blocks."""
         return frozenset({"hidden states", "blocks"})
 
+    @property
+    def counted_blocks(self) -> int:
+        """Those that features are read after; see `ObjectiveConfig.counted_blocks`."""
+        return self.blocks or 0
+
+    def without_weights(self) -> RepresentationMmdConfig:
+        """With a bandwidth, which is otherwise measured; see `ObjectiveConfig.without_weights`."""
+        return self if self.bandwidth is not None else self.model_copy(update={"bandwidth": 1.0})
+
     def build(self, distillation: Distillation) -> RepresentationMmd:
         """See `ObjectiveConfig.build`."""
         return RepresentationMmd(self, distillation)

@@ -111,9 +111,9 @@ class StepReductionConfig(ObjectiveConfig):
         return ("critic", "student") if self.verifier == "discriminator" else ("student",)
 
     @property
-    def trained_blocks(self) -> int | None:
+    def counted_blocks(self) -> int:
         """The discriminator's."""
-        return self.discriminator_blocks if self.verifier == "discriminator" else None
+        return self.discriminator_blocks if self.verifier == "discriminator" else 0
 
     @property
     def group(self) -> int:
@@ -415,6 +415,7 @@ class StepReduction(Objective[StepReductionRollout]):
         if config.trains == "all":
             log_prob = log_prob + (scatter(hit, open_) * commit).sum(1)
         if isinstance(self.sampler, Planner) and n + 1 < config.steps:  # the last pass has no choice
-            logits = planned_logits(self.student, features, summaries, open_, config.steps) + self.sampler.bias
+            logits = planned_logits(self.student, features, summaries, open_, config.steps, state.real)
+            logits = logits + self.sampler.bias
             log_prob = log_prob + commit_log_prob(logits, open_, commit, self.student.repulsion)
         return part, log_prob, scatter(away, open_).double().sum(1) / open_.sum(1).clamp(min=1)

@@ -120,6 +120,10 @@ class AdaptedDenoiser(Denoiser):
         """The base's: no adapter reaches it; see `Denoiser.head`."""
         return self.base.head(features)
 
+    def time(self, canvas: Canvas) -> Tensor:
+        """The base's; see `Denoiser.time`."""
+        return self.base.time(canvas)
+
     def hidden_states(self, canvas: Canvas, embeddings: Tensor | None = None) -> Tensor:
         """The base's, adapted; see `Denoiser.hidden_states`."""
         with ActiveAdapter(self.active, [self.name]):
@@ -130,12 +134,27 @@ class AdaptedDenoiser(Denoiser):
 
         By the time of the backward pass another adapter may be active, or none.
         """
+        assert contexts is None, "an adapter surrounds the passes itself"
         active = self.active
         self.base.checkpoint_activations(lambda: (nullcontext(), ActiveAdapter(active, active)))
 
     def token_embeddings(self) -> Tensor:
         """The base's: adapters sit on linear layers; see `Denoiser.token_embeddings`."""
         return self.base.token_embeddings()
+
+    def commit_logits(self, features: Tensor, summaries: Tensor, where: Tensor) -> Tensor | None:
+        """The base's: no adapter reaches it; see `Denoiser.commit_logits`."""
+        return self.base.commit_logits(features, summaries, where)
+
+    @property
+    def repulsion(self) -> Tensor | None:
+        """The base's; see `Denoiser.repulsion`."""
+        return self.base.repulsion
+
+    @property
+    def device(self) -> torch.device:
+        """Where the adapter is; see `Denoiser.device`."""
+        return next(self.parameters()).device
 
     def twin(self) -> AdaptedDenoiser:
         """A frozen float32 copy on the same base, its parameters named as here."""
@@ -146,6 +165,8 @@ class AdaptedDenoiser(Denoiser):
 
     def save(self, folder: str | Path, compression: Compression | None = None) -> None:
         """Write the adapter in PEFT's own format; `peft.PeftModel.from_pretrained` puts it on the base's model."""
+        if compression is not None:
+            self.require("compression", f"compression {compression!r}")
         config = copy.copy(self.base.network.peft_config[self.name])
         config.inference_mode = True
         config.target_modules = sorted(config.target_modules)  # a set, whose order differs from process to process

@@ -5,20 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from teachers.errors import UserError
+from teachers.quiet import quiet_transformers
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder; never remote code. Transformers raises whatever it likes."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()  # the config.json beside it may be of a family that transformers does not know
-    try:
+    with quiet_transformers():  # the config.json beside it may be of a family that transformers does not know
         # said outright, because transformers would ask on the terminal
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    finally:
-        logging.set_verbosity(before)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int, mask_id: int, name: str) -> None:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
-import numpy as np
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
-from distill.config import DataConfig
-from distill.data.corpus import load_corpus
-from distill.data.tokenizers import PLAIN_TEXT, SPECIAL, load_tokenizer
+from distill.data.source_text import documents, estimated, word_tokenizer, write_source
+from distill.data.tokenizers import load_tokenizer
 from distill.runtime.messages import say
 from distill.runtime.run_folder import check_new_folder, new_folder
 from teachers.errors import UserError
-from teachers.files import publish
-from teachers.markov import MarkovDenoiser, check_source, estimate_source, random_source
+from teachers.markov import random_source
 
 TOKENS, SHARPNESS = 16, 2.0  # [own]: about 1.7 of the log 16 = 2.8 nats of uniform tokens
 
@@ -79,11 +70,7 @@ def markov_command(
         words = load_tokenizer(tokenizer)
         source = estimated(text, words, order, length, 1.0 if smoothing is None else smoothing)
     drawn = documents(source, words, rows + heldout, seed)
-    folder = new_folder(out)
-    source.save(folder)
-    words.save_pretrained(folder)
-    for name, part in (("train", drawn[:rows]), ("heldout", drawn[rows:])):
-        publish(folder / f"{name}.jsonl", "".join(json.dumps({"text": d}) + "\n" for d in part))
+    folder = write_source(new_folder(out), source, words, {"train": drawn[:rows], "heldout": drawn[rows:]})
     say(
         f"{source.tokens} tokens, order {order}: entropy {source.entropy() / length:.4f} nats a token in rows of "
         f"{length} (perplexity {math.exp(source.entropy() / length):.3f}), {source.entropy_rate():.4f} in endless "
@@ -91,71 +78,3 @@ def markov_command(
         "data.path with data.pack=false",
     )
     return folder
-
-
-def word_tokenizer(tokens: int, length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of ``tokens`` short words, written with spaces between them, and the mask; no others."""
-    tokenizer = Tokenizer(models.WordLevel({word(i): i for i in range(tokens)}))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=length, mask_token=SPECIAL["mask_token"]
-    )
-
-
-SYLLABLES = [consonant + vowel for consonant in "bdfghjklmnprstvwyz" for vowel in "aeiou"]
-
-
-def word(number: int) -> str:
-    """The ``number``-th word, in syllables as digits: ba, be, …, zu, beba, bebe, …"""
-    more, last = divmod(number, len(SYLLABLES))
-    return (word(more) if more else "") + SYLLABLES[last]
-
-
-def estimated(
-    text: str, tokenizer: PreTrainedTokenizerBase, order: int, length: int, smoothing: float
-) -> MarkovDenoiser:
-    """The source of a corpus, every entry of the tokenizer but the mask being a token."""
-    if tokenizer.mask_token_id is None:
-        raise UserError("the tokenizer has no mask token; give one that has, e.g. bundled:teacher")
-    check_source(len(tokenizer) - 1, order, length)
-    data = DataConfig(path=text, length=length, pack=tokenizer.eos_token_id is not None)
-    stream = torch.from_numpy(load_corpus(data, tokenizer).tokens.astype(np.int64))
-    return estimate_source(
-        stream[None], len(tokenizer) - 1, order, smoothing, length,
-        tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id,
-    )  # fmt: skip
-
-
-def documents(source: MarkovDenoiser, tokenizer: PreTrainedTokenizerBase, count: int, seed: int) -> list[str]:
-    """Rows of the source as text that reads back as the same tokens.
-
-    A source estimated from bytes now and then writes what is no text. Such rows are left out; the others follow the
-    source given that.
-
-    Raises:
-        UserError: more than half of the rows are no text.
-    """
-    # not the generator that the tables were drawn with
-    state = np.random.SeedSequence([seed, 1]).generate_state(1, np.uint64)[0]
-    generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
-    kept: list[str] = []
-    tried = 0
-    while len(kept) < count:
-        drawn = source.sample(max(256, count - len(kept)), generator)
-        kept += survivors(drawn, tokenizer)
-        tried += len(drawn)
-        if 2 * len(kept) < tried:
-            raise UserError(
-                f"{tried - len(kept)} of {tried} rows of the source are no text that its tokenizer reads back as the "
-                "same tokens; give a tokenizer without merges, of bytes or words"
-            )
-    if len(kept) < tried:
-        say(f"{tried - len(kept)} of {tried} rows were no text and were left out")
-    return kept[:count]
-
-
-def survivors(rows: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The texts of those rows (N, L) that are tokenized to the same tokens again."""
-    texts = tokenizer.batch_decode(rows.tolist(), clean_up_tokenization_spaces=False)
-    again = tokenizer(texts, **PLAIN_TEXT)["input_ids"]
-    return [text for text, row, ids in zip(texts, rows.tolist(), again, strict=True) if row == ids and text.strip()]

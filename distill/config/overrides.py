@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from distill.config.bundled import config_file
 from distill.config.explain import explain, inside, sections, shown, tags
 from distill.config.yaml12 import read_yaml, write_yaml
 from teachers.errors import UserError
@@ -27,10 +28,13 @@ def load_config(kind: type[AnySection], path: str | Path, overrides: Iterable[st
     later one overrides an earlier one. Sections are merged key by key and values replaced; a section of another
     ``name`` replaces the whole section, and null removes what a base says.
 
+    Args:
+        path: a file, or ``bundled:NAME``, see `config_file`.
+
     Raises:
         UserError: unreadable file, unknown key (the nearest named), value out of range, or a failed cross-check.
     """
-    values = _Files(kind).read(Path(path))
+    values = _Files(kind).read(config_file(path))
     for override in overrides:
         apply_override(kind, values, override)
     return validate(kind, values)

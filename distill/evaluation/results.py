@@ -124,7 +124,8 @@ class Evaluation:
     rows: tuple[Row, ...]
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``evaluation.json`` into a folder that exists, whole or not at all; returns its path."""
+        """Write ``evaluation.json`` into a folder, made where there is none, whole or not at all; returns its path."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
         return publish(Path(folder) / FILE, json_text(self))
 
     @classmethod

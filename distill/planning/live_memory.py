@@ -8,8 +8,8 @@ objective or kind of checkpointing it is, without a weight in memory.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,13 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from distill.config import DistillConfig
-from objectives.integral_kl import IntegralKL
+from objectives.objective import Objective
 from students.adapters import AdaptedDenoiser
 from students.samplers.at_once import AtOnce
 from students.student import cast, enable_gradient_checkpointing
 from teachers.canvas import Canvas
 from teachers.chunks import chunk_count
-from teachers.denoiser import Denoiser
+from teachers.denoiser import DelegatingDenoiser, Denoiser
 
 aten = torch.ops.aten
 
@@ -90,7 +90,7 @@ class LiveTensors(TorchDispatchMode):
         self.now = {"activations": 0, "logits": 0, "gradients": 0}
         self.started = self.below_top = self.at_bottom = False
 
-    def follow_gradients(self, network: nn.Module, blocks: nn.ModuleList) -> None:
+    def follow_gradients(self, network: nn.Module, blocks: Sequence[nn.Module]) -> None:
         """From now on tell gradients that ``network`` accumulates from other tensors, and where the pass is."""
         of_block = {id(p): i for i, block in enumerate(blocks) for p in block.parameters()}
         of_layer = _adapter_blocks(network)
@@ -181,32 +181,126 @@ def _all_chosen(func: Any, args: Any) -> Any:
         return args[0].reshape(-1).clone()
     if func is aten.masked_scatter_backward.default:
         return args[0].new_empty(args[2])
+    if func is aten.nonzero.default:
+        return args[0].new_zeros(args[0].numel(), args[0].ndim, dtype=torch.long)
     if func is aten._local_scalar_dense.default:
         return False  # "are all rows the same?": the shortcut of a first step is not the most a pass can take
     return None
 
 
+@dataclass
+class Passes:
+    """The passes of an update.
+
+    Attributes:
+        rollout: of the network that a rollout asks and that takes most; None where it asks none.
+        asked: names of those that it asks.
+        phases: a loss's, by phase.
+        held: bytes that a rollout keeps until the update is over, for the rows of a process.
+    """
+
+    rollout: PassMemory | None
+    asked: tuple[str, ...]
+    phases: dict[str, PassMemory]
+    held: float
+
+    def grown(self, other: Passes, times: float) -> Passes:
+        """See `Peak.grown`."""
+        rollout = None
+        if self.rollout is not None and other.rollout is not None:
+            rollout = self.rollout.grown(other.rollout, times)
+        phases = {name: memory.grown(other.phases[name], times) for name, memory in self.phases.items()}
+        return Passes(rollout, self.asked, phases, self.held)
+
+
 def pass_memory(
-    config: DistillConfig, objective: IntegralKL, rows: int, micro: int, checkpointing: bool
-) -> dict[str, PassMemory]:
-    """The passes of an update by name: "rollout", "critic" and "student".
+    config: DistillConfig, teacher: Denoiser, objective: Objective, rows: int, micro: int, checkpointing: bool
+) -> Passes:
+    """The memory of all passes of an update.
 
     Args:
-        objective: with networks on torch's meta device; used up.
-        rows: of this process; the rollout sends them through the student together.
+        teacher, objective: with networks on torch's meta device; used up.
+        rows: of this process; the rollout sends them through a network together.
         micro: rows of a loss.
         checkpointing: gradient checkpointing.
     """
-    dtype = getattr(torch, config.train.precision)
-    teacher = objective.teacher
-    networks = {phase: objective.networks[phase] for phase in objective.phases}
-    for network in (teacher, *networks.values()):
-        cast(network, dtype)  # type: ignore[arg-type]
-        if checkpointing and network is not teacher:
+    networks = {"teacher": teacher, **objective.networks}
+    for name, network in networks.items():
+        cast(network, getattr(torch, config.train.precision))
+        if checkpointing and name in objective.phases:
             enable_gradient_checkpointing(network)
     with FakeTensorMode():
-        there = _fill([teacher, *networks.values()])
-        return _trace(config, objective, networks, there, rows, micro)
+        tracer = _Tracer(objective, networks, _fill(list(networks.values())), config.sequence_length)
+        asked = [tracer.rollout(name, rows) for name in objective.asks]
+        phases = {phase: tracer.loss(phase, micro) for phase in objective.phases}
+        held = tracer.held(micro) * rows / micro
+    largest = max(asked, key=lambda memory: memory.forward.total, default=None)
+    return Passes(largest, objective.asks, phases, held)
+
+
+@dataclass
+class _Tracer:
+    """Runs passes on tensors without data.
+
+    Attributes:
+        networks: all, by name. there: their parameters and buffers, which are not counted.
+        length: L.
+    """
+
+    objective: Objective
+    networks: dict[str, nn.Module]
+    there: list[Tensor]
+    length: int
+
+    def _live(self) -> LiveTensors:
+        return LiveTensors(self.there, self.objective.student.spec.vocabulary)
+
+    def _canvas(self, rows: int) -> Canvas:
+        return Canvas.blank(rows, self.length, self.objective.student.spec.mask_id)
+
+    @torch.no_grad()
+    def rollout(self, name: str, rows: int) -> PassMemory:
+        """A pass of a rollout: all rows at once, and a token drawn at each position."""
+        network, live = self.networks[name], self._live()
+        with live:
+            canvas = replace(self._canvas(rows), time=torch.ones(rows))
+            if isinstance(network, Denoiser):
+                self._draw(network, canvas)
+            else:
+                network(canvas)
+        return live.memory
+
+    def _draw(self, denoiser: Denoiser, canvas: Canvas) -> None:
+        chunks = chunk_count(canvas.tokens.numel(), denoiser.spec.vocabulary)
+        uniforms = torch.zeros(canvas.tokens.numel(), dtype=torch.float64)
+        features = denoiser.features_at(canvas, canvas.open)
+        AtOnce().tokens(denoiser.head, chunks, uniforms, torch.Generator(), features)
+
+    def loss(self, phase: str, rows: int) -> PassMemory:
+        """A loss and its backward pass."""
+        network, live = self.networks[phase], self._live()
+        live.follow_gradients(network, _blocks(network))
+        with live:
+            rollout = self.objective.outline(self._canvas(rows))
+            self.objective.loss(phase, rollout).sum.backward()
+        return live.memory
+
+    def held(self, rows: int) -> float:
+        """Bytes of a rollout of so many rows."""
+        parts = self.objective.outline(self._canvas(rows)).parts().values()
+        tensors = [t for part in parts for t in (vars(part).values() if isinstance(part, Canvas) else [part])]
+        storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors if t is not None}
+        return sum(storages.values())
+
+
+def _blocks(network: nn.Module) -> list[nn.Module]:
+    """The transformer blocks that a network's parameters lie in, or those below its adapters."""
+    inner = next(module for module in network.modules() if isinstance(module, Denoiser) and not _delegates(module))
+    return list(inner.base.blocks() if isinstance(inner, AdaptedDenoiser) else inner.blocks())
+
+
+def _delegates(module: nn.Module) -> bool:
+    return isinstance(module, DelegatingDenoiser)
 
 
 def _fill(networks: list[nn.Module]) -> list[Tensor]:
@@ -223,37 +317,3 @@ def _fill(networks: list[nn.Module]) -> list[Tensor]:
                     made[id(made[id(old)])] = made[id(old)]
                 tensors[name] = made[id(old)]  # type: ignore[assignment]
     return list({id(t): t for t in made.values()}.values())
-
-
-def _trace(
-    config: DistillConfig,
-    objective: IntegralKL,
-    networks: dict[str, nn.Module],
-    there: list[Tensor],
-    rows: int,
-    micro: int,
-) -> dict[str, PassMemory]:
-    student, length = objective.student, config.sequence_length
-    vocabulary = student.spec.vocabulary
-    found = {}
-
-    live = LiveTensors(there, vocabulary)
-    with live:
-        z = torch.zeros(rows, length, dtype=torch.long)
-        chunks = chunk_count(z.numel(), vocabulary)
-        reveal, uniforms = torch.ones_like(z, dtype=torch.bool), torch.zeros(rows * length, dtype=torch.float64)
-        features = student.features_at(Canvas(z, reveal), reveal)
-        AtOnce().tokens(student.head, chunks, uniforms, torch.Generator(), features)
-    found["rollout"] = live.memory
-
-    for phase in objective.phases:
-        live = LiveTensors(there, vocabulary)
-        network = networks[phase]
-        backbone = network if isinstance(network, Denoiser) else network.backbone
-        blocks = backbone.base.blocks() if isinstance(backbone, AdaptedDenoiser) else backbone.blocks()
-        live.follow_gradients(network, blocks)
-        with live:
-            rollout = objective.outline(Canvas.blank(micro, length, student.spec.mask_id))
-            objective.loss(phase, rollout).sum.backward()
-        found[phase] = live.memory
-    return found

@@ -13,7 +13,7 @@ from distill.config import DistillConfig, OptimizerConfig
 from distill.data.corpus import Corpus, load_corpus
 from distill.data.teacher_rows import training_rows
 from distill.evaluation.evaluate import check_length
-from distill.models import as_distillation, check_capabilities, load_student, load_teacher
+from distill.models import as_distillation, find_checkpoints, load_student, load_teacher
 from distill.runtime.messages import say
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World, start_world
@@ -47,8 +47,8 @@ def load_networks(config: DistillConfig, loaded: tuple[Denoiser, PreTrainedToken
     Raises:
         UserError: they can not be loaded, can not do what the config asks for, or are too short.
     """
-    check_capabilities(config)
-    teacher, tokenizer = loaded or load_teacher(config.teacher)
+    checkpoints = find_checkpoints(config)
+    teacher, tokenizer = loaded or load_teacher(config.teacher, checkpoints.teacher)
     if config.sequence_length > teacher.spec.max_length:
         raise UserError(
             f"data.length {config.sequence_length} is longer than the teacher's {teacher.spec.max_length} positions; "
@@ -57,7 +57,7 @@ def load_networks(config: DistillConfig, loaded: tuple[Denoiser, PreTrainedToken
     if config.sequence_length > teacher.spec.length:
         longer = f"more than the {teacher.spec.length} that the teacher was trained on"
         say(f"rows have {config.sequence_length} tokens, {longer}")
-    student = load_student(config, teacher)
+    student = load_student(config, teacher, checkpoints.student)
     if config.evaluate.length is not None:
         check_length([teacher, student], config.evaluate.length)
     return Networks(teacher, student, tokenizer)

@@ -229,3 +229,13 @@ def test_the_default_of_steps_is_a_cap(tmp_path):
     tokenizer.save_pretrained(tmp_path / "short")
     folder = export_command(tmp_path / "short", tmp_path / "out")
     assert json.loads((folder / "generation_config.json").read_text())["max_denoising_steps"] == 4
+
+
+def test_a_runs_student_is_sampled_as_it_was_trained_for(tmp_path):
+    run = make_run(tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    measured = {"evaluate": {"sampler": {"name": "threshold"}}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config | measured))  # as older runs have it
+    assert open_student(run).sampler == Threshold()
+    (run / "config.yaml").write_text(yaml.safe_dump(config | measured | {"sampler": {"name": "dilated"}}))
+    assert open_student(run).sampler == Dilated()

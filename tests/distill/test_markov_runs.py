@@ -10,11 +10,12 @@ import torch
 from distill.commands.distil import distil
 from distill.commands.evaluate import evaluate_command
 from distill.commands.generate import generate_command
-from distill.commands.markov import markov_command, word
+from distill.commands.markov import markov_command
 from distill.commands.plan import plan_command
 from distill.commands.pretrain import pretrain
 from distill.config import DataConfig, DistillConfig, EvaluateConfig, PretrainConfig, TokenizerConfig, validate
 from distill.data.corpus import load_corpus
+from distill.data.source_text import word
 from distill.data.teacher_rows import write_rows
 from distill.data.tokenizers import load_tokenizer, train_tokenizer
 from distill.evaluation.evaluate import evaluate

@@ -95,4 +95,4 @@ def test_nobody_above_knows_what_class_a_denoiser_has():
     imports = re.compile(r"^from teachers\.\S+ import .*\b(Stock|Dit|Markov)Denoiser\b", re.MULTILINE)
     above = [path for floor in ("distill", "objectives", "students") for path in (ROOT / floor).rglob("*.py")]
     knowing = {str(path.relative_to(ROOT)) for path in above if imports.search(path.read_text("utf-8"))}
-    assert knowing == {"distill/commands/markov.py"}, "which makes one"
+    assert knowing == {"distill/data/source_text.py"}, "which makes one of text"

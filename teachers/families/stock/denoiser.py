@@ -198,7 +198,7 @@ def untrained_denoiser(shape: PretrainedConfig, options: Mapping[str, Any], laye
         shape.num_hidden_layers = layers
         if getattr(shape, "layer_types", None):
             shape.layer_types = shape.layer_types[:layers]
-    spec = {"mask_id": 0, **told(shape.to_dict(), options)}
+    spec = {"mask_id": 0, **spec_fields(shape.to_dict(), options)}
     spec |= {"vocabulary": shape.vocab_size, "max_length": shape.max_position_embeddings}
     return StockDenoiser(AutoModelForCausalLM.from_config(shape, dtype=torch.float32), DenoiserSpec(**spec))
 
@@ -249,12 +249,12 @@ def load_stock(
     mask_id = _mask_of(checkpoint, tokenizer, options)
     if tokenizer is not None:
         check_tokenizer(tokenizer, vocabulary, mask_id, checkpoint.name)
-    written = tokenizer if tokenizer is not None else model.config
+    entries = tokenizer if tokenizer is not None else model.config
     values = {
         "max_length": model.config.max_position_embeddings,
-        "eos_id": written.eos_token_id,
-        "pad_id": written.pad_token_id,
-        **told(checkpoint.config, options),
+        "eos_id": entries.eos_token_id,
+        "pad_id": entries.pad_token_id,
+        **spec_fields(checkpoint.config, options),
         "mask_id": mask_id,
         "vocabulary": vocabulary,
     }
@@ -269,7 +269,7 @@ def _mask_of(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None, 
     raise UserError(f"{checkpoint.name!r} names no mask token, nor does its tokenizer; set mask_id in the config")
 
 
-def told(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def spec_fields(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of `DenoiserSpec` that a checkpoint of ours says, in its config.json, or that the options say instead."""
     known = {f.name for f in fields(DenoiserSpec)}
     saved = {key: value for key, value in (config.get("fewstep") or {}).items() if key in known}
@@ -282,8 +282,8 @@ def told(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any
 def stock_logits(model: nn.Module, folder: Path, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """See `teachers.families.family.Family.written_logits`."""
     written = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
-    expected, found = (
+    ours, theirs = (
         network(input_ids=tokens, use_cache=False).logits.double()
         for network in (model, written.to(tokens.device).eval())
     )
-    return expected, found
+    return ours, theirs

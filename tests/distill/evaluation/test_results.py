@@ -29,6 +29,7 @@ def published():
 
 
 def test_what_was_written_is_read_and_written_again_byte_for_byte(quickstart, tmp_path):
+    assert quickstart.save(tmp_path / "new" / "folder") == tmp_path / "new" / "folder" / "evaluation.json"
     path = quickstart.save(tmp_path)
     assert path == tmp_path / "evaluation.json"
     assert path.read_bytes() == (DOCS / "quickstart.json").read_bytes()

@@ -12,13 +12,17 @@ from benchmarks import plan as benchmark
 from distill.cli import app
 from distill.config import DistillConfig, load_config
 from distill.models import load_teacher
-from distill.planning.plan import Shapes, largest_micro_batch, moments, peak, read_shape, setup_of
+from distill.planning.moments import moments, peak
+from distill.planning.propose import largest_micro_batch, with_adapters
+from distill.planning.setup import setup_of
+from distill.planning.shapes import Shapes, read_shape
+from objectives.registry import DISTILLERS
 from students.adapters import AdaptedDenoiser
 from teachers.errors import UserError
 from teachers.source import BUNDLED
 from tests.forks import Command
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SMOKE = ROOT / "configs" / "smoke.yaml"
 
 
@@ -31,10 +35,21 @@ def measured(run, *overrides):
     print(json.dumps(benchmark.measure(run, overrides)))
 
 
-def test_within_15_percent_of_a_real_run(tmp_path):
+# a critic beside the student; a frozen target, and rollouts that keep its features until the update is over
+METHODS = {
+    "integral_kl": benchmark.TRAIN,
+    "sdtt": [
+        *(words for words in benchmark.TRAIN if not words.startswith("objective.")),
+        "objective={name: sdtt}", "train.critic=null", "teacher_samples=4", "teacher_sample_steps=2",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_within_15_percent_of_a_real_run(tmp_path, method):
     shape = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 3}
     benchmark.make_teacher(tmp_path / "teacher", shape, {"vocabulary": 3000, "type": "qwen3"})
-    overrides = [f"teacher.path={tmp_path / 'teacher'}", *benchmark.TRAIN, "train.batch=4", "length=64",
+    overrides = [f"teacher.path={tmp_path / 'teacher'}", *METHODS[method], "train.batch=4", "length=64",
                  "train.precision=bfloat16", "train.micro_batch=2",
                  "deepspeed.zero_optimization.reduce_bucket_size=300000"]  # fmt: skip
     command = Command([tmp_path / "run", *overrides], action=measured)
@@ -53,7 +68,7 @@ def test_sizes_are_those_of_the_loaded_networks():
     student = AdaptedDenoiser(teacher, adapted.student.adapter)
     assert networks.student.trained == sum(p.numel() for p in student.parameters())
     assert networks.student.frozen == 0  # its base is the teacher, counted there
-    assert networks.critic.trained == networks.teacher.total
+    assert networks.trained["critic"].trained == networks.teacher.total
 
 
 def test_a_discriminator_trains_its_last_blocks_and_head():
@@ -63,8 +78,47 @@ def test_a_discriminator_trains_its_last_blocks_and_head():
     width = 192
     attention = 2 * width * width + 2 * width * 64 + 2 * 64  # three heads of 64, one of keys and values, their norms
     block = attention + 3 * width * 576 + 2 * width
-    assert networks.critic.trained == block + width * width + width + width + 1
-    assert networks.critic.total == networks.teacher.total + width * width + width + width + 1
+    assert networks.trained["critic"].trained == block + width * width + width + width + 1
+    assert networks.trained["critic"].total == networks.teacher.total + width * width + width + width + 1
+
+
+@pytest.mark.parametrize("kind", DISTILLERS, ids=lambda kind: kind.model_fields["name"].default)
+def test_every_objective_is_planned_with_the_networks_that_it_says_it_has(kind):
+    name = kind.model_fields["name"].default
+    critic = "{lr: 1e-4}" if "critic" in kind().phases else "null"
+    words = [f"objective={{name: {name}}}", f"train.critic={critic}", "length=16", "train.batch=8", "teacher_samples=8"]
+    if name == "step_reduction":
+        words += ["sampler=planner", "evaluate.steps=[4]"]
+    planned = config(*words)
+    shapes, setup = Shapes(planned), setup_of(planned, 1)
+    networks, passes = shapes.networks(), shapes.passes(setup)
+    assert tuple(networks.trained) == tuple(passes.phases) == planned.objective.phases
+    for phase, memory in passes.phases.items():
+        assert memory.backward.activations > 0
+        assert memory.kept_top.total > 0, phase
+    names = {moment.name for moment in moments(networks, passes, setup)}
+    assert {"student pass", "student step", "checkpoint"} <= names
+    assert ("rollout" in names) == bool(passes.asked)
+    with_adapters(planned)  # a critic or none, it has a way to be smaller
+
+
+def test_blocks_that_are_read_apart_are_there_at_every_depth():
+    words = ("objective={name: representation_mmd, blocks: 3}", "train.critic=null", "length=16", "teacher_samples=8")
+    shapes = Shapes(config(*words))
+    assert shapes.passes(setup_of(shapes.config, 1)).asked == ("student", "extractor")
+
+
+def test_a_target_is_kept_on_the_device_and_saved():
+    words = ("objective={name: sdtt}", "train.critic=null", "length=16")
+    networks = Shapes(config(*words)).networks()
+    assert networks.kept["target"].total == networks.student.total
+    setup = setup_of(config(*words), 1)
+    without = replace(networks, kept={}, saved=())
+    more, less = (moments(n, None, setup)[-2] for n in (networks, without))
+    assert more.name == "checkpoint"
+    assert sum(more.device.values()) - sum(less.device.values()) == 4 * networks.student.total
+    written = "checkpoint, being written"
+    assert more.host[written] - less.host[written] == 4 * networks.student.total
 
 
 def test_two_depths_give_any(tmp_path):
@@ -76,17 +130,19 @@ def test_two_depths_give_any(tmp_path):
         shapes = Shapes(config(f"teacher.path={tmp_path}", extra))
         setup = setup_of(shapes.config, 1)
         told, run = shapes.passes(setup), shapes._trace(shapes.config, setup, None)
-        for name in run:
-            for point, of_run in vars(run[name]).items():
-                assert getattr(told[name], point).total == pytest.approx(of_run.total, rel=1e-3), (name, point)
+        passes = [(told.rollout, run.rollout), *((told.phases[name], run.phases[name]) for name in run.phases)]
+        assert len(passes) == 3
+        for from_two, of_run in passes:
+            for point in vars(of_run):
+                assert getattr(from_two, point).total == pytest.approx(getattr(of_run, point).total, rel=1e-3), point
 
 
 def test_checkpointing_keeps_less_and_stages_keep_less():
     shapes = Shapes(config())
     networks, setup = shapes.networks(), setup_of(shapes.config, 4)
     plain, less = shapes.passes(setup), shapes.passes(replace(setup, checkpointing=True))
-    assert less["student"].forward.activations < 0.5 * plain["student"].forward.activations
-    assert less["student"].forward.logits == plain["student"].forward.logits > 0
+    assert less.phases["student"].forward.activations < 0.5 * plain.phases["student"].forward.activations
+    assert less.phases["student"].forward.logits == plain.phases["student"].forward.logits > 0
     terms = {stage: moments(networks, plain, replace(setup, stage=stage))[3].device for stage in (0, 1, 2, 3)}
     trained = networks.student.trained
     assert terms[0]["student: Adam's moments"] == 8 * trained

@@ -1,0 +1,114 @@
+"""Rows of an exact Markov source as text: its tokenizer, and documents that read back as the same tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from distill.config import DataConfig
+from distill.data.corpus import load_corpus
+from distill.data.tokenizers import PLAIN_TEXT, SPECIAL
+from distill.runtime.messages import say
+from teachers.errors import UserError
+from teachers.files import publish
+from teachers.markov import MarkovDenoiser, check_source, estimate_source
+
+
+def write_source(
+    folder: Path, source: MarkovDenoiser, tokenizer: PreTrainedTokenizerBase, corpora: dict[str, list[str]]
+) -> Path:
+    """A source's folder, whole or not at all: tables, tokenizer, and a ``NAME.jsonl`` of documents for each corpus.
+
+    Args:
+        folder: does not exist, or is empty.
+
+    Raises:
+        UserError: it can not be written.
+    """
+
+    def write(partial: Path) -> None:
+        source.save(partial)
+        tokenizer.save_pretrained(partial)
+        for name, texts in corpora.items():
+            lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+            (partial / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+
+    try:
+        return publish(folder, write)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot write to {folder}: {reason}; name a folder with room that you may write to") from error
+
+
+def word_tokenizer(tokens: int, length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of ``tokens`` short words, written with spaces between them, and the mask; no others."""
+    tokenizer = Tokenizer(models.WordLevel({word(i): i for i in range(tokens)}))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=length, mask_token=SPECIAL["mask_token"]
+    )
+
+
+SYLLABLES = [consonant + vowel for consonant in "bdfghjklmnprstvwyz" for vowel in "aeiou"]
+
+
+def word(number: int) -> str:
+    """The ``number``-th word, in syllables as digits: ba, be, …, zu, beba, bebe, …"""
+    more, last = divmod(number, len(SYLLABLES))
+    return (word(more) if more else "") + SYLLABLES[last]
+
+
+def estimated(
+    text: str, tokenizer: PreTrainedTokenizerBase, order: int, length: int, smoothing: float
+) -> MarkovDenoiser:
+    """The source of a corpus, every entry of the tokenizer but the mask being a token."""
+    if tokenizer.mask_token_id is None:
+        raise UserError("the tokenizer has no mask token; give one that has, e.g. bundled:teacher")
+    check_source(len(tokenizer) - 1, order, length)
+    data = DataConfig(path=text, length=length, pack=tokenizer.eos_token_id is not None)
+    stream = torch.from_numpy(load_corpus(data, tokenizer).tokens.astype(np.int64))
+    return estimate_source(
+        stream[None], len(tokenizer) - 1, order, smoothing, length,
+        tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id,
+    )  # fmt: skip
+
+
+def documents(source: MarkovDenoiser, tokenizer: PreTrainedTokenizerBase, count: int, seed: int) -> list[str]:
+    """Rows of the source as text that reads back as the same tokens.
+
+    A source estimated from bytes now and then writes what is no text. Such rows are left out; the others follow the
+    source given that.
+
+    Raises:
+        UserError: more than half of the rows are no text.
+    """
+    # not the generator that the tables were drawn with
+    state = np.random.SeedSequence([seed, 1]).generate_state(1, np.uint64)[0]
+    generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+    kept: list[str] = []
+    tried = 0
+    while len(kept) < count:
+        drawn = source.sample(max(256, count - len(kept)), generator)
+        kept += survivors(drawn, tokenizer)
+        tried += len(drawn)
+        if 2 * len(kept) < tried:
+            raise UserError(
+                f"{tried - len(kept)} of {tried} rows of the source are no text that its tokenizer reads back as the "
+                "same tokens; give a tokenizer without merges, of bytes or words"
+            )
+    if len(kept) < tried:
+        say(f"{tried - len(kept)} of {tried} rows were no text and were left out")
+    return kept[:count]
+
+
+def survivors(rows: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The texts of those rows (N, L) that are tokenized to the same tokens again."""
+    texts = tokenizer.batch_decode(rows.tolist(), clean_up_tokenization_spaces=False)
+    again = tokenizer(texts, **PLAIN_TEXT)["input_ids"]
+    return [text for text, row, ids in zip(texts, rows.tolist(), again, strict=True) if row == ids and text.strip()]

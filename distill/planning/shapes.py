@@ -1,0 +1,194 @@
+"""The networks of a distillation without their weights: sizes, and the memory of their passes."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+
+from distill.config import DistillConfig
+from distill.models import as_distillation
+from distill.planning.live_memory import Passes, pass_memory
+from distill.planning.setup import Setup
+from objectives.objective import Objective
+from students.adapters import AdaptedDenoiser
+from students.student import frozen, trainable_copy
+from teachers.denoiser import Denoiser
+from teachers.errors import UserError
+from teachers.families import recognise
+from teachers.families.family import OPTIONS
+from teachers.families.stock.denoiser import untrained_denoiser
+from teachers.source import parse_source, read_object, reason
+
+
+@dataclass(frozen=True)
+class Network:
+    """Sizes of a network, in parameters.
+
+    Attributes:
+        trained, frozen: what an engine holds; an adapter's base is the teacher and counted there.
+        largest: of one trained parameter.
+        small: of all parameters that ZeRO 3 keeps whole, see ``stage3_param_persistence_threshold``.
+    """
+
+    trained: int
+    frozen: int
+    largest: int
+    small: int
+
+    @property
+    def total(self) -> int:
+        """Trained and frozen."""
+        return self.trained + self.frozen
+
+
+@dataclass(frozen=True)
+class Networks:
+    """All networks of a distillation; those on adapters count without their base, which is the teacher.
+
+    Attributes:
+        trained: by phase, in the order of the phases; the student is one.
+        kept: frozen ones beside the teacher, by name.
+        saved: names of those that checkpoints hold.
+    """
+
+    teacher: Network
+    trained: dict[str, Network]
+    kept: dict[str, Network]
+    saved: tuple[str, ...] = ()
+
+    @property
+    def student(self) -> Network:
+        """What is distilled."""
+        return self.trained["student"]
+
+    def by_name(self) -> dict[str, Network]:
+        """All, the teacher first."""
+        return {"teacher": self.teacher, **self.trained, **self.kept}
+
+
+def read_shape(name: str) -> PretrainedConfig:
+    """A model's shape, from its config.json alone: a folder, that file itself, or ``bundled:NAME``.
+
+    Raises:
+        UserError: there is none, or it is of no stock causal language model.
+    """
+    source = parse_source(name)
+    path = Path(source.path)
+    path = path / "config.json" if path.is_dir() else path
+    if source.revision is not None or not path.is_file():
+        raise UserError(f"{name!r} is no folder with a config.json; download that one file and give its path")
+    config = read_object(path)
+    kind, family = config.get("model_type"), recognise(config, name)
+    if "planning" not in family.capabilities:
+        raise UserError(
+            f"{name!r} is {family.title}, whose layers and weights fewstep plan does not know; give a config whose "
+            "teacher is a network that stock transformers knows"
+        )
+    if kind not in CONFIG_MAPPING:
+        raise UserError(
+            f"{path} is of model_type {kind!r}, which transformers does not know; for planning, write its shape as a "
+            "stock config.json, such as configs/plan/llada-8b/config.json"
+        )
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # whatever a value out of range meets first
+        raise UserError(f"cannot read {path} ({reason(error)}); it must be a model's config.json") from error
+
+
+def _denoiser(shape: PretrainedConfig, config: DistillConfig, layers: int | None = None) -> Denoiser:
+    """A denoiser of a shape with so many layers, all by default."""
+    options = {key: value for key in OPTIONS if (value := getattr(config.teacher, key)) is not None}
+    return untrained_denoiser(shape, options, layers)
+
+
+class Shapes:
+    """The networks of a config as shapes: their sizes, and the memory of their passes at any micro-batch."""
+
+    def __init__(self, config: DistillConfig):
+        """Read the config.json of teacher and student.
+
+        Raises:
+            UserError: see `read_shape`; rows are longer than the teacher's positions, or it is autoregressive.
+        """
+        self.config = config
+        self.teacher = read_shape(config.teacher.path)
+        self.student = None if config.student.init == "teacher" else read_shape(config.student.init)
+        longest = self.teacher.max_position_embeddings
+        if config.sequence_length > longest:
+            raise UserError(
+                f"rows of {config.sequence_length} tokens are longer than the teacher's {longest} positions"
+            )
+        self._passes: dict[tuple[Any, ...], Passes] = {}
+
+    def networks(self, config: DistillConfig | None = None) -> Networks:
+        """Exact sizes; of another config of the same shapes, such as one with adapters."""
+        config = config or self.config
+        zero: dict[str, Any] = config.deepspeed.get("zero_optimization", {})  # type: ignore[assignment]
+        threshold = float(zero.get("stage3_param_persistence_threshold", 1e5))
+        teacher, objective = self._objective(config, None)
+        sizes = {name: _sizes(network, threshold) for name, network in objective.networks.items()}
+        return Networks(
+            teacher=_sizes(teacher, threshold),
+            trained={phase: sizes.pop(phase) for phase in objective.phases},
+            kept=sizes,
+            saved=("target",) if objective.target is not None else (),
+        )
+
+    def passes(self, setup: Setup, config: DistillConfig | None = None) -> Passes:
+        """Memory of the rollout and of all phases' passes.
+
+        All layers are alike, so every peak is linear in their number and two depths give any: deep enough that the
+        blocks that an objective treats unlike the others are not all there are.
+        """
+        config = config or self.config
+        precision = "bfloat16" if setup.width == 2 else "float32"
+        config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
+        adapters = config.student.adapter, config.objective.model_dump_json()
+        key = (setup.share, setup.micro, setup.checkpointing, setup.width, repr(adapters))
+        if key not in self._passes:
+            layers, least = self.teacher.num_hidden_layers, max(3, config.objective.counted_blocks + 2)
+            if layers <= least or self.student is not None:
+                self._passes[key] = self._trace(config, setup, None)
+            else:
+                deep, shallow = (self._trace(config, setup, depth) for depth in (least, least - 1))
+                self._passes[key] = deep.grown(shallow, layers - least)
+        return self._passes[key]
+
+    def _trace(self, config: DistillConfig, setup: Setup, layers: int | None) -> Passes:
+        teacher, objective = self._objective(config, layers)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks that tensors without data have no address
+            return pass_memory(config, teacher, objective, setup.share, setup.micro, setup.checkpointing)
+
+    def _objective(self, config: DistillConfig, layers: int | None) -> tuple[Denoiser, Objective]:
+        """The teacher, and the networks as `distill.commands.distil` wires them, without weights."""
+        try:
+            with torch.device("meta"):
+                teacher = frozen(_denoiser(self.teacher, config, layers))
+                student: Denoiser
+                if config.student.adapter is not None:
+                    student = AdaptedDenoiser(teacher, config.student.adapter)
+                else:
+                    first = teacher if self.student is None else _denoiser(self.student, config, layers)
+                    student = trainable_copy(first)
+                return teacher, config.objective.without_weights().build(as_distillation(config, teacher, student))
+        except UserError:
+            raise
+        except Exception as error:  # transformers and torch raise what they meet first
+            raise UserError(
+                f"no model can be made from the shape in {config.teacher.path!r} ({reason(error)}); correct it"
+            ) from error
+
+
+def _sizes(network: nn.Module, threshold: float) -> Network:
+    trained = [p.numel() for p in network.parameters() if p.requires_grad]
+    every = [p.numel() for p in network.parameters()]
+    return Network(
+        sum(trained), sum(every) - sum(trained), max(trained, default=0), sum(n for n in every if n < threshold)
+    )
