@@ -26,12 +26,15 @@ from distill.data.tokenizers import load_tokenizer
 from distill.runtime.run_folder import RunFolder
 from teachers.denoiser import DenoiserSpec
 from teachers.families.stock.denoiser import create_denoiser
+from teachers.vocabulary import token_id
 
 
 def make_teacher(folder: Path, wanted: argparse.Namespace) -> int:
     """Save a random teacher in bfloat16; returns its parameters."""
     tokenizer = load_tokenizer("bundled:teacher")
-    spec = DenoiserSpec(tokenizer.mask_token_id, wanted.vocabulary, wanted.length, tokenizer.eos_token_id)
+    mask_id = token_id(tokenizer, "mask")
+    assert mask_id is not None
+    spec = DenoiserSpec(mask_id, wanted.vocabulary, wanted.length, token_id(tokenizer, "eos"))
     shape = {
         "hidden_size": wanted.hidden,
         "intermediate_size": 3 * wanted.hidden,
@@ -50,7 +53,7 @@ def make_teacher(folder: Path, wanted: argparse.Namespace) -> int:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (
         ("layers", 32), ("hidden", 4096), ("vocabulary", 126464), ("length", 512), ("batch", 8), ("updates", 10),
         ("rank", 16),

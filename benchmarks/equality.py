@@ -40,6 +40,7 @@ from objectives.integral_kl import IntegralKL
 from teachers.denoiser import DenoiserSpec
 from teachers.families import load_denoiser
 from teachers.families.stock.denoiser import create_denoiser
+from teachers.vocabulary import token_id
 
 ROOT = Path(__file__).parents[1]
 RECORD = "FEWSTEP_RECORD_DRAWS"  # in the environment of the runs: where they leave what they drew
@@ -80,7 +81,9 @@ def make_teacher(folder: Path, length: int = 32) -> None:
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
         "intermediate_size": 64, "tie_word_embeddings": True,
     }  # fmt: skip
-    teacher = create_denoiser("qwen3", shape, DenoiserSpec(tokenizer.mask_token_id, len(tokenizer), length))
+    mask_id = token_id(tokenizer, "mask")
+    assert mask_id is not None
+    teacher = create_denoiser("qwen3", shape, DenoiserSpec(mask_id, len(tokenizer), length))
     with torch.no_grad():
         for parameter in teacher.parameters():
             if parameter.dim() > 1:
@@ -166,7 +169,7 @@ def main() -> None:
         if not arguments.teacher:
             make_teacher(folder / "teacher")
         overrides = [f"teacher.path={teacher}", f"train.updates={arguments.updates}", *SETTING, *arguments.overrides]
-        initial = load_denoiser(teacher).model.state_dict()
+        initial = load_denoiser(teacher).network.state_dict()
         broken = any([compare(name, folder, overrides, initial) for name in arguments.objective or OBJECTIVES])
     sys.exit(int(broken))
 

@@ -157,13 +157,13 @@ def measure_overhead(config: DistillConfig, updates: int, folder: Path) -> bool:
     run.create(dump_config(config))
     teacher, _ = load_teacher(config.teacher)
     student, length = load_student(config, teacher), config.sequence_length
-    both = [
+    first, second = (
         config.objective.build(Distillation(teacher, network, MaskedProcess(config.teacher.process), length, teacher))
         for network in (student, trainable_copy(student))
-    ]
-    corpus = training_rows(both[0], config, teacher, None, run, world)
+    )
+    corpus = training_rows(first, config, teacher, None, run, world)
     place_teacher(teacher, config.teacher, config.train, world, run.path / "offload")
-    objective = Interleaved(*both, config)
+    objective = Interleaved(first, second, config)
     if config.train.precision == "bfloat16":
         for phase in objective.phases:
             cast(objective.bare.networks[phase], torch.bfloat16)

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 TRAIN = ["train.updates=2", "train.log_every=1", "evaluate.every=null", "train.checkpoint_every=100"]
 # a plan is for the worst update of a run, in which every position is masked; here each update is
@@ -47,11 +49,12 @@ def make_teacher(folder: Path, shape: dict, rest: dict) -> None:
     from distill.data.tokenizers import load_tokenizer
     from teachers.denoiser import DenoiserSpec
     from teachers.families.stock.denoiser import create_denoiser
+    from teachers.vocabulary import token_id
 
     tokenizer = load_tokenizer("bundled:teacher")
-    spec = DenoiserSpec(
-        tokenizer.mask_token_id, rest["vocabulary"], 256, tokenizer.eos_token_id, tokenizer.pad_token_id
-    )
+    mask_id = token_id(tokenizer, "mask")
+    assert mask_id is not None
+    spec = DenoiserSpec(mask_id, rest["vocabulary"], 256, token_id(tokenizer, "eos"), token_id(tokenizer, "pad"))
     heads = {"num_key_value_heads": shape["num_attention_heads"], "tie_word_embeddings": False}
     create_denoiser(rest["type"], {**shape, **heads}, spec).save(folder)
     tokenizer.save_pretrained(folder)
@@ -89,19 +92,22 @@ def measure(run: str, overrides: list[str], config: str = "configs/smoke.yaml") 
 
     begin = Checkpointer.begin
 
-    def marked(*args: object) -> None:
+    def marked(*args: Any, **options: Any) -> None:
         with record_function("checkpoint begins"):
-            begin(*args)
-
-    Checkpointer.begin = marked
+            begin(*args, **options)
 
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    marks = patch.object(Checkpointer, "begin", marked)
+    with marks, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         distill.commands.distil.distil(loaded, run)
         resident = _status("VmHWM") - before
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    mark = min(e.start_ns() for e in profiler.profiler.kineto_results.events() if e.name() == "checkpoint begins")
+    trace = profiler.profiler
+    assert trace is not None
+    assert trace.kineto_results is not None
+    every: list[Any] = trace.kineto_results.events()  # torch declares a part of what they say
+    events = [e for e in every if e.name() == "[memory]"]
+    mark = min(e.start_ns() for e in every if e.name() == "checkpoint begins")
     now, peaks = 0, {"training": 0, "run": 0}
     for event in sorted(events, key=lambda e: e.start_ns()):
         now += event.nbytes()

@@ -14,6 +14,7 @@ from teachers.families.family import Checkpoint
 from teachers.families.stock.denoiser import StockDenoiser, load_model
 from teachers.source import reason
 from teachers.vocabulary import read_tokenizer
+from teachers.weights import weight_of
 
 
 def from_autoregressive(name: str, tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec) -> StockDenoiser:
@@ -30,12 +31,12 @@ def from_autoregressive(name: str, tokenizer: PreTrainedTokenizerBase, spec: Den
     checkpoint = resolve(name)
     checkpoint.require({"stock class": "a model to convert must be one; set model.init to a causal language model"})
     model = load_model(checkpoint)
-    had = model.get_input_embeddings().weight.shape[0]
+    had = weight_of(model.get_input_embeddings()).shape[0]
     _check_extends(checkpoint, had, tokenizer)
     if had < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():
-        for table in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
+        for table in {weight_of(model.get_input_embeddings()), weight_of(model.get_output_embeddings())}:
             mean = table[:had].mean(0)
             table[had:] = mean
             table[spec.mask_id] = mean

@@ -407,7 +407,8 @@ def estimate_source(
     table = torch.full((), 1 / tokens, dtype=torch.float64)
     for context in range(order + 1):
         width = rows.shape[1] - context
-        place = sum(states[:, i : i + width] * tokens ** (context - i) for i in range(context + 1))
+        digits = (states[:, i : i + width] * tokens ** (context - i) for i in range(context + 1))
+        place = sum(digits, torch.zeros_like(states[:, :width]))
         counts = torch.bincount(place.flatten(), minlength=tokens ** (context + 1)).double()
         counts = counts.view((tokens,) * (context + 1))
         table = (counts + smoothing * table) / (counts.sum(-1, keepdim=True) + smoothing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -15,6 +16,12 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     with quiet_transformers():  # the config.json beside it may be of a family that transformers does not know
         # said outright, because transformers would ask on the terminal
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def token_id(tokenizer: PreTrainedTokenizerBase, role: Literal["mask", "eos", "pad"]) -> int | None:
+    """The entry that plays a role, None where the tokenizer has none; transformers declares no type of its own."""
+    entry: Any = getattr(tokenizer, f"{role}_token_id")
+    return entry
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int, mask_id: int, name: str) -> None:

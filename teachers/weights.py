@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from teachers.errors import UserError
 from teachers.source import reason
@@ -28,6 +28,14 @@ def read_weights(path: Path, name: str) -> dict[str, Tensor]:
         raise UserError(
             f"cannot load model {name!r} ({reason(error)}); give a folder with config.json and a whole {path.name}"
         ) from error
+
+
+def weight_of(layer: nn.Module | None) -> nn.Parameter:
+    """The table of an embedding, or the matrix of a linear layer: (rows, columns)."""
+    assert layer is not None, "a model without this layer is refused before"
+    weight = layer.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
 
 
 def write_weights(tensors: dict[str, Tensor], path: Path) -> None:

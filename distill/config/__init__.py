@@ -9,6 +9,7 @@ from distill.config.schema import (
     ModelConfig,
     OptimizerConfig,
     PretrainConfig,
+    TeacherConfig,
     TokenizerConfig,
     TrainConfig,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "PretrainConfig",
+    "TeacherConfig",
     "TokenizerConfig",
     "TrainConfig",
     "apply_override",

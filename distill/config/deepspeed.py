@@ -42,6 +42,11 @@ PAST_THE_ENGINE = {
 themselves: of this it would do nothing, or half and fail."""
 
 
+def zero_section(section: dict[str, Any]) -> dict[str, Any]:
+    """The ``zero_optimization`` of a checked ``deepspeed`` section, empty where there is none."""
+    return section.get("zero_optimization", {})
+
+
 def check_deepspeed(section: dict[str, Any], precision: str) -> None:
     """Check what is passed through to DeepSpeed: its own key names, none that fewstep sets, no known-broken pair."""
     if not section:

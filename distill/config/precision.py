@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from distill.config import AnyConfig, EvaluateConfig, TrainConfig
+from distill.config.deepspeed import zero_section
 from distill.runtime.run_folder import flatten
 
 Settled = Literal["float32", "bfloat16"]
@@ -38,7 +39,7 @@ def product_seconds(dtype: torch.dtype) -> float:
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
-        one @ other
+        one.matmul(other)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
 
@@ -60,7 +61,7 @@ def settled(
         if not isinstance(section, TrainConfig | EvaluateConfig) or section.precision != "auto":
             continue
         precision = before.get(f"{name}.precision")
-        if name == "train" and config.deepspeed.get("zero_optimization", {}).get("stage") == 0:
+        if name == "train" and zero_section(config.deepspeed).get("stage") == 0:
             precision = "float32"  # the only one that ZeRO 0 is right in, see `check_deepspeed`
         elif precision not in ("float32", "bfloat16"):
             precision = faster()

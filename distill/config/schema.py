@@ -225,7 +225,8 @@ def _measured_with(value: Any, trained: Any) -> Any:
 
 
 if TYPE_CHECKING:
-    AnySampler, AnyObjective = Sampler, ObjectiveConfig
+    AnySampler = Sampler
+    AnyObjective = ObjectiveConfig
 else:  # a union of what is in a table is beyond a type checker
     AnySampler = Union[tuple(SAMPLERS.values())]  # noqa: UP007
     AnySampler = Annotated[AnySampler, Field(discriminator="name"), BeforeValidator(_named)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # whoever writes text with a finished model loads no config a
 
 SPECIAL = {"eos_token": "<|endoftext|>", "mask_token": "<|mask|>", "pad_token": "<|pad|>"}
 # a document that happens to contain "<|mask|>" contains these letters, not the token
-PLAIN_TEXT = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+PLAIN_TEXT: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
 # typographic punctuation costs three bytes a sign and says no more than its plain form
 PLAIN = {"“": '"', "”": '"', "‘": "'", "’": "'", "´": "'", "`": "'", "—": "--", "–": "-", "‐": "-", "…": "..."}
 

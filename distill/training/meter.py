@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 
 import torch
+from torch import Tensor
 
 from distill.runtime.world import World
 from objectives.objective import LossOutput
@@ -21,8 +22,9 @@ class Meter:
 
     def _reset(self) -> None:
         self.since, self.tokens = time.monotonic(), 0
-        self.values = defaultdict(list)
-        self.sums, self.counts = defaultdict(float), defaultdict(float)
+        self.values: defaultdict[str, list[float]] = defaultdict(list)
+        self.sums: defaultdict[str, Tensor | float] = defaultdict(float)
+        self.counts: defaultdict[str, Tensor | float] = defaultdict(float)
 
     def add(self, phase: str, loss: float, norm: float, outs: list[LossOutput]) -> None:
         """Add an update's loss and gradient norm, and this process's metrics."""

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from distill.config import ModelConfig, TrainConfig
+from distill.config import TeacherConfig, TrainConfig
 from distill.runtime.deepspeed import join_deepspeed
 from distill.runtime.world import World
 from students.student import cast
 from teachers.denoiser import Denoiser
 
 
-def place_teacher(teacher: Denoiser, config: ModelConfig, train: TrainConfig, world: World, folder: Path) -> Denoiser:
+def place_teacher(teacher: Denoiser, config: TeacherConfig, train: TrainConfig, world: World, folder: Path) -> Denoiser:
     """Put the teacher where ``teacher.placement`` says, in the precision it is used at; in place.
 
     Student and critic must have been copied from it before.
@@ -34,7 +34,8 @@ def place_teacher(teacher: Denoiser, config: ModelConfig, train: TrainConfig, wo
     memory: dict[Any, Any] | None = dict(config.max_memory) if config.max_memory else None
     blocks = {type(block).__name__ for block in teacher.blocks()}
     devices = infer_auto_device_map(teacher, memory, no_split_module_classes=list(blocks))
-    return dispatch_model(teacher, devices, offload_dir=str(folder))
+    dispatch_model(teacher, devices, offload_dir=str(folder))
+    return teacher
 
 
 def shard(network: Denoiser, train: TrainConfig, world: World) -> None:
@@ -49,5 +50,6 @@ def shard(network: Denoiser, train: TrainConfig, world: World) -> None:
         "zero_optimization": {"stage": 3},
         "bf16": {"enabled": train.precision == "bfloat16"},
     }
-    network.engine = [deepspeed.initialize(model=network, config=config)[0]]  # in a list: not a submodule of its own
+    engine = deepspeed.initialize(model=network, config=config)[0]
+    object.__setattr__(network, "engine", engine)  # it lives as long as the network, and is no submodule of it
     network.collective = True

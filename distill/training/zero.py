@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import OptimizerConfig, TrainConfig
+from distill.config.deepspeed import zero_section
 from distill.runtime.deepspeed import join_deepspeed
 from distill.runtime.world import World
 from distill.training.engine import Engine, adam_settings, micro_batch
+from teachers.denoiser import Denoiser
 
 
 class GuardedAdamW(torch.optim.AdamW):
@@ -42,8 +44,9 @@ class ZeroEngine(Engine):
         """
         super().__init__(network, optimizer, train)
         deepspeed = join_deepspeed(world)
-        self.stage = {"stage": 1, **section.get("zero_optimization", {})}["stage"]
-        network.collective = self.stage == 3 and world.size > 1  # see `Denoiser.collective`
+        self.stage = {"stage": 1, **zero_section(section)}["stage"]
+        if isinstance(network, Denoiser):
+            network.collective = self.stage == 3 and world.size > 1
         if self.stage == 3:  # DeepSpeed moves the shards; a whole network need not fit on the device
             for buffer in network.buffers():
                 buffer.data = buffer.data.to(world.device)
@@ -93,9 +96,11 @@ class ZeroEngine(Engine):
 
         if self.stage == 0:
             return parameter.detach() if kind == "weight" else self._adam.state[parameter][kind]
-        if kind == "weight":
-            return safe_get_full_fp32_param(parameter)
-        return safe_get_full_optimizer_state(parameter, kind)
+        whole = (
+            safe_get_full_fp32_param(parameter) if kind == "weight" else safe_get_full_optimizer_state(parameter, kind)
+        )
+        assert whole is not None, "DeepSpeed holds the state of every trained parameter"
+        return whole
 
     def _set_state(self, kind: str, name: str, parameter: nn.Parameter, full: Tensor) -> None:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
@@ -133,7 +138,7 @@ def deepspeed_config(
         "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW steps on the CPU as well
         "steps_per_print": 10**9,
         **section,
-        "zero_optimization": {"stage": 1, **section.get("zero_optimization", {})},
+        "zero_optimization": {"stage": 1, **zero_section(section)},
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": train.batch // world.size // micro,
         "gradient_clipping": optimizer.clip,
