@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from teachers.errors import UserError
-from teachers.files import publish
+from teachers.files import publish, remove
 from teachers.source import reason
 
 VARIABLE = "FEWSTEP_CACHE"
@@ -84,6 +84,7 @@ def shared_file(key: str, write: Callable[[Path], object]) -> TokenFile:
             with _only_one(folder):
                 opened = open_tokens(folder)
                 if opened is None:
+                    remove(folder)  # one that is not whole
                     publish(folder, write)
                     opened = open_tokens(folder)
     except OSError as error:

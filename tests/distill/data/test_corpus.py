@@ -1,6 +1,11 @@
 """Corpora: every format, packing, the order of rows, and tokenizers trained here."""
 
+import hashlib
 import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
 
 import datasets
 import numpy as np
@@ -8,11 +13,15 @@ import pytest
 import torch
 
 from distill.config import DataConfig, TokenizerConfig
-from distill.data.corpus import Corpus, TrajectoryCorpus, load_corpus
+from distill.data import corpus as corpora
+from distill.data import documents, encoding
+from distill.data.corpus import Corpus, TrajectoryCorpus, deal, load_corpus
 from distill.data.documents import read_documents
+from distill.data.token_files import cache_folder
 from distill.data.tokenizers import load_tokenizer, train_tokenizer
 from teachers.errors import UserError
 from teachers.source import BUNDLED
+from tests.forks import ROOT
 
 DOCUMENTS = ["the cat sat on the mat", "a café, naïvely", "third"]
 LENGTH = 8
@@ -292,6 +301,221 @@ def test_trajectories_are_dealt_as_rows_are():
     ]
     assert len({identity["sha256"] for identity in identities}) == 3
     assert identities[0] == TrajectoryCorpus(tokens.copy(), order.copy()).identity()
+
+
+def as_before(corpus, seed, position):
+    """The order of a corpus of one block, in the words of the commit that runs and references were made with."""
+    epoch, index = divmod(position, corpus.rows)
+    shuffle = np.random.default_rng([seed, epoch])
+    order = shuffle.permutation(corpus.rows)
+    spare = len(corpus.tokens) - corpus.rows * corpus.length
+    offset = int(shuffle.integers(min(spare, corpus.length) + 1)) if corpus.packed else 0
+    return offset + int(order[index]) * corpus.length
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_corpus_of_one_block_is_dealt_as_it_ever_was(packed):
+    corpus = Corpus(np.arange(100 * LENGTH + (5 if packed else 0)), LENGTH, 1.0, packed)
+    assert starts(corpus, 7, range(250)) == [as_before(corpus, 7, position) for position in range(250)]
+
+
+@pytest.mark.parametrize("rows", [33, 47, 48, 49, 64])
+def test_of_several_blocks_an_epoch_is_a_permutation_too(rows, monkeypatch):
+    monkeypatch.setattr(corpora, "BLOCK", 16)
+    for epoch in range(6):
+        dealt = list(deal(3, range(epoch * rows, (epoch + 1) * rows), rows, 5))
+        order = [row for row, _ in dealt]
+        assert sorted(order) == list(range(rows))
+        assert len({offset for _, offset in dealt}) == 1
+        visited = [row // 16 for row in order]
+        assert sum(a != b for a, b in pairwise(visited)) == -(-rows // 16) - 1, "block by block"
+        assert order != sorted(order)
+    positions = [5 * rows - 1, 0, 3 * rows + 1, 0]
+    assert list(deal(3, positions, rows, 5)) == [next(deal(3, [position], rows, 5)) for position in positions]
+    firsts = {next(deal(3, [epoch * rows], rows, None))[0] // 16 for epoch in range(30)}
+    assert len(firsts) == -(-rows // 16), "any block may come first, the short one too"
+
+
+def test_the_order_of_a_huge_corpus_takes_little_memory():
+    corpora._shuffled.cache_clear()
+    rows = 10**11
+    assert all(0 <= row < rows for row, _ in deal(0, [0, 1, 5 * rows, 10**15], rows, 3))
+    arrays = [corpora._shuffled((0, 0), -(-rows // corpora.BLOCK), 3)[0]]
+    assert arrays[0].nbytes < 2**20
+    assert corpora._shuffled.cache_info().maxsize * corpora.BLOCK * 8 <= 2**26
+
+
+# --- the cache -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def written(cache, monkeypatch):
+    """How often a corpus has been tokenized."""
+    times = []
+    write = corpora._write
+    monkeypatch.setattr(corpora, "_write", lambda *arguments: (times.append(1), write(*arguments))[1])
+    return times
+
+
+def test_a_corpus_is_tokenized_once(tokenizer, tmp_path, written):
+    path = write(tmp_path, "jsonl")
+    first, second = (load_corpus(data(path, length=length), tokenizer) for length in (8, 16))
+    assert written == [1]
+    assert first.tokens.tolist() == second.tokens.tolist()
+    assert first.bytes_per_token == second.bytes_per_token
+    assert first.tokens.dtype == np.uint16
+    assert not first.tokens.flags.writeable
+    expected = hashlib.sha256(first.tokens.astype("<u2").tobytes()).hexdigest()[:16]
+    assert first.identity() == {"tokens": len(first.tokens), "length": 8, "sha256": expected}
+
+
+def test_what_shapes_tokens_makes_them_anew(tokenizer, tmp_path, written):
+    path = write(tmp_path, "jsonl")
+    load_corpus(data(path), tokenizer)
+    changes = [{"text_column": "m"}, {"special_tokens": "tokens"}, {"pack": False}, {"pack": False, "length": 3}]
+    for number, change in enumerate(changes, 2):
+        rows = [json.dumps({"text": 2 * d, "m": d[::-1]}) for d in DOCUMENTS]
+        path.write_text("\n".join(rows), "utf-8")
+        load_corpus(data(path, **change), tokenizer)
+        assert len(written) == number
+    load_corpus(data(path), train_tokenizer(TokenizerConfig(vocabulary=270), data(path)))
+    assert len(written) == 6
+    before = path.stat()
+    path.write_text(path.read_text("utf-8").replace("cat", "dog"), "utf-8")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as large and as old
+    corpus = load_corpus(data(path), tokenizer)
+    assert len(written) == 7
+    assert "dog" in tokenizer.decode(corpus.tokens)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "no figures", "other figures"])
+def test_an_entry_that_is_not_whole_is_made_anew(damage, tokenizer, tmp_path, cache, written):
+    path = write(tmp_path, "jsonl")
+    tokens = load_corpus(data(path), tokenizer).tokens.tolist()
+    (entry,) = (p for p in (cache / "corpora").iterdir() if p.is_dir())
+    if damage == "no figures":
+        (entry / "figures.json").unlink()
+    elif damage == "other figures":
+        (entry / "figures.json").write_text('{"tokens": 3}', "utf-8")
+    else:
+        file = entry / "tokens.bin"
+        file.write_bytes(file.read_bytes()[: 10 if damage == "truncated" else 0])
+    assert load_corpus(data(path), tokenizer).tokens.tolist() == tokens
+    assert len(written) == 2
+
+
+def test_a_mistake_in_a_corpus_leaves_nothing_in_the_cache(tokenizer, tmp_path, cache):
+    (tmp_path / "c.jsonl").write_text('{"text": "eight or more"}\n{"text": null}', "utf-8")
+    with pytest.raises(UserError, match="line 2"):
+        load_corpus(data(tmp_path / "c.jsonl"), tokenizer)
+    assert [p.name for p in (cache / "corpora").iterdir() if not p.name.startswith(".lock-")] == []
+
+
+def test_a_cache_that_cannot_be_written(tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way", "utf-8")
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cannot keep tokens in .*file/corpora .*set FEWSTEP_CACHE to a folder"):
+        load_corpus(data(write(tmp_path, "jsonl")), tokenizer)
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    for variables, folder in (
+        ({"FEWSTEP_CACHE": "~/own"}, "own/corpora"),
+        ({"XDG_CACHE_HOME": str(tmp_path / "xdg")}, "xdg/fewstep/corpora"),
+        ({}, ".cache/fewstep/corpora"),
+    ):
+        for name in ("FEWSTEP_CACHE", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in ({"HOME": str(tmp_path)} | variables).items():
+            monkeypatch.setenv(name, value)
+        assert cache_folder() == tmp_path / folder
+
+
+def test_processes_that_start_together_tokenize_once(tmp_path, cache):
+    (tmp_path / "c.txt").write_text("the cat sat on the mat. " * 20_000, "utf-8")
+    program = (
+        "import sys; from distill.config import DataConfig; from distill.data import corpus;"
+        "from distill.data.tokenizers import load_tokenizer; write = corpus._write;"
+        "corpus._write = lambda *a: (print('wrote'), write(*a));"
+        "c = corpus.load_corpus(DataConfig(path=sys.argv[1], length=8), load_tokenizer('bundled:teacher'));"
+        "print(len(c.tokens), c.identity()['sha256'])"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path / "c.txt")]
+    both = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    lines = [line for process in both for line in process.communicate()[0].splitlines()]
+    assert lines.count("wrote") == 1
+    assert len([line for line in lines if line.startswith("480001 ")]) == 2
+    assert len(set(lines)) == 2
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path, cache):
+    program = (
+        "import resource, sys; from distill.config import DataConfig; from distill.data.corpus import load_corpus;"
+        "from distill.data.tokenizers import load_tokenizer; words = load_tokenizer('bundled:teacher');"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024;"
+        "load = lambda p: load_corpus(DataConfig(path=p, length=64), words, processes=1);"
+        "load(sys.argv[1]); before = peak(); c = load(sys.argv[2]);"
+        "[c.batch(0, range(n, n + 500)) for n in range(0, c.rows, 500)]; c.identity();"
+        "print(len(c.tokens), peak() - before)"
+    )
+    sizes = [1 << 20, 12 << 20]
+    for size in sizes:
+        (tmp_path / f"{size}.txt").write_text(("the cat sat on the mat.\n" * (size // 24 + 1))[:size], "utf-8")
+    words = [sys.executable, "-c", program, *(str(tmp_path / f"{size}.txt") for size in sizes)]
+    tokens, megabytes = map(int, subprocess.check_output(words, cwd=ROOT, text=True).split())
+    assert tokens == sizes[1] + 1
+    assert megabytes < 20, "in one call, 12 MB of text take 3 GB; its tokens are a file of 25 MB"
+
+
+def test_parts_of_a_corpus_are_told_apart_without_reading_them(tokenizer, tmp_path):
+    corpus = load_corpus(data(write(tmp_path, "jsonl")), tokenizer)
+    parts = [*corpus.split(0.3), *corpus.split(0.6)]
+    assert len({part.identity()["sha256"] for part in (corpus, *parts)}) == 5
+    again = load_corpus(data(tmp_path / "c.jsonl"), tokenizer).split(0.3)
+    assert [part.identity() for part in again] == [part.identity() for part in parts[:2]]
+
+
+# --- special tokens in a corpus ------------------------------------------------------------------------------------
+
+
+def test_documents_that_spell_special_tokens_are_told(tokenizer, tmp_path, capsys):
+    path = tmp_path / "c.txt"
+    path.write_text("Once there was a boat.\n<|endoftext|>\nOnce there was a pier.\n<|endoftext|>\nThe end", "utf-8")
+    for _ in range(2):  # from the cache, too
+        corpus = load_corpus(data(path), tokenizer)
+        assert (corpus.tokens == tokenizer.eos_token_id).sum() == 1
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "1 documents of" in said
+        assert "spell special tokens; they are read as text; set data.special_tokens to tokens" in said
+    corpus = load_corpus(data(path, special_tokens="tokens"), tokenizer)
+    assert (corpus.tokens == tokenizer.eos_token_id).sum() == 3
+    assert corpus.bytes_per_token == 1.0
+    assert capsys.readouterr().err == ""
+
+
+def test_the_mask_is_letters_whatever_is_set(tokenizer, tmp_path, capsys):
+    (tmp_path / "c.txt").write_text("a <|mask|> and an end<|endoftext|>", "utf-8")
+    corpus = load_corpus(data(tmp_path / "c.txt", special_tokens="tokens"), tokenizer)
+    assert tokenizer.mask_token_id not in corpus.tokens
+    assert (corpus.tokens == tokenizer.eos_token_id).sum() == 1, "a document that ends with one gets no other"
+    assert tokenizer.decode(corpus.tokens) == "a <|mask|> and an end<|endoftext|>"
+    assert "1 documents of" in capsys.readouterr().err
+
+
+def test_the_tokenizer_of_a_large_text_is_that_of_the_whole(tmp_path, monkeypatch):
+    (tmp_path / "c.txt").write_text((BUNDLED / "novels.txt").read_text("utf-8")[:20_000], "utf-8")
+    whole = train_tokenizer(TokenizerConfig(vocabulary=400), data(tmp_path / "c.txt"))
+    monkeypatch.setattr(encoding, "PIECE", 300)
+    monkeypatch.setattr(documents, "AT_ONCE", 700)
+    pieces = train_tokenizer(TokenizerConfig(vocabulary=400), data(tmp_path / "c.txt"))
+    assert pieces.backend_tokenizer.to_str() == whole.backend_tokenizer.to_str()
 
 
 # --- tokenizers ----------------------------------------------------------------------------------------------------
