@@ -1,10 +1,13 @@
 """A corpus of many tokens: memory, time to the first batch, and how fast it is tokenized.
 
-    python benchmarks/corpus.py FOLDER [--tokens 1e9] [--tokenizer bundled:teacher] [--processes 2 1]
+    python benchmarks/corpus.py FOLDER [--tokens 1e9] [--tokenizer bundled:teacher] [--processes 2 1] [--fill]
 
 writes made-up text of about so many tokens into FOLDER, if it is not there, and starts a new Python for each
 measurement: the first run (a cache without the corpus) for each number of tokenizing processes, a second run (the
 cache has it), and a thousand batches. Peak memory is that of the process that would train.
+
+With --fill the first run does not tokenize: the cache's file is written straight from the bytes of the text, which a
+tokenizer of bytes, such as bundled:teacher, makes the same tokens of; the tokens a second of that line mean nothing.
 
 The load of the machine is printed: seconds are worth something where there is none, and processor seconds otherwise.
 FOLDER needs room for the text and, for each number of processes, twice or four times as many bytes as tokens.
@@ -19,6 +22,8 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +50,31 @@ def write_text(path: Path, size: float, seed: int = 0) -> None:
         while written < size:
             content = "\n".join(random.permutation(lines).tolist())
             written += file.write(f"{content[: int(size) - written]}\n")
+
+
+def fill(text: Path, tokenizer: str) -> None:
+    """Write the cache's file of a text in ASCII for a tokenizer whose tokens are bytes."""
+    from distill.config import DataConfig
+    from distill.data.corpus import cache_key
+    from distill.data.encoders import encoder_of
+    from distill.data.token_files import Figures, shared_file, write_figures, write_tokens
+    from distill.data.tokenizers import load_tokenizer
+
+    words, config = load_tokenizer(tokenizer), DataConfig(path=str(text), length=LENGTH)
+    table = np.zeros(256, np.uint16)
+    for character in map(chr, range(128)):
+        table[ord(character)] = words(character)["input_ids"][0]
+
+    def parts() -> Iterator[np.ndarray]:
+        with text.open("rb") as file:
+            for content in iter(partial(file.read, 1 << 24), b""):
+                yield table[np.frombuffer(content, np.uint8)]
+        yield np.asarray([words.eos_token_id])
+
+    def write(folder: Path) -> None:
+        write_figures(folder, Figures(*write_tokens(folder, parts(), len(words)), 1.0, 0))
+
+    shared_file(cache_key(config, words, encoder_of(words, config.special_tokens)), write)
 
 
 def measure(text: Path, tokenizer: str, processes: int, batches: int) -> dict[str, float]:
@@ -101,6 +131,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="bundled:teacher")
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 1])
     parser.add_argument("--text", type=Path, help="a text of your own, instead of a made-up one")
+    parser.add_argument("--fill", action="store_true", help="do not tokenize")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--batches", type=int, default=1, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -112,6 +143,9 @@ def main() -> None:
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, tokenizer {given.tokenizer}, rows of {LENGTH}")
     print(f"{text}: {text.stat().st_size / 1e9:.3f} GB", flush=True)
     for processes in given.processes:
+        if given.fill:
+            os.environ["FEWSTEP_CACHE"] = str(given.folder / f"cache-{processes}")
+            fill(text, given.tokenizer)
         for run, batches in (("first", 1), ("second", 1), ("thousand batches", BATCHES)):
             figures = in_a_new_process(given.folder, f"cache-{processes}", text, given.tokenizer, processes, batches)
             shown = ", ".join(f"{name.replace('_', ' ')} {value:,.2f}" for name, value in figures.items())
@@ -124,11 +158,11 @@ def made_up(folder: Path, tokens: float, tokenizer: str) -> Path:
 
     path = folder / f"{tokens:.0f}.txt"
     if not path.is_file():
-        partial = path.with_suffix(".partial")
-        write_text(partial, SAMPLE)
-        sample = partial.read_text("utf-8")[: SAMPLE // 16]
-        write_text(partial, tokens * len(sample) / len(load_tokenizer(tokenizer)(sample)["input_ids"]))
-        partial.rename(path)
+        part = path.with_suffix(".partial")
+        write_text(part, SAMPLE)
+        sample = part.read_text("utf-8")[: SAMPLE // 16]
+        write_text(part, tokens * len(sample) / len(load_tokenizer(tokenizer)(sample)["input_ids"]))
+        part.rename(path)
     return path
 
 

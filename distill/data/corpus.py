@@ -177,7 +177,7 @@ def load_corpus(
     encoder = encoder_of(tokenizer, config.special_tokens)
     processes = processes or len(os.sched_getaffinity(0))
     file = shared_file(
-        _key(config, tokenizer, encoder), lambda folder: _write(folder, config, tokenizer, encoder, processes)
+        cache_key(config, tokenizer, encoder), lambda folder: _write(folder, config, tokenizer, encoder, processes)
     )
     figures = file.figures
     if figures.tokens < config.length:
@@ -189,7 +189,7 @@ def load_corpus(
     return Corpus(file.tokens, config.length, figures.bytes_per_token, config.pack, figures.sha256, file.mapping)
 
 
-def _key(config: DataConfig, tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> str:
+def cache_key(config: DataConfig, tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> str:
     """A digest of all that the tokens depend on."""
     parts = {
         "format": FORMAT,
