@@ -283,11 +283,14 @@ class Tally:
 
 def _say_spelling(config: DataConfig, figures: Figures) -> None:
     """One line on special tokens that documents spell: chat turns and separators are often meant as tokens."""
-    if figures.spelling:
-        what = "special tokens" if config.special_tokens == "text" else "the mask token"
-        them, remedy = ("they are", "; set data.special_tokens to tokens where they are meant")
-        if config.special_tokens == "tokens":
-            them, remedy = "it is", ""
-        message = f"{figures.spelling:,} documents of {config.path} spell {what}; {them} read as text{remedy}"
-        if first_to_say(message):
-            warn(message, "note")
+    if not figures.spelling:
+        return
+    those = "1 document" if figures.spelling == 1 else f"{figures.spelling:,} documents"
+    spell = "spells" if figures.spelling == 1 else "spell"
+    if config.special_tokens == "text":
+        what = "special tokens; they are read as text, unless data.special_tokens is set to tokens"
+    else:
+        what = "the mask token; it is read as text"
+    message = f"{those} of {config.path} {spell} {what}"
+    if first_to_say(message):
+        warn(message, "note")
