@@ -95,7 +95,7 @@ def edited(x0: Tensor, open_: Tensor, edits: Tensor, spec: DenoiserSpec, randomn
     draws = uniform(randomness, rows, most, 3)
     place = torch.arange(length + most, device=x0.device)
     # 1. the open tokens of each row come first, in order, and masks behind them
-    front = (~open_).to(torch.uint8).argsort(stable=True, dim=1)
+    front = (~open_).to(torch.uint8).argsort(dim=1, stable=True)
     tokens = open_.sum(1, keepdim=True)
     row = torch.cat([x0.gather(1, front), torch.full((rows, most), spec.mask_id, device=x0.device)], 1)
     row = torch.where(place < tokens, row, spec.mask_id)

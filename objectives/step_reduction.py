@@ -221,7 +221,7 @@ class StepReduction(Objective[StepReductionRollout]):
             if not isinstance(self.student, PlannedDenoiser):
                 self.student = add_planner(self.student, config.steps)
             self.student.inner.requires_grad_(config.trains == "all")
-        self.target = self.reference = self.first = twin(self.student)
+        self.target = self.reference = twin(self.student)
         self.progress = 0.0
         self.ratio = self._discriminator(distillation.start) if config.verifier == "discriminator" else None
         self.judge = load_judge(config.judge, self.student.spec) if config.verifier == "judge" else None
@@ -243,6 +243,12 @@ class StepReduction(Objective[StepReductionRollout]):
         if self.judge is not None:
             networks["judge"] = self.judge
         return networks
+
+    @property
+    def first(self) -> Denoiser:
+        """The student's start."""
+        assert self.target is not None
+        return self.target
 
     @property
     def planner_alone(self) -> bool:

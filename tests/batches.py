@@ -25,3 +25,8 @@ def prompted(batch, open_, left=0, right=0, pad=0):
     order = None if batch.order is None else pads(batch.order.masked_fill(~open_, -1), (left, right), value=-1)
     padded = Canvas(pads(tokens, (left, right), value=pad), pads(open_, (left, right), value=False), real)
     return Batch(padded, labels, order)
+
+
+def says(denoiser, z, **options):
+    """What a denoiser says of rows (B, L), open where they hold its mask: log-probabilities (B, L, V)."""
+    return denoiser.log_probs(Canvas.of(z, denoiser.spec.mask_id), **options)

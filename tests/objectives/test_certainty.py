@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from objectives.certainty import CanvasRollout, CertaintyConfig, block_canvases, draw_block
+from objectives.certainty import CanvasRollout, CertaintyConfig, draw_block
 from objectives.objective import Distillation
 from students.student import trainable_copy
+from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
-from tests.batches import batch_of
+from tests.batches import batch_of, says
 from tests.tabular import TabularDenoiser, all_patterns, all_sequences
 
 SHAPE = {
@@ -37,6 +38,11 @@ def build_tabular(config, length=3, sharpness=1.0):
 
 def rows_of(rows, length=LENGTH):
     return torch.randint(2, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(5))
+
+
+def shown(rollout, mask_id=MASK):
+    """(B, C, L) what the student sees."""
+    return torch.where(rollout.hidden, mask_id, rollout.labels[:, None])
 
 
 def assert_splits_alike(objective, real, sizes=(8, 4, 1)):
@@ -76,7 +82,7 @@ def test_every_row_of_a_batch_is_masked_as_it_would_be_alone():
     together = objective.rollout(batch_of(objective, real, 8), RowStreams(0, (0,), range(8)))
     for row in range(8):
         alone = objective.rollout(batch_of(objective, real[row : row + 1], 1), RowStreams(0, (0,), [row]))
-        assert torch.equal(alone.canvases[0], together.canvases[row])
+        assert torch.equal(shown(alone)[0], shown(together)[row])
         assert torch.equal(alone.scored[0], together.scored[row])
 
 
@@ -93,17 +99,17 @@ def test_two_canvases_share_a_block_between_them():
     assert torch.equal(block, (position >= starts[:, None]) & (position < end[:, None]))
     assert abs(float(first.sum() / block.sum()) - 0.5) < 0.03
     for canvas in range(2):
-        z, scored = rollout.canvases[:, canvas], rollout.scored[:, canvas]
+        z, scored = shown(rollout)[:, canvas], rollout.scored[:, canvas]
         hidden = scored | (position >= end[:, None])
         assert torch.equal(z == MASK, hidden)
         assert torch.equal(z[~hidden], real[~hidden])
 
 
 def test_blocks_that_divide_the_row_are_never_empty():
-    start, end = draw_block(8, 4, torch.tensor([0.0, 0.49, 0.5, 1 - 1e-9], dtype=torch.float64))
+    start, end = draw_block(torch.full((4,), 8), 4, torch.tensor([0.0, 0.49, 0.5, 1 - 1e-9], dtype=torch.float64))
     assert start.tolist() == [0, 0, 4, 4]
     assert end.tolist() == [4, 4, 8, 8]
-    start, end = draw_block(8, 32, torch.tensor([0.9], dtype=torch.float64))
+    start, end = draw_block(torch.tensor([8]), 32, torch.tensor([0.9], dtype=torch.float64))
     assert (start.tolist(), end.tolist()) == ([0], [8])
 
 
@@ -115,7 +121,7 @@ def test_loss_by_hand():
     total, right = 0.0, 0
     for row in range(9):
         for canvas in range(2):
-            logits = objective.student.logits(rollout.canvases[row, canvas][None])[0, :, :3]
+            logits = says(objective.student, shown(rollout, 3)[row, canvas][None])[0, :, :3]
             nats, entropies = [], []
             for i in rollout.scored[row, canvas].nonzero().squeeze(1):
                 nats.append(-logits[i].softmax(-1)[real[row, i]].log())
@@ -141,7 +147,7 @@ def test_gradient_by_hand(right):
     label = int(p.argmax() if right else p.argmin())
     masked = z == 3
     labels = torch.where(masked, label, z)
-    rollout = CanvasRollout(labels, z[:, None], masked[:, None])
+    rollout = CanvasRollout(Canvas.blank(1, 3, 3), labels, masked[:, None], masked[:, None])
     objective.loss("student", rollout).sum.backward()
     expected = p - torch.nn.functional.one_hot(torch.tensor(label), 3)
     if right:
@@ -157,7 +163,7 @@ def every_state(objective, rows):
     patterns = all_patterns(3)
     scored = torch.stack([patterns, ~patterns], 1).repeat_interleave(len(rows), 0)
     labels = rows.repeat(len(patterns), 1)
-    return CanvasRollout(labels, block_canvases(labels, scored, torch.full((len(labels),), 3), 3), scored)
+    return CanvasRollout(Canvas.blank(len(labels), 3, 3), labels, scored, scored)
 
 
 def test_without_entropy_the_minimum_is_the_law_of_the_rows_and_entropy_sharpens_it():

@@ -8,9 +8,10 @@ import torch
 from objectives.consistency import ConsistencyConfig, ConsistencyRollout
 from objectives.objective import Distillation
 from students.student import trainable_copy
+from teachers.canvas import Canvas
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
-from tests.batches import batch_of
+from tests.batches import batch_of, says
 from tests.tabular import TabularDenoiser, all_sequences
 
 MASK, LENGTH = 2, 2
@@ -46,8 +47,8 @@ def expected_loss(objective, law, t=0.75, s=0.25):
         for kinds in itertools.product(share, repeat=LENGTH):
             z_t = torch.tensor([v if k == "neither" else MASK for v, k in zip(x.tolist(), kinds, strict=True)])
             z_s = torch.tensor([MASK if k == "both" else v for v, k in zip(x.tolist(), kinds, strict=True)])
-            times = (torch.tensor([t]).double(), torch.tensor([s]).double())
-            out = objective.loss("student", ConsistencyRollout(z_t[None], z_s[None], *times, x[None]))
+            states = (Canvas.of(z[None], MASK, time=torch.tensor([at]).double()) for z, at in ((z_t, t), (z_s, s)))
+            out = objective.loss("student", ConsistencyRollout(*states, x[None]))
             weight = p
             for kind in kinds:
                 weight = weight * share[kind]
@@ -65,13 +66,15 @@ def test_one_noise_gives_both_states():
     objective = build(TabularDenoiser(3, 2, 0), TabularDenoiser(3, 2, 1))
     real = torch.randint(2, (4000, 2), generator=torch.Generator().manual_seed(1))
     drawn = objective.rollout(batch_of(objective, real, 4000), RowStreams(0, (0,), range(4000)))
-    at_t, at_s = drawn.z_t == MASK, drawn.z_s == MASK
+    at_t, at_s = drawn.z_t.open, drawn.z_s.open
     assert not (at_s & ~at_t).any()
-    assert torch.equal(drawn.z_t[~at_t], real[~at_t])
-    assert torch.equal(drawn.z_s[~at_s], real[~at_s])
-    torch.testing.assert_close(drawn.t - drawn.s, torch.full((4000,), objective.dt, dtype=torch.float64))
-    assert float((drawn.t == 1).double().mean()) == pytest.approx(objective.dt, abs=0.03)
-    for masked, times in ((at_t, drawn.t), (at_s, drawn.s)):
+    for z in (drawn.z_t, drawn.z_s):
+        assert torch.equal(z.open, z.tokens == MASK)
+        assert torch.equal(z.tokens[~z.open], real[~z.open])
+    t, s = drawn.z_t.time, drawn.z_s.time
+    torch.testing.assert_close(t - s, torch.full((4000,), objective.dt, dtype=torch.float64))
+    assert float((t == 1).double().mean()) == pytest.approx(objective.dt, abs=0.03)
+    for masked, times in ((at_t, t), (at_s, s)):
         assert float(masked.double().mean()) == pytest.approx(float(times.mean()), abs=0.03)
 
 
@@ -93,9 +96,9 @@ def test_loss_by_hand(divergence):
     real = torch.randint(2, (8, 2), generator=torch.Generator().manual_seed(2))
     drawn = objective.rollout(batch_of(objective, real, 8), RowStreams(0, (1,), range(8)))
     total, kinds = torch.zeros((), dtype=torch.float64), set()
-    for z_t, z_s, x in zip(drawn.z_t, drawn.z_s, real, strict=True):
+    for z_t, z_s, x in zip(drawn.z_t.tokens, drawn.z_s.tokens, real, strict=True):
         for i in range(2):
-            log_p, log_q = student.logits(z_t[None])[0, i, :2], teacher.logits(z_s[None])[0, i, :2]
+            log_p, log_q = says(student, z_t[None])[0, i, :2], says(teacher, z_s[None])[0, i, :2]
             p, q, m = log_p.exp(), log_q.exp(), (log_p.exp() + log_q.exp()) / 2
             if z_s[i] == MASK:
                 total = (
@@ -112,7 +115,7 @@ def test_loss_by_hand(divergence):
     assert kinds == {(0, 0), (1, 0), (1, 1)}
     out = objective.loss("student", drawn)
     torch.testing.assert_close(out.sum, total)
-    assert objective.count("student", drawn) == (drawn.z_t == MASK).sum()
+    assert objective.count("student", drawn) == drawn.z_t.open.sum()
     [one] = torch.autograd.grad(out.sum, student.table)
     [other] = torch.autograd.grad(total, student.table)
     torch.testing.assert_close(one, other)
@@ -133,10 +136,10 @@ def test_the_reverse_kls_minimum_is_the_geometric_mean_over_the_later_state():
     t, s = 0.75, 0.25
     with torch.no_grad():
         for i, j in ((0, 1), (1, 0)):  # both masked at t, i masked at s too; j shown there with probability (t − s)/t
-            alone = teacher.logits(torch.tensor([[MASK, MASK]]))[0]
+            alone = says(teacher, torch.tensor([[MASK, MASK]]))[0]
             shown = torch.full((2, 2), MASK)
             shown[:, j] = torch.arange(2)
-            seen = (alone[j, :2].exp()[:, None] * teacher.logits(shown)[:, i, :2]).sum(0)
+            seen = (alone[j, :2].exp()[:, None] * says(teacher, shown)[:, i, :2]).sum(0)
             mean = s / t * alone[i, :2] + (t - s) / t * seen
             student.table[int((torch.tensor([MASK, MASK]) * student.place).sum()), i, :2] = mean.log_softmax(-1)
     assert gradient(build(teacher, student, boundary=0.0), law) < 1e-12

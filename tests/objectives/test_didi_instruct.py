@@ -68,7 +68,7 @@ def test_time_is_coupled_from_the_row_that_says_so():
         rollout = small_objective(config.objective).rollout(
             batch_of(small_objective(config.objective), real_rows(1200), 1200), RowStreams(0, (0,), range(1200))
         )
-        shares = torch.stack([(x == MASK).float().mean(1) for x in (rollout.states[:, 1], rollout.fake)])
+        shares = torch.stack([(x == MASK).float().mean(1) for x in (rollout.states[:, 1], rollout.fake.tokens)])
         correlations.append(float(torch.corrcoef(shares)[0, 1]))
         groups = rollout.weight.view(-1, 4)
         assert (groups == groups[:, :1]).all()  # a group shares its times, also where there are two of them

@@ -11,11 +11,12 @@ from objectives.integral_kl import IntegralKLConfig, IntegralKLRollout
 from objectives.objective import Distillation
 from students.rollout import one_move
 from students.student import trainable_copy
+from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
-from tests.batches import batch_of
+from tests.batches import batch_of, says
 from tests.objectives.test_integral_kl import LENGTH, MASK, SHAPE, VOCABULARY, real_rows, small_objective
 from tests.objectives.wiring import check_batch_split, check_phases_are_separate, check_rows_stand_alone
 from tests.tabular import TabularDenoiser, all_patterns, all_sequences
@@ -78,9 +79,9 @@ def test_loss_by_hand():
     rollout = objective.rollout(batch_of(objective, None, 6), RowStreams(0, (4,), range(6)))
     assert (rollout.weight == 1).all()
     total, random_positions = torch.zeros((), dtype=torch.float64), 0
-    for z, fake in zip(rollout.states[:, 0], rollout.fake, strict=True):
-        ours = student.logits(z[None])[0, :, :3]
-        difference = objective.ratio.network.logits(fake[None]).exp()[0] - teacher.logits(fake[None]).exp()[0]
+    for z, fake in zip(rollout.states[:, 0], rollout.fake.tokens, strict=True):
+        ours = says(student, z[None])[0, :, :3]
+        difference = says(objective.ratio.network, fake[None]).exp()[0] - says(teacher, fake[None]).exp()[0]
         for i in range(3):
             if fake[i] == 3:
                 random_positions += int(z[i] != 3)
@@ -95,7 +96,7 @@ def test_loss_by_hand():
 
 def test_random_start_has_the_published_share_and_every_token_but_the_mask():
     student = TabularDenoiser(4, 5, 0)
-    out = one_move(student, 3000, 5, RowStreams(0, (0,), range(3000)), random_share=0.4)
+    out = one_move(student, Canvas.blank(3000, 5, 3), RowStreams(0, (0,), range(3000)), random_share=0.4)
     random = out.states[:, 0] != 3
     assert (random.sum(1) == 2).all()
     torch.testing.assert_close(random.float().mean(0), torch.full((5,), 0.4), atol=0.03, rtol=0)
@@ -105,14 +106,16 @@ def test_random_start_has_the_published_share_and_every_token_but_the_mask():
     assert (out.sample != 3).all()
     middle = TabularDenoiser(4, 2, 0)
     middle.spec = DenoiserSpec(mask_id=1, vocabulary=4, max_length=2)  # a mask that is not the last token
-    start = one_move(middle, 200, 2, RowStreams(0, (0,), range(200)), random_share=0.5).states[:, 0]
+    start = one_move(middle, Canvas.blank(200, 2, 1), RowStreams(0, (0,), range(200)), random_share=0.5).states[:, 0]
     assert set(start.flatten().tolist()) == {0, 1, 2, 3}
     assert ((start == 1).sum(1) == 1).all()
 
 
 def test_without_random_tokens_the_start_and_its_draws_are_as_before():
     student = TabularDenoiser(4, 3, 0)
-    plain, none = (one_move(student, 4, 3, RowStreams(0, (0,), range(4)), *share) for share in ((), (0.0,)))
+    plain, none = (
+        one_move(student, Canvas.blank(4, 3, 3), RowStreams(0, (0,), range(4)), *share) for share in ((), (0.0,))
+    )
     assert torch.equal(plain.sample, none.sample)
     assert (plain.states == 3).all()
 
@@ -121,7 +124,7 @@ def test_without_random_tokens_the_start_and_its_draws_are_as_before():
 def fixed_point(teacher, length=3, tokens=3):
     """p with p_i(v) = mean of p_θ(v at i | z̃) over x ~ p and patterns that hide i, t ~ U: Di[M]O's stationary point."""
     x, patterns = all_sequences(tokens, length), all_patterns(length)
-    theirs = torch.stack([teacher.logits(torch.where(m, tokens, x)).exp() for m in patterns])  # (patterns, X, L, V)
+    theirs = torch.stack([says(teacher, torch.where(m, tokens, x)).exp() for m in patterns])  # (patterns, X, L, V)
     p = torch.full((length, tokens), 1 / tokens, dtype=torch.float64)
     for _ in range(200):
         law = p[torch.arange(length), x].prod(-1)
@@ -135,7 +138,7 @@ def test_the_forward_kl_form_is_stationary_at_the_mean_of_the_teachers_predictio
     teacher = TabularDenoiser(4, 3, seed=8, sharpness=2.0).requires_grad_(False)
     p, x, patterns = fixed_point(teacher)
     norms = []
-    for law in (p, teacher.logits(torch.full((1, 3), 3))[0, :, :3].exp()):
+    for law in (p, says(teacher, torch.full((1, 3), 3))[0, :, :3].exp()):
         student = TabularDenoiser(4, 3, seed=1)
         with torch.no_grad():
             student.table[:, :, :3] = law.log()
@@ -144,7 +147,9 @@ def test_the_forward_kl_form_is_stationary_at_the_mean_of_the_teachers_predictio
         fake = torch.cat([torch.where(m, 3, x) for m in patterns])
         start = torch.full((len(fake), 1, 3), 3)
         chance = law[torch.arange(3), x].prod(-1).repeat(len(patterns)) / 8
-        rollout = IntegralKLRollout(start, torch.ones_like(start).bool(), x.repeat(8, 1), fake, None, chance)
+        canvas, time = Canvas.blank(len(fake), 3, 3), torch.ones(len(fake))
+        revealed, fake = torch.ones_like(start).bool(), Canvas.of(fake, 3)
+        rollout = IntegralKLRollout(canvas, start, revealed, time, x.repeat(8, 1), fake, None, chance)
         (gradient,) = torch.autograd.grad(objective.loss("student", rollout).sum, student.table)
         norms.append(float(gradient.norm()))
     assert norms[0] < 1e-9

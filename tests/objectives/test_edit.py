@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from teachers.denoiser import DenoiserSpec
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, uniform
 from tests.batches import batch_of
+from tests.objectives.wiring import tensors_of
 from tests.tabular import TabularDenoiser
 
 LENGTH, VOCABULARY, MASK = 10, 40, 7
@@ -60,7 +62,7 @@ def test_edits_are_those_of_a_simulation_and_no_more_than_were_asked():
     rows, most = 300, 6
     x0, edits = tokens(rows), torch.arange(rows) % (most + 1)
     before = x0.clone()
-    out = edited(x0, edits, SPEC, streams(rows), most)
+    out = edited(x0, torch.ones_like(x0).bool(), edits, SPEC, streams(rows), most)
     assert torch.equal(x0, before), "the clean rows were written to"
     assert out.shape == x0.shape
     draws = uniform(streams(rows), rows, most, 3)
@@ -79,7 +81,8 @@ def test_edits_are_those_of_a_simulation_and_no_more_than_were_asked():
 def test_each_kind_comes_as_often_everywhere_and_with_every_token():
     rows = 12_000
     x0 = tokens(1).expand(rows, -1)
-    out = edited(x0, torch.ones(rows, dtype=torch.long), SPEC, torch.Generator().manual_seed(0), 1)
+    once = torch.ones(rows, dtype=torch.long)
+    out = edited(x0, torch.ones_like(x0).bool(), once, SPEC, torch.Generator().manual_seed(0), 1)
     changed = out != x0
     assert changed.any(1).float().mean() > 0.998, "only what is inserted before its like, at the end, changes nothing"
     first = changed.int().argmax(1)
@@ -101,7 +104,7 @@ def test_each_kind_comes_as_often_everywhere_and_with_every_token():
 def test_the_number_of_edits_follows_t():
     config = EditConfig()
     t = torch.tensor([0.0, 0.0999, 0.1001, 0.55, 0.999, 1.0])
-    assert config.counts(t, 100).tolist() == [0, 0, 1, 5, 9, 10]
+    assert config.counts(t, torch.full((6,), 100)).tolist() == [0, 0, 1, 5, 9, 10]
     assert (config.most(100), config.most(128), config.most(9)) == (10, 12, 0)
 
 
@@ -127,8 +130,8 @@ def test_the_first_stage_is_the_plain_objective_and_the_second_only_adds():
     for update, editing in ((0, False), (99, True)):
         curriculum.begin(update, 100)
         rollout = curriculum.rollout(batch_of(curriculum, x0, 8), streams(8))
-        assert torch.equal(rollout.z, expected.z)
-        assert torch.equal(rollout.t, expected.t)
+        assert torch.equal(rollout.z.tokens, expected.z.tokens)
+        assert torch.equal(rollout.z.time, expected.z.time)
         assert (rollout.edited is not None) == editing
         out, theirs = curriculum.loss("student", rollout), plain.loss("student", expected)
         assert (out.sum == theirs.sum) == (not editing)
@@ -141,18 +144,18 @@ def test_the_loss_by_hand():
     curriculum.begin(99, 100)
     x0 = torch.randint(0, 3, (6, 3), generator=torch.Generator().manual_seed(1))
     rollout = curriculum.rollout(batch_of(curriculum, x0, 6), streams(6))
-    assert (rollout.edited != x0).any()
+    assert (rollout.edited.tokens != x0).any()
     out = curriculum.loss("student", rollout)
     bound = undone = 0.0
     for b, i in itertools.product(range(6), range(3)):
         for canvas in (rollout.z, rollout.edited):
-            entry = int((canvas[b] * torch.tensor([1, 4, 16])).sum())
-            logits = curriculum.denoiser.table[entry, i, :3].tolist()
+            entry = int((canvas.tokens[b] * torch.tensor([1, 4, 16])).sum())
+            logits = curriculum.student.table[entry, i, :3].tolist()
             nats = math.log(sum(math.exp(v) for v in logits)) - logits[x0[b, i]]
             if canvas is rollout.edited:  # every position, also those that no edit touched
                 undone += nats
-            elif canvas[b, i] == 3:
-                bound += nats / float(rollout.t[b])
+            elif canvas.open[b, i]:
+                bound += nats / float(rollout.z.time[b])
     assert out.sum.item() == pytest.approx(bound + undone)
     assert out.metrics["edit_nats"][0].item() == pytest.approx(undone)
     assert out.metrics["edit_nats"][1] == 18
@@ -164,13 +167,13 @@ def test_the_edit_loss_is_least_at_the_posterior():
     curriculum.begin(99, 100)
     x0 = torch.randint(0, 3, (400, 2), generator=torch.Generator().manual_seed(2))
     rollout = curriculum.rollout(batch_of(curriculum, x0, 400), streams(400))
-    table = curriculum.denoiser.table
-    codes = (rollout.edited * torch.tensor([1, 4])).sum(1)
+    table = curriculum.student.table
+    codes = (rollout.edited.tokens * torch.tensor([1, 4])).sum(1)
     with torch.no_grad():
         for code, i in itertools.product(range(16), range(2)):
             seen = torch.bincount(x0[codes == code, i], minlength=4).double()
             table[code, i] = seen.log()
-    rollout.z = x0  # nothing masked: the edit loss alone
+    rollout.z = replace(rollout.z, open=torch.zeros_like(x0).bool())  # nothing masked: the edit loss alone
     (gradient,) = torch.autograd.grad(curriculum.loss("student", rollout).sum, table)
     assert gradient[codes].abs().max() < 1e-9
     with torch.no_grad():
@@ -185,9 +188,9 @@ def test_nothing_depends_on_how_rows_are_split():
     x0 = torch.randint(0, 3, (8, 3), generator=torch.Generator().manual_seed(0))
     whole = curriculum.rollout(batch_of(curriculum, x0, 8), streams(8))
     halves = [curriculum.rollout(batch_of(curriculum, x0[r], 4), streams(r)) for r in (range(4), range(4, 8))]
-    for name in ("z", "t", "edited"):
-        assert torch.equal(getattr(whole, name), torch.cat([getattr(half, name) for half in halves]))
-    table = curriculum.denoiser.table
+    for name, value in tensors_of(whole).items():
+        assert torch.equal(value, torch.cat([tensors_of(half)[name] for half in halves]))
+    table = curriculum.student.table
 
     def gradient(parts):
         return torch.autograd.grad(sum(curriculum.loss("student", whole.rows(p)).sum for p in parts), table)[0]

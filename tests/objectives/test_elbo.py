@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 from objectives.elbo import Autoregressive, ElboRollout, MaskedElbo, masked_cross_entropy, stratified_times
+from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.batches import batch_of
+from tests.objectives.wiring import tensors_of
 
 TOKENS, L, MASK = 3, 3, 3
 SPEC = DenoiserSpec(mask_id=MASK, vocabulary=TOKENS + 1, max_length=L)
@@ -27,8 +29,8 @@ class Tabular(Denoiser):
         self.spec = SPEC
         self.table = nn.Parameter(table, requires_grad=False)  # (V, V, V, L, V): canvas, position, token
 
-    def features(self, z, t=None, attention_mask=None, position_ids=None, select=None):
-        out = self.table[tuple(z.unbind(1))]
+    def features(self, canvas, select=None):
+        out = self.table[tuple(canvas.tokens.unbind(1))]
         return out if select is None else out[select]
 
     def save(self, folder):
@@ -69,7 +71,8 @@ def bound(model, process, x0):
         for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
             t = torch.tensor([node])
             alpha = process.alpha(t).item()
-            loss = objective.loss("student", ElboRollout(x0, z, t)).sum.item()
+            rollout = ElboRollout(Canvas.blank(1, L, MASK), x0, Canvas.of(z, MASK, time=t))
+            loss = objective.loss("student", rollout).sum.item()
             total += weight * (1 - alpha) ** k * alpha ** (L - k) * loss
     return total
 
@@ -137,7 +140,7 @@ def test_masked_cross_entropy_by_hand():
     x0 = torch.tensor([[0, 1, 2], [2, 2, 0]])
     masked = torch.tensor([[1, 0, 1], [0, 1, 0]], dtype=torch.bool)
     z = torch.where(masked, MASK, x0)
-    loss = masked_cross_entropy(model, z, None, x0, masked)
+    loss = masked_cross_entropy(model, Canvas.of(z, MASK), x0)
     for b, i in itertools.product(range(2), range(3)):
         expected = -model.table[(*z[b], i, x0[b, i])].item() if masked[b, i] else 0.0
         assert loss[b, i].item() == pytest.approx(expected)
@@ -151,7 +154,8 @@ def test_with_nothing_to_predict_the_network_runs_once_and_the_loss_is_a_connect
     objective = MaskedElbo(model, MaskedProcess()) if kind == "elbo" else Autoregressive(model)
     passes = []
     model.model.base_model.register_forward_hook(lambda *_: passes.append(1))
-    loss = objective.loss("student", ElboRollout(x0, x0, torch.full((2,), 0.5))).sum
+    z = Canvas(x0, torch.zeros_like(x0).bool(), time=torch.full((2,), 0.5))
+    loss = objective.loss("student", ElboRollout(Canvas.blank(*x0.shape, 10), x0, z)).sum
     loss.backward()
     assert loss == 0
     assert len(passes) == 1
@@ -219,14 +223,14 @@ def test_the_rollout_does_not_depend_on_how_rows_are_split_over_processes():
     x0 = torch.randint(0, 10, (8, 12), generator=torch.Generator().manual_seed(0))
     whole = objective.rollout(batch_of(objective, x0, 8), RowStreams(3, (5,), range(8)))
     halves = [objective.rollout(batch_of(objective, x0[r], 4), RowStreams(3, (5,), r)) for r in (range(4), range(4, 8))]
-    assert torch.equal(whole.z, torch.cat([h.z for h in halves]))
-    assert torch.equal(whole.t, torch.cat([h.t for h in halves]))
-    assert (whole.z == 10).any()
+    for field, value in tensors_of(whole).items():
+        assert torch.equal(value, torch.cat([tensors_of(half)[field] for half in halves]))
+    assert (whole.z.tokens == 10).any()
 
 
 @pytest.mark.parametrize("make", [lambda m: MaskedElbo(m, MaskedProcess()), Autoregressive])
 def test_real_data_is_required(make):
-    with pytest.raises(ValueError, match="needs real data"):
-        make(tiny("full", shift=False)).rollout(
-            batch_of(make(tiny("full", shift=False)), None, 2), RowStreams(0, (0,), range(2))
-        )
+    objective = make(tiny("full", shift=False))
+    assert objective.needs == "rows"
+    with pytest.raises(AssertionError, match="needs labels"):
+        objective.rollout(batch_of(objective, None, 2), RowStreams(0, (0,), range(2)))

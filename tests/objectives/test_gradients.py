@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from objectives.gradients import grouped_advantage, grouped_token_advantage, marginalised, per_token, score_function
+from tests.batches import says
 from tests.tabular import TabularDenoiser, all_patterns, all_sequences
 
 V, L, MASK = 3, 3, 3  # three real tokens; the mask is the fourth
@@ -16,17 +17,17 @@ PATTERN_WEIGHT = TIME ** PATTERNS.sum(1) * (1 - TIME) ** (L - PATTERNS.sum(1))
 def one_move_log_prob(student):
     """log p_ν(x) of every sequence written in one move, differentiable: (V^L,)."""
     start = torch.full((1, L), MASK)
-    return student.logits(start)[0].expand(len(X), L, V + 1).gather(-1, X[..., None]).squeeze(-1)
+    return says(student, start)[0].expand(len(X), L, V + 1).gather(-1, X[..., None]).squeeze(-1)
 
 
 def two_move_log_prob(student, tau):
     """log p_ν(x) of every sequence written through z_τ, all intermediate states summed out."""
-    start = student.logits(torch.full((1, L), MASK))[0].expand(len(X), L, V + 1)
+    start = says(student, torch.full((1, L), MASK))[0].expand(len(X), L, V + 1)
     first = start.gather(-1, X[..., None]).squeeze(-1)
     total = []
     for pattern in PATTERNS:  # True: still masked at τ
         z = torch.where(pattern, MASK, X)
-        second = student.logits(z).gather(-1, X[..., None]).squeeze(-1)
+        second = says(student, z).gather(-1, X[..., None]).squeeze(-1)
         weight = tau ** pattern.sum() * (1 - tau) ** (~pattern).sum()
         total.append(torch.log(weight) + torch.where(pattern, second, first).sum(-1))
     return torch.logsumexp(torch.stack(total), 0)
@@ -71,7 +72,7 @@ def test_score_function_is_the_gradient_of_the_integral_kl(networks, moves):
             terms = torch.zeros(len(X), dtype=torch.float64)
             for middle in PATTERNS:
                 z = torch.where(middle, MASK, X)
-                second = student.logits(z).gather(-1, X[..., None]).squeeze(-1)
+                second = says(student, z).gather(-1, X[..., None]).squeeze(-1)
                 path = torch.where(middle, second, start).sum(-1)
                 chance = path.detach().exp() * tau ** middle.sum() * (1 - tau) ** (~middle).sum()
                 terms = terms + chance * score_function(path, advantage)
@@ -81,12 +82,12 @@ def test_score_function_is_the_gradient_of_the_integral_kl(networks, moves):
 
 def diagonal_reference(student, teacher):
     """∇ of Σ_i KL(p_ν(xᵢ) ‖ p_θ(xᵢ | z̃)) over masked i, with the law of z̃ held fixed: what Di[M]O and IDLM follow."""
-    log_p = student.logits(torch.full((1, L), MASK))[0]
+    log_p = says(student, torch.full((1, L), MASK))[0]
     sequence = one_move_log_prob(student).sum(-1).detach().exp()
     total = torch.zeros(())
     for pattern, weight in zip(PATTERNS, PATTERN_WEIGHT, strict=True):
         z = torch.where(pattern, MASK, X)
-        theirs = teacher.logits(z).detach()[..., :V]
+        theirs = says(teacher, z).detach()[..., :V]
         ours = log_p[None, :, :V].expand_as(theirs)
         divergence = (ours.exp() * (ours - theirs)).sum(-1)
         total = total + weight * (sequence[:, None] * divergence * pattern).sum()
@@ -96,12 +97,12 @@ def diagonal_reference(student, teacher):
 def test_marginalised_is_the_exact_diagonal_gradient(networks):
     """The auxiliary denoiser of a one-move student is the student itself: its tokens are independent."""
     student, teacher = networks
-    log_p = student.logits(torch.full((1, L), MASK))[0]
+    log_p = says(student, torch.full((1, L), MASK))[0]
     sequence = one_move_log_prob(student).sum(-1).detach().exp()
     estimate = torch.zeros(())
     for pattern, weight in zip(PATTERNS, PATTERN_WEIGHT, strict=True):
         z = torch.where(pattern, MASK, X)
-        theirs, ours = teacher.logits(z).detach(), log_p.detach()[None].expand(len(X), L, V + 1)
+        theirs, ours = says(teacher, z).detach(), log_p.detach()[None].expand(len(X), L, V + 1)
         reward = torch.where(torch.arange(V + 1) == MASK, 0.0, theirs - ours)
         reward[..., MASK] = 0.0
         terms = marginalised(log_p[None].expand(len(X), L, V + 1).reshape(-1, V + 1), reward.reshape(-1, V + 1))
@@ -117,7 +118,7 @@ def test_per_token_has_the_marginalised_gradient_in_expectation(networks):
     estimate = torch.zeros(())
     for pattern, weight in zip(PATTERNS, PATTERN_WEIGHT, strict=True):
         z = torch.where(pattern, MASK, X)
-        theirs = teacher.logits(z).gather(-1, X[..., None]).squeeze(-1)
+        theirs = says(teacher, z).gather(-1, X[..., None]).squeeze(-1)
         terms = per_token(log_p, (theirs - log_p).detach())
         estimate = estimate + weight * (sequence[:, None] * terms * pattern).sum()
     torch.testing.assert_close(gradient(estimate, student), diagonal_reference(student, teacher), rtol=1e-9, atol=1e-12)

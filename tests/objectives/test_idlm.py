@@ -8,9 +8,10 @@ from objectives.integral_kl import IntegralKLConfig
 from objectives.objective import Distillation
 from students.rollout import from_data
 from students.student import trainable_copy
+from teachers.canvas import Canvas
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
-from tests.batches import batch_of
+from tests.batches import batch_of, says
 from tests.objectives.test_integral_kl import MASK, real_rows, small_objective
 from tests.objectives.wiring import check_batch_split, check_phases_are_separate, check_rows_stand_alone
 from tests.tabular import TabularDenoiser, all_patterns, all_sequences
@@ -36,7 +37,7 @@ def tabular_rollout(objective, rows=12):
 
 def simplex(student, z, sample):
     """G: the student's law where z is masked, the token elsewhere; (L, V) real columns."""
-    law = student.logits(z[None])[0, :, :V].exp()
+    law = says(student, z[None])[0, :, :V].exp()
     return torch.where((z == V)[:, None], law, torch.nn.functional.one_hot(sample, V).to(law))
 
 
@@ -46,11 +47,11 @@ def test_gradient_is_that_of_the_difference_of_two_masked_losses():
     student, rollout = objective.student, tabular_rollout(objective)
     total, constants = torch.zeros((), dtype=torch.float64), 0.0
     for row in range(len(rollout)):
-        z, fake = rollout.states[row, 0], rollout.fake[row]
+        z, fake = rollout.states[row, 0], rollout.fake.tokens[row]
         given = simplex(student, z, rollout.sample[row])
         masked_losses = []
         for network in (objective.teacher, objective.ratio.network):
-            log_f = network.logits(fake[None])[0, :, :V].detach()
+            log_f = says(network, fake[None])[0, :, :V].detach()
             masked_losses.append(-(given * log_f).sum(-1)[fake == V].sum())
             shown = (fake == V) & (z != V)
             sign = 1 if network is objective.teacher else -1
@@ -71,7 +72,7 @@ def test_weights_are_the_elbos_unclamped_and_times_are_independent():
     rollout = objective.rollout(batch_of(objective, real_rows(rows), rows), RowStreams(0, (0,), range(rows)))
     assert rollout.weight.min() >= 1
     assert rollout.weight.max() > 50  # 1/t, down to t = 1e-3
-    shares = torch.stack([(x == MASK).float().mean(1) for x in (rollout.states[:, 0], rollout.fake)])
+    shares = torch.stack([(x == MASK).float().mean(1) for x in (rollout.states[:, 0], rollout.fake.tokens)])
     assert shares.mean(1).sub(0.5).abs().max() < 0.03
     assert float(torch.corrcoef(shares)[0, 1].abs()) < 0.06
 
@@ -82,14 +83,14 @@ def gap(student, teacher, auxiliary):
     ∫ t^k (1−t)^(L−k) / t dt = B(k, L−k+1), k the pattern's masks. ``(a)`` has the token at a masked position as the
     variable and the law of z̃ held, ``(b)`` the other way round.
     """
-    log_p = student.logits(torch.full((1, L), V))[0, :, :V]
+    log_p = says(student, torch.full((1, L), V))[0, :, :V]
     law = log_p[torch.arange(L), X].sum(-1).exp()
     whole, a, b = (torch.zeros((), dtype=torch.float64) for _ in range(3))
     for pattern in PATTERNS[1:]:
         k = pattern.sum().double()
         weight = torch.exp(torch.lgamma(k) + torch.lgamma(L - k + 1) - torch.lgamma(torch.tensor(L + 1.0).double()))
         z = torch.where(pattern, V, X)
-        difference = (auxiliary(z) - teacher.logits(z)[..., :V]) * pattern[:, None]
+        difference = (auxiliary(z) - says(teacher, z)[..., :V]) * pattern[:, None]
         inner = (log_p.exp() * difference).sum((1, 2))
         held = (log_p.exp() * difference.detach()).sum((1, 2))
         whole = whole + weight * (law * inner).sum()
@@ -103,7 +104,7 @@ def test_relation_to_the_marginalised_gradient_by_enumeration():
     teacher, student = TabularDenoiser(V + 1, L, 0).requires_grad_(False), TabularDenoiser(V + 1, L, 1)
 
     def own(z):  # the best denoiser of what one move writes: its tokens are independent
-        return student.logits(torch.full((1, L), V))[0, :, :V].expand(len(z), L, V)
+        return says(student, torch.full((1, L), V))[0, :, :V].expand(len(z), L, V)
 
     whole, a, b = gap(student, teacher, own)
     everything, through_token, through_law = (
@@ -119,7 +120,7 @@ def test_relation_to_the_marginalised_gradient_by_enumeration():
     with torch.no_grad():
         auxiliary.table[:] = student.table[int((V * student.place).sum())]
     objective.ratio.network = auxiliary
-    log_p = student.logits(torch.full((1, L), V))[0, :, :V].detach()
+    log_p = says(student, torch.full((1, L), V))[0, :, :V].detach()
     law = log_p[torch.arange(L), X].sum(-1).exp()
     rollout = objective.rollout(batch_of(objective, None, len(X)), RowStreams(0, (0,), range(len(X))))
     rollout.sample = X
@@ -129,7 +130,8 @@ def test_relation_to_the_marginalised_gradient_by_enumeration():
         beta = torch.exp(
             torch.lgamma(torch.tensor(k)) + torch.lgamma(torch.tensor(L - k + 1)) - torch.lgamma(torch.tensor(L + 1.0))
         )
-        rollout.fake, rollout.weight = torch.where(pattern, V, X), law * beta.double() * L
+        rollout.fake = Canvas.of(torch.where(pattern, V, X), V)
+        rollout.weight = law * beta.double() * L
         expected += torch.autograd.grad(objective.loss("student", rollout).sum, student.table)[0]
     torch.testing.assert_close(through_token, expected, rtol=1e-5, atol=1e-8)
 
@@ -144,7 +146,7 @@ def test_the_gap_is_smallest_where_student_and_teacher_write_the_same():
             student.table[..., 0] += shift
 
         def own(z, student=student):
-            return student.logits(torch.full((1, L), V))[0, :, :V].expand(len(z), L, V)
+            return says(student, torch.full((1, L), V))[0, :, :V].expand(len(z), L, V)
 
         whole, a, _ = gap(student, teacher, own)
         (gradient,) = torch.autograd.grad(a, student.table, retain_graph=True)
@@ -162,9 +164,9 @@ def test_soft_labels_by_hand():
     rollout = tabular_rollout(objective)
     total, drawn, shown = torch.zeros((), dtype=torch.float64), 0, 0
     for row in range(len(rollout)):
-        z, fake = rollout.states[row, 0], rollout.fake[row]
+        z, fake = rollout.states[row, 0], rollout.fake.tokens[row]
         given = simplex(objective.student, z, rollout.sample[row]).detach()
-        log_f = objective.ratio.network.logits(fake[None])[0, :, :V]
+        log_f = says(objective.ratio.network, fake[None])[0, :, :V]
         total = total - (given * log_f).sum(-1)[fake == V].sum()
         drawn += int(((fake == V) & (z == V)).sum())
         shown += int(((fake == V) & (z != V)).sum())
@@ -189,8 +191,8 @@ def test_soft_labels_are_the_sampled_ones_in_expectation():
         rollout.states = torch.full((V, 1, L), V)
         rollout.revealed = torch.ones(V, 1, L, dtype=torch.bool)
         rollout.sample = torch.tensor([[0, token, 2] for token in range(V)])
-        rollout.fake = torch.tensor([[0, V, 2]] * V)
-        chance = student.logits(torch.full((1, L), V))[0, 1, :V].exp()
+        rollout.fake = Canvas.of(torch.tensor([[0, V, 2]] * V), V)
+        chance = says(student, torch.full((1, L), V))[0, 1, :V].exp()
         each = torch.stack([objective.loss("critic", rollout.rows(slice(i, i + 1))).sum for i in range(V)])
         losses[targets] = (chance * each).sum()
     torch.testing.assert_close(losses["soft"], losses["sampled"])
@@ -202,7 +204,7 @@ def test_reported_losses_are_those_of_masked_tokens():
     rollout = tabular_rollout(objective)
     out = objective.loss("critic", rollout)
     nats, count = out.metrics["nats"]
-    assert count == (rollout.fake == V).sum()
+    assert count == (rollout.fake.tokens == V).sum()
     assert 0 < float(nats / count) < 10
     assert 0 < float(out.sum.detach() / count) < 10
 
@@ -211,7 +213,7 @@ def test_states_come_from_the_real_row():
     student = TabularDenoiser(V + 1, L, 0)
     real = torch.randint(0, V, (4000, L), generator=torch.Generator().manual_seed(0))
     t = torch.full((4000,), 0.7, dtype=torch.float64)
-    out = from_data(student, MaskedProcess(), real, t, RowStreams(0, (0,), range(4000)))
+    out = from_data(student, MaskedProcess(), real, Canvas.blank(4000, L, V), t, RowStreams(0, (0,), range(4000)))
     z = out.states[:, 0]
     assert torch.equal(out.revealed[:, 0], z == V)
     assert abs(float(out.revealed.float().mean()) - 0.7) < 0.02
@@ -220,7 +222,7 @@ def test_states_come_from_the_real_row():
     everything = (z == V).all(1)  # all masked: the student's own law
     law = torch.bincount(out.sample[everything, 0], minlength=V) / everything.sum()
     torch.testing.assert_close(
-        law.double(), student.logits(torch.full((1, L), V))[0, 0, :V].exp().detach(), atol=0.05, rtol=0
+        law.double(), says(student, torch.full((1, L), V))[0, 0, :V].exp().detach(), atol=0.05, rtol=0
     )
 
 

@@ -11,11 +11,12 @@ from objectives.objective import Distillation
 from objectives.ratios import clamped_log_odds, smoothed_cross_entropy, soft_bce
 from students.critic import Discriminator
 from students.student import trainable_copy
+from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
-from tests.batches import batch_of
+from tests.batches import batch_of, says
 from tests.tabular import TabularDenoiser
 
 SHAPE = {
@@ -95,12 +96,12 @@ def test_marginalised_loss_by_hand():
     rollout = objective.rollout(batch_of(objective, None, 2), RowStreams(0, (4,), range(2)))
     total = torch.zeros((), dtype=torch.float64)
     for row in range(2):
-        z, fake = rollout.states[row, 0], rollout.fake[row]
-        ours = student.logits(z[None])[0]
+        z, fake = rollout.states[row, 0], rollout.fake.tokens[row]
+        ours = says(student, z[None])[0]
         for i in range(3):
             if fake[i] != 3 or z[i] != 3:
                 continue
-            reward = teacher.logits(fake[None])[0, i, :3] - objective.ratio.network.logits(fake[None])[0, i, :3]
+            reward = says(teacher, fake[None])[0, i, :3] - says(objective.ratio.network, fake[None])[0, i, :3]
             total = total - rollout.weight[row] / 3 * (ours[i, :3].exp() * reward.clamp(-0.5, 0.5)).sum()
     out = objective.loss("student", rollout)
     torch.testing.assert_close(out.sum, total, rtol=1e-6, atol=1e-8)
@@ -115,8 +116,8 @@ def test_score_function_loss_by_hand():
     objective = small_objective(config)
     teacher, student = objective.teacher, objective.student
     rollout = objective.rollout(batch_of(objective, real_rows(4), 4), RowStreams(0, (1,), range(4)))
-    corrupted = rollout.fake == MASK
-    assert (corrupted == (rollout.real == MASK)).all()  # real and fake are corrupted alike
+    corrupted = rollout.fake.tokens == MASK
+    assert (corrupted == (rollout.real.tokens == MASK)).all()  # real and fake are corrupted alike
     odds = clamped_log_odds(objective.ratio.network(rollout.fake), 1e-6, 8.0)
     means = torch.stack([odds[i][corrupted[i]].mean() for i in range(4)])
     expected = torch.zeros(())
@@ -128,11 +129,11 @@ def test_score_function_loss_by_hand():
             log_prob, penalty = 0.0, 0.0
             for m in range(2):
                 z = rollout.states[i, m]
-                log_p = student.logits(z[None])[0]
+                log_p = says(student, z[None])[0]
                 hit = log_p.gather(-1, rollout.sample[i][:, None]).squeeze(-1)
                 log_prob = log_prob + hit[rollout.revealed[i, m]].sum()
                 masked = z == MASK
-                theirs = teacher.logits(z[None])[0][masked]
+                theirs = says(teacher, z[None])[0][masked]
                 p = log_p[masked]
                 entropies = -(p.exp() * p.masked_fill(p == -torch.inf, 0)).sum(-1)
                 penalty = penalty + (0.03 * kl(theirs, p) - 0.01 * entropies).mean() / 2
@@ -170,7 +171,7 @@ def test_discriminator_trains_its_last_blocks_and_head_only():
     trainable = {n for n, p in critic.named_parameters() if p.requires_grad}
     assert any("layers.1." in n for n in trainable)
     assert not any("layers.0." in n or "embed" in n for n in trainable)
-    z = torch.randint(2, VOCABULARY, (2, LENGTH))
+    z = Canvas.of(torch.randint(2, VOCABULARY, (2, LENGTH)), MASK)
     for _ in range(50):
         critic.refresh()
         critic(z)
@@ -209,13 +210,13 @@ def test_training_brings_a_one_step_student_closer_to_its_teacher(config):
         from tests.tabular import all_sequences
 
         x = all_sequences(3, 3)
-        start = student.logits(torch.full((1, 3), 3))[0]
+        start = says(student, torch.full((1, 3), 3))[0]
         ours = start.expand(27, 3, 4).gather(-1, x[..., None]).squeeze(-1).sum(-1)
         total = 0.0
         for order in permutations(range(3)):
             z, theirs = torch.full_like(x, 3), torch.zeros(27, dtype=torch.float64)
             for i in order:
-                theirs = theirs + teacher.logits(z)[:, i].gather(-1, x[:, i : i + 1]).squeeze(-1)
+                theirs = theirs + says(teacher, z)[:, i].gather(-1, x[:, i : i + 1]).squeeze(-1)
                 z[:, i] = x[:, i]
             total = total + float((ours.exp() * (ours - theirs)).sum()) / 6
         return total
@@ -240,7 +241,7 @@ def test_nested_corruption_hides_only_what_the_next_steps_could_have_revealed(ho
     )
     rows = 4000
     rollout = objective.rollout(batch_of(objective, None, rows), RowStreams(0, (3,), range(rows)))
-    state, masked = rollout.states[:, 0] == MASK, rollout.fake == MASK
+    state, masked = rollout.states[:, 0] == MASK, rollout.fake.tokens == MASK
     assert not (masked & ~state).any()  # the state's own context stays
     share = masked.sum() / state.sum()
     # k = 0…3 uniform, u ~ U: a state of time t = 1 − k/4 has 12·t masks, of which a share 1 − u·min(ahead, t)/t stays
@@ -265,8 +266,8 @@ def test_exact_share_replaces_the_auxiliary_denoiser():
         objective.ratio.network.table.zero_()
     torch.testing.assert_close(objective.loss("student", rollout).sum, before)
     expected = torch.zeros((), dtype=torch.float64)
-    for z, fake, weight in zip(rollout.states[:, 0], rollout.fake, rollout.weight.double(), strict=True):
-        ours, theirs = student.logits(z[None])[0, :, :3], teacher.logits(fake[None])[0, :, :3]
+    for z, fake, weight in zip(rollout.states[:, 0], rollout.fake.tokens, rollout.weight.double(), strict=True):
+        ours, theirs = says(student, z[None])[0, :, :3], says(teacher, fake[None])[0, :, :3]
         divergence = (ours.exp() * (ours - theirs)).sum(-1)
         expected = expected + weight / 3 * divergence[fake == 3].sum()
     torch.testing.assert_close(before, expected, rtol=1e-6, atol=1e-8)

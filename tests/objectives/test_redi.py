@@ -8,11 +8,13 @@ import torch
 
 from objectives.objective import Distillation
 from objectives.redi import RediConfig
-from students.samplers import SAMPLERS
+from students.fill import fill
+from students.samplers import Ancestral
 from students.samplers.random_start import RandomStart
+from teachers.canvas import Canvas
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
-from tests.batches import batch_of
+from tests.batches import batch_of, says
 from tests.tabular import TabularDenoiser, all_sequences
 
 MASK, LENGTH = 2, 2
@@ -58,7 +60,7 @@ def rectified(denoiser, share, steps):
     """The law of (start, sample of the K-step sampler): (9, 4), over every order of revealing."""
     law = torch.zeros(len(STARTS), len(SAMPLES), dtype=torch.float64)
     with torch.no_grad():
-        tables = {tuple(z.tolist()): denoiser.logits(z[None])[0].exp().tolist() for z in STARTS}
+        tables = {tuple(z.tolist()): says(denoiser, z[None])[0].exp().tolist() for z in STARTS}
     for (a, start), (b, x) in itertools.product(enumerate(STARTS), enumerate(SAMPLES)):
         for when in itertools.product(range(steps), repeat=LENGTH):
             chance = 1.0
@@ -106,7 +108,7 @@ def test_pairs_have_the_enumerated_law_and_the_loss_its_minimum_at_the_minimiser
     for a, b in zip((drawn.start * place).sum(1).tolist(), (drawn.sample @ torch.tensor([2, 1])).tolist(), strict=True):
         counts[order[a], b] += 1
     assert (counts / rows - law).abs().max() < 0.025  # 3.5 standard deviations of a half
-    assert torch.equal(drawn.z, torch.where(drawn.undecided, drawn.start, drawn.sample))
+    assert torch.equal(drawn.z.tokens, torch.where(drawn.z.open, drawn.start, drawn.sample))
     unpaired = law.sum(1, keepdim=True) * law.sum(0, keepdim=True)
     losses, gradients = {}, {}
     for name, coupling in (("best", law), ("unpaired", unpaired), ("data", start_law(share)[:, None] * DATA)):
@@ -129,16 +131,16 @@ def test_loss_by_hand():
     drawn = objective.rollout(batch_of(objective, real, 6), RowStreams(0, (1,), range(6)))
     assert torch.equal(drawn.sample, real)  # the first round of random starts pairs them with data
     total = torch.zeros((), dtype=torch.float64)
-    for z, x, undecided in zip(drawn.z, real, drawn.undecided, strict=True):
+    for z, x, undecided in zip(drawn.z.tokens, real, drawn.z.open, strict=True):
         for i in range(2):
             if undecided[i]:
-                total = total - student.logits(z[None])[0, i, x[i]]
+                total = total - says(student, z[None])[0, i, x[i]]
     out = objective.loss("student", drawn)
     torch.testing.assert_close(out.sum, total)
     torch.testing.assert_close(
         torch.autograd.grad(out.sum, student.table)[0], torch.autograd.grad(total, student.table)[0]
     )
-    assert objective.count("student", drawn) == drawn.undecided.sum() > 0
+    assert objective.count("student", drawn) == drawn.z.open.sum() > 0
 
 
 def test_data_is_needed_for_random_starts_alone_and_k_must_fit_a_row():
@@ -154,15 +156,15 @@ def test_data_is_needed_for_random_starts_alone_and_k_must_fit_a_row():
 
 def test_the_sampler_of_random_starts_has_the_same_law_and_keeps_prompts():
     target, rows = minimiser(start_law(0.5)[:, None] * DATA), 5000
-    sample = RandomStart(random_share=0.5).build()
-    out = sample(target, torch.full((rows, LENGTH), MASK), 2, torch.Generator().manual_seed(0))
+    sampler, randomness = RandomStart(random_share=0.5), torch.Generator().manual_seed(0)
+    out = fill(target, Canvas.blank(rows, LENGTH, MASK), sampler, 2, randomness)
     found = torch.bincount(out.tokens @ torch.tensor([2, 1]), minlength=4) / rows
     assert (found - rectified(target, 0.5, 2).sum(0)).abs().max() < 0.025
     assert int(out.nfe.max()) == 2
-    prompted = sample(target, torch.tensor([[1, MASK]]).repeat(50, 1), 2, torch.Generator().manual_seed(0))
+    prompted = fill(target, Canvas.of(torch.tensor([[1, MASK]]).repeat(50, 1), MASK), sampler, 2, randomness)
     assert (prompted.tokens[:, 0] == 1).all()
-    plain = SAMPLERS["ancestral"]().build()
-    canvas = torch.full((20, LENGTH), MASK)
-    for one in (plain, RandomStart().build()):
-        tokens = one(target, canvas, 2, torch.Generator().manual_seed(1)).tokens
-        assert torch.equal(tokens, plain(target, canvas, 2, torch.Generator().manual_seed(1)).tokens)
+    canvas = Canvas.blank(20, LENGTH, MASK)
+    plain, none = (
+        fill(target, canvas, one, 2, torch.Generator().manual_seed(1)) for one in (Ancestral(), RandomStart())
+    )
+    assert torch.equal(plain.tokens, none.tokens)

@@ -15,10 +15,11 @@ from objectives.representation_mmd import (
     median_distance,
     set_reward,
 )
+from teachers.canvas import Canvas
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
-from tests.batches import batch_of
+from tests.batches import batch_of, says
 from tests.objectives.test_integral_kl import MASK, real_rows, small_objective
 from tests.objectives.wiring import check_batch_split, check_phases_are_separate, check_rows_stand_alone
 from tests.tabular import TabularDenoiser, all_sequences
@@ -35,13 +36,13 @@ def tabular(student_seed=1, **settings):
 
 def one_move_law(student):
     """p_ν(x) of the nine rows from the all-masked canvas."""
-    log_p = student.logits(torch.full((1, L), V))[0]
+    log_p = says(student, torch.full((1, L), V))[0]
     return log_p[torch.arange(L), X].sum(-1).exp()
 
 
 def exact_mmd(objective, law, real_law, same_position=True):
     """E κ(x, x') − 2 E κ(x^r, x) of completions of the all-masked canvas, differentiable in ``law``."""
-    features, sigma = objective._features(X), objective.bandwidth
+    features, sigma = objective._features(Canvas.of(X, V)), objective.bandwidth
     everything = torch.ones(len(X), L, dtype=torch.bool)
     kappa = torch.stack([kernel_mean(a.expand_as(features), features, everything, sigma) for a in features])
     repulsion = kappa
@@ -62,7 +63,7 @@ def enumerated(objective, real_law):
     law = one_move_law(objective.student).detach()
     draws = torch.tensor(list(itertools.product(range(len(X)), repeat=4)))  # two sets of two
     chance = law[draws].prod(1)
-    state = torch.full((len(draws), L), V)
+    state = Canvas.blank(len(draws), L, V)
     total = torch.zeros((), dtype=torch.float64)
     for real, weight in zip(X, real_law, strict=True):
         reward = objective.rewards(real.expand(len(draws), L), state, X[draws])
@@ -82,7 +83,7 @@ def test_leave_one_out_gradient_is_that_of_the_mmd(kernel):
     if kernel == "rbf":
         target = exact_mmd(objective, law, real_law)
     else:  # MMD² of the linear kernel: the squared distance of mean features
-        features = objective._features(X).mean(1)
+        features = objective._features(Canvas.of(X, V)).mean(1)
         target = (law @ features - real_law @ features).square().sum()
     (expected,) = torch.autograd.grad(target, objective.student.table)
     assert expected.abs().sum() > 0
@@ -147,20 +148,20 @@ def test_loss_by_hand():
     assert (rollout.advantage.abs() > 0).any()
     torch.testing.assert_close(rollout.advantage[:, 0], rollout.reward[:, 0] - rollout.reward[:, 1])
     total = torch.zeros(())
-    for z, drawn, advantage in zip(rollout.state, rollout.drawn, rollout.advantage, strict=True):
-        log_p = objective.student.logits(z[None])[0]
+    for z, drawn, advantage in zip(rollout.state.tokens, rollout.drawn, rollout.advantage, strict=True):
+        log_p = says(objective.student, z[None])[0]
         for m, x in enumerate(drawn):
             assert (x[z != MASK] == z[z != MASK]).all()
             assert (x != MASK).all()
             total = total - advantage[m // 2] / 2 * log_p[torch.arange(len(x)), x][z == MASK].sum()
     out = objective.loss("student", rollout)
     torch.testing.assert_close(out.sum, total, rtol=1e-4, atol=1e-6)
-    assert objective.count("student", rollout) == 2 * (rollout.state == MASK).sum()
+    assert objective.count("student", rollout) == 2 * rollout.state.open.sum()
 
 
 def test_completions_have_the_students_law():
     objective = tabular()
-    state = torch.full((4000, L), V)
+    state = Canvas.blank(4000, L, V)
     uniforms = torch.rand(4000, L, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     drawn = objective._complete(state, uniforms)
     assert drawn.shape == (4000, 3, L)
@@ -187,7 +188,7 @@ def test_features_are_frozen_and_end_at_the_chosen_block():
     assert len(objective.student.blocks()) == 2  # a copy was cut, not the start
     assert len(small_objective(RepresentationMmdConfig()).extractor.blocks()) == 1  # a third, rounded up
     assert not any(p.requires_grad for p in objective.extractor.parameters())
-    x = real_rows(2)
+    x = Canvas.of(real_rows(2), MASK)
     before = objective._features(x)
     with torch.no_grad():
         objective.student.blocks()[0].mlp.down_proj.weight.add_(1.0)
@@ -216,6 +217,6 @@ def test_the_default_bandwidth_is_that_of_typical_rows_and_knows_neither_data_no
     assert first.bandwidth == second.bandwidth > 0
     first.rollout(batch_of(first, real_rows(8), 8), RowStreams(0, (0,), range(8)))
     assert first.bandwidth == second.bandwidth
-    features = first._features(real_rows(8))
+    features = first._features(Canvas.of(real_rows(8), MASK))
     assert 0.5 < first.bandwidth / median_distance(features) < 2
     assert small_objective(RepresentationMmdConfig(bandwidth=7.0)).bandwidth == 7.0

@@ -13,6 +13,7 @@ from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.batches import batch_of
 from tests.objectives.test_integral_kl import MASK, VOCABULARY, real_rows, small_objective
+from tests.objectives.wiring import tensors_of
 from tests.tabular import TabularDenoiser
 
 CONFIGS = {
@@ -55,12 +56,12 @@ def test_neither_splits_nor_chunks_nor_other_rows_change_anything(name, monkeypa
     assert whole[0] > 0
     assert_close(result(objective, drawn, 1), whole)
     few = objective.rollout(batch_of(objective, real_rows(8)[3:5], 2), RowStreams(0, (0,), range(3, 5)))
-    for field, value in vars(drawn).items():  # a row's draws are its own, whatever is beside it
-        torch.testing.assert_close(getattr(few, field), value[3:5], rtol=1e-4, atol=1e-5)
+    for field, value in tensors_of(drawn).items():  # a row's draws are its own, whatever is beside it
+        torch.testing.assert_close(tensors_of(few)[field], value[3:5], rtol=1e-4, atol=1e-5)
     monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 7 * VOCABULARY)
     chunked = rollout(objective)
-    for field, value in vars(drawn).items():
-        torch.testing.assert_close(getattr(chunked, field), value)
+    for field, value in tensors_of(drawn).items():
+        torch.testing.assert_close(tensors_of(chunked)[field], value)
     assert_close(result(objective, chunked), whole)
 
 
@@ -80,6 +81,7 @@ def test_passes_do_not_depend_on_the_data_and_an_empty_loss_is_a_connected_zero(
     monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 7 * VOCABULARY)
     objective = small_objective(CONFIGS[name])
     calls = []
+    objective.teacher.collective = objective.student.collective = True
     for module in (m for n in (objective.teacher, objective.student) for m in (n.model.base_model, n.model.lm_head)):
         module.register_forward_hook(lambda m, *_: calls.append(m))
     drawn = rollout(objective)

@@ -1,14 +1,17 @@
 """SDTT: the time grid, which step a position's distribution is of, the loss by hand, and where its minimum is."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from objectives.divergences import kl, total_variation
 from objectives.objective import Distillation
-from objectives.sdtt import SdttConfig, SdttRollout, step_times, target_features
+from objectives.sdtt import SdttConfig, SdttRollout, ShortSteps, target_features
+from teachers.canvas import Canvas
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
-from tests.batches import batch_of
+from tests.batches import batch_of, says
 from tests.tabular import TabularDenoiser
 
 MASK = 3
@@ -26,7 +29,8 @@ def rows(count, length=3):
 def test_the_time_grid_steps_down_from_t():
     t = torch.tensor([0.5, 1.0, 0.01], dtype=torch.float64)
     dt = 1 / 64
-    times = step_times(t, dt, 2)
+    canvas = replace(Canvas.blank(3, 1, MASK), time=t)
+    times = torch.stack([ShortSteps(dt=dt).time(canvas, step) for step in range(3)])
     torch.testing.assert_close(times[:, 0], torch.tensor([0.5, 0.5 - dt, 0.5 - 2 * dt], dtype=torch.float64))
     assert times[1:, 2].tolist() == [0, 0]  # never below the end
 
@@ -44,15 +48,17 @@ def test_the_time_grid_steps_down_from_t():
 def test_a_position_keeps_the_distribution_of_the_step_that_revealed_it():
     target, process, count = TabularDenoiser(4, 3, 2), MaskedProcess(), 4000
     start = torch.tensor([3, 1, 3]).repeat(count, 1)
-    times = step_times(torch.full((count,), 0.5, dtype=torch.float64), 0.125, 2)
-    theirs, end = target_features(target, process, start, times, RowStreams(0, (1,), range(count)))
+    z = Canvas.of(start, MASK, time=torch.full((count,), 0.5, dtype=torch.float64))
+    theirs, end = target_features(target, process, z, 0.125, 2, RowStreams(0, (1,), range(count)))
+    assert torch.equal(end.open, end.tokens == MASK)
+    end = end.tokens
     assert (end[:, 1] == 1).all()
     assert (theirs[:, 1] == 0).all()  # nothing for what was shown
-    at_start = target.logits(start)
+    at_start = says(target, start)
     first = (theirs[..., :3] == at_start[..., :3]).all(-1) & (start == MASK)
     middle = torch.where(first, end, start)  # what the first step revealed, and, where it revealed all, the end
     hidden = (start == MASK) & ~first
-    torch.testing.assert_close(theirs[hidden], target.logits(middle)[hidden])
+    torch.testing.assert_close(theirs[hidden], says(target, middle)[hidden])
     # at 1/2 a step of 1/8 reveals 1/4, the next 1/3 of the rest: half are masked at the end. Where nothing was revealed
     # at first, the second step's distribution is the first's
     assert float((end == MASK)[:, [0, 2]].double().mean()) == pytest.approx(0.5, abs=0.03)
@@ -64,9 +70,9 @@ def test_loss_by_hand(divergence):
     o = objective(first_steps=4, divergence=divergence)
     drawn = o.rollout(batch_of(o, rows(6), 6), RowStreams(0, (2,), range(6)))
     total, count = torch.zeros((), dtype=torch.float64), 0
-    for z, theirs in zip(drawn.z, drawn.theirs, strict=True):
+    for z, theirs in zip(drawn.z.tokens, drawn.theirs, strict=True):
         for i in (z == MASK).nonzero().flatten():
-            log_p, log_q = o.student.logits(z[None])[0, i, :3], theirs[i, :3]
+            log_p, log_q = says(o.student, z[None])[0, i, :3], theirs[i, :3]
             p, q, count = log_p.exp(), log_q.exp(), count + 1
             total = (
                 total
@@ -93,15 +99,16 @@ def test_the_minimum_is_the_geometric_mean_over_the_targets_steps():
     count, target = 6000, o.teacher
     start = torch.full((count, 2), MASK)
     t = torch.full((count,), 0.5, dtype=torch.float64)
-    theirs, _ = target_features(target, o.process, start, step_times(t, o.dt, 2), RowStreams(0, (3,), range(count)))
-    drawn = SdttRollout(start, t, theirs)
+    z = Canvas.of(start, MASK, time=t)
+    theirs, _ = target_features(target, o.process, z, o.dt, 2, RowStreams(0, (3,), range(count)))
+    drawn = SdttRollout(z, theirs)
     with torch.no_grad():
-        alone = target.logits(torch.full((1, 2), MASK))[0, :, :3]
+        alone = says(target, torch.full((1, 2), MASK))[0, :, :3]
         best = torch.empty(2, 3, dtype=torch.float64)
         for i, j in ((0, 1), (1, 0)):
             shown = torch.full((3, 2), MASK)
             shown[:, j] = torch.arange(3)
-            with_other = (alone[j].exp()[:, None] * target.logits(shown)[:, i, :3]).sum(0)
+            with_other = (alone[j].exp()[:, None] * says(target, shown)[:, i, :3]).sum(0)
             best[i] = (0.75 * alone[i] + 0.25 * with_other).log_softmax(-1)  # the other first, and i not: 1/4
     gradients = {}
     place = int((start[0] * o.student.place).sum())
@@ -128,9 +135,10 @@ def test_times_are_uniform_and_rows_keep_what_is_not_masked():
     o = objective(first_steps=1024)
     real = rows(3000)
     drawn = o.rollout(batch_of(o, real, 3000), RowStreams(0, (4,), range(3000)))
-    assert float(drawn.t.mean()) == pytest.approx(0.5, abs=0.02)
-    masked = drawn.z == MASK
-    assert torch.equal(drawn.z[~masked], real[~masked])
+    t, masked = drawn.z.time, drawn.z.open
+    assert float(t.mean()) == pytest.approx(0.5, abs=0.02)
+    assert torch.equal(masked, drawn.z.tokens == MASK)
+    assert torch.equal(drawn.z.tokens[~masked], real[~masked])
     for low in (0.0, 0.75):
-        some = (drawn.t >= low) & (drawn.t < low + 0.25)
+        some = (t >= low) & (t < low + 0.25)
         assert float(masked[some].double().mean()) == pytest.approx(low + 0.125, abs=0.03)

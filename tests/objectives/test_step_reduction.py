@@ -14,30 +14,34 @@ import yaml
 from distill.config import DistillConfig, validate
 from objectives.gradients import advantage_to_go
 from objectives.objective import Distillation
+from objectives.redi import RediConfig
 from objectives.step_reduction import (
     StepReductionConfig,
     StepReductionRollout,
     ramp,
 )
 from objectives.verifiers import at_the_end, causal_log_likelihood, common_masks, masked_log_likelihood, path_log_ratio
-from students.adaptive import AdaptiveTrajectory, adaptive, mean_inverse_distance
+from students.adaptive import adaptive, mean_inverse_distance
 from students.planner import PlannedDenoiser, add_planner, summary, surroundings
+from students.samplers import Planner, Threshold
 from students.samplers.threshold import confident
 from students.student import trainable_copy, twin
+from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
-from tests.batches import batch_of
+from tests.batches import batch_of, says
 from tests.students.test_planner import SHAPE, chance_of_commits, small_model
 from tests.tabular import TabularDenoiser, all_patterns, all_sequences
 
 ROOT = Path(__file__).parents[2]
 LENGTH, MASK = 8, 1
+PLANNER = Planner()
 
 
-def small_objective(**settings):
+def small_objective(sampler=PLANNER, **settings):
     torch.manual_seed(2)
     teacher = small_model().requires_grad_(False)
     student = trainable_copy(teacher)
@@ -45,7 +49,7 @@ def small_objective(**settings):
         for p in student.parameters():
             p.add_(0.1 * torch.randn_like(p))
     config = StepReductionConfig(**{"steps": 4, "group_size": 2, **settings})
-    objective = config.build(Distillation(teacher, student, MaskedProcess(), LENGTH, teacher))
+    objective = config.build(Distillation(teacher, student, MaskedProcess(), LENGTH, teacher, sampler))
     with torch.no_grad():
         for p in objective.student.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -60,7 +64,7 @@ THRESHOLD = 0.25
 KINDS = {
     "planner alone": {},
     "all": {"trains": "all"},
-    "threshold": {"trains": "all", "policy": "threshold", "threshold": THRESHOLD},
+    "threshold": {"trains": "all", "sampler": Threshold(threshold=THRESHOLD)},
     "teacher's likelihood": {"verifier": "teacher", "verifier_masks": 2},
     "own path": {"verifier": "own_path"},
     "discriminator": {"verifier": "discriminator", "discriminator_blocks": 1, "advantage": "grouped"},
@@ -134,8 +138,8 @@ def by_hand(student, states, commits, samples, made, steps, mask_id):
         for n in range(int(made[row])):
             z, commit = states[row, n : n + 1], commits[row, n]
             masked = z == mask_id
-            log_probs = student.logits(z)
-            features = student.features(z, select=masked)
+            log_probs = says(student, z)
+            features = student.features(Canvas.of(z, mask_id), masked)
             logits = student.commit_logits(features, summary(log_probs[masked]), surroundings(masked))
             if n + 1 < steps:
                 places, known = (x[0].nonzero().squeeze(1).tolist() for x in (masked, ~masked))
@@ -157,7 +161,7 @@ def test_policy_gradient_is_that_of_the_expected_reward_by_enumeration(trains):
             p.copy_(0.5 * torch.randn(p.shape))
     config = StepReductionConfig(steps=2, group_size=2, trains=trains, anchor_kl=0.0)
     teacher = TabularDenoiser(3, 3, 1)
-    objective = config.build(Distillation(teacher, student, MaskedProcess(), 3, teacher))
+    objective = config.build(Distillation(teacher, student, MaskedProcess(), 3, teacher, PLANNER))
     states, commits, samples, made = every_trajectory(objective, 2, 3, 2)
     chances = by_hand(student, states, commits, samples, made, 2, 2)
     assert float(chances.detach().sum()) == pytest.approx(1)
@@ -169,9 +173,8 @@ def test_policy_gradient_is_that_of_the_expected_reward_by_enumeration(trains):
     for baseline in (0.0, 0.7):
         rows = len(chances)
         weight = chances.detach() * (reward - baseline)
-        rollout = StepReductionRollout(
-            states, commits, samples, made, weight[:, None].expand(-1, 2), torch.zeros(rows).double(), None, None
-        )
+        canvas, nothing = Canvas.blank(rows, 3, 2), torch.zeros(rows).double()
+        rollout = StepReductionRollout(canvas, states, commits, samples, made, weight[:, None].expand(-1, 2), nothing)
         found = torch.autograd.grad(objective.loss("student", rollout).sum, trained)
         for one, other in zip(exact, found, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
@@ -188,7 +191,7 @@ def test_shared_draws_and_marginalised_verdicts_leave_the_planners_gradient_unbi
         steps=2, group_size=4, surrogate=0.0, length_warmup=0.0, verifier=verifier, verifier_masks=1, length_weight=1.0
     )
     teacher = TabularDenoiser(3, 2, 1, 2.0)
-    objective = config.build(Distillation(teacher, student, MaskedProcess(), 2, teacher))
+    objective = config.build(Distillation(teacher, student, MaskedProcess(), 2, teacher, PLANNER))
     bias = student.planner.out.bias
     per_update = []
     for update in range(30):
@@ -202,7 +205,8 @@ def test_shared_draws_and_marginalised_verdicts_leave_the_planners_gradient_unbi
         if verifier == "teacher":  # the verifier's sets: sizes uniform on 1 … L, positions uniform
             verdict = torch.zeros(len(made), dtype=torch.float64)
             for masked in all_patterns(2)[1:]:
-                part = masked_log_likelihood(teacher, samples, masked.expand(len(made), 1, 2), MaskedProcess())
+                sets = masked.expand(len(made), 1, 2)
+                part = masked_log_likelihood(teacher, Canvas.blank(*samples.shape, 2), samples, sets, MaskedProcess())
                 verdict += part / 2 / math.comb(2, int(masked.sum()))
     reward = verdict - config.length_weight * made / objective.start(torch.device("cpu"))[0]
     exact = torch.autograd.grad(-(chances * reward).sum(), bias)[0]
@@ -221,7 +225,7 @@ def path_by_hand(teacher, student, states, commits, samples, made):
             for order in permutations(hit):
                 canvas = z.clone()
                 for token, i in order:
-                    theirs, ours = teacher.logits(canvas)[0, i, token], student.logits(z)[0, i, token]
+                    theirs, ours = says(teacher, canvas)[0, i, token], says(student, z)[0, i, token]
                     verdict[row] += (theirs - ours) / math.factorial(len(places)) / 2
                     canvas[0, i] = token
     return verdict
@@ -232,13 +236,17 @@ def path_by_hand(teacher, student, states, commits, samples, made):
 def test_path_log_ratio_is_by_enumeration_what_it_estimates(marginalise):
     torch.manual_seed(0)
     student, teacher = add_planner(TabularDenoiser(3, 2, 0, 2.0), 2).double(), TabularDenoiser(3, 2, 1, 2.0)
-    found = adaptive(student, MaskedProcess(), 2, 2, RowStreams(0, (0,), range(800)))
-    estimate = path_log_ratio(
-        teacher, student, found, RowStreams(0, (1,), range(800)), 1, MaskedProcess(), marginalise
-    ).sum(1)
+    canvas = Canvas.blank(800, 2, 2)
+    found = adaptive(student, MaskedProcess(), canvas, PLANNER, 2, RowStreams(0, (0,), range(800)))
+
+    def ratios(teacher):
+        streams = RowStreams(0, (1,), range(800))
+        return path_log_ratio(teacher, student, canvas, found, streams, 1, MaskedProcess(), marginalise)
+
+    estimate = ratios(teacher).sum(1)
     exact = path_by_hand(teacher, student, found.states, found.commits, found.sample, found.steps)
     assert float(estimate.mean()) == pytest.approx(float(exact.mean()), abs=4 * float((estimate - exact).std()) / 28)
-    same = path_log_ratio(student, student, found, RowStreams(0, (1,), range(800)), 1, MaskedProcess(), marginalise)
+    same = ratios(student)
     alone = found.commits.sum(-1) == 1
     assert same[alone].abs().max() < 1e-12, "a student that is its teacher loses nothing where it commits one by one"
 
@@ -262,13 +270,13 @@ def test_kept_features_are_what_the_student_would_compute_again():
     kept = objective.rollout(batch_of(objective, None, 8), RowStreams(0, (1,), range(8)))
     again = replace(kept, features=None)
     torch.testing.assert_close(objective.loss("student", kept).sum, objective.loss("student", again).sum)
-    found = AdaptiveTrajectory(kept.states, kept.commits, kept.sample, kept.steps, kept.features)
     first, second = (
         path_log_ratio(
-            objective.teacher, objective.student, way, RowStreams(0, (2,), range(8)), 4, MaskedProcess(), True
+            objective.teacher, objective.student, kept.canvas, way, RowStreams(0, (2,), range(8)), 4, MaskedProcess(),
+            True,
         )
-        for way in (found, replace(found, features=None))
-    )
+        for way in (kept.path, again.path)
+    )  # fmt: skip
     torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
     assert kept.features.abs().sum() > 0
 
@@ -281,13 +289,13 @@ def test_threshold_policy_scores_its_tokens_alone():
         gain, away = 0.0, 0.0
         for n in range(int(rollout.steps[row])):
             z = rollout.states[row, n : n + 1]
-            masked, log_probs = z == MASK, student.logits(z)
+            masked, log_probs = z == MASK, says(student, z)
             if n < 3:
                 wanted = confident(log_probs[masked].amax(-1), masked, THRESHOLD)
                 assert torch.equal(wanted[0], rollout.commits[row, n])
             hit = log_probs[0].gather(-1, rollout.sample[row][:, None]).squeeze(-1)
             gain = gain + rollout.advantage[row, n] * hit[rollout.commits[row, n]].sum()
-            ours, theirs = (x[masked][:, torch.arange(11) != MASK] for x in (log_probs, target.logits(z)))
+            ours, theirs = (x[masked][:, torch.arange(11) != MASK] for x in (log_probs, says(target, z)))
             away = away + (ours.exp() * (ours - theirs)).sum(-1).mean()
         expected = expected - gain + 0.5 * away / rollout.steps[row]
     torch.testing.assert_close(objective.loss("student", rollout).sum, expected.double(), rtol=1e-4, atol=1e-5)
@@ -309,8 +317,8 @@ def levenshtein(a, b):
 def test_surrogate_is_the_mean_inverse_edit_distance():
     torch.manual_seed(0)
     student = add_planner(TabularDenoiser(3, 5, 0), 4)
-    found = adaptive(student, MaskedProcess(), 5, 5, RowStreams(0, (0,), range(30)))
-    lengths = mean_inverse_distance(found.states, 2, found.steps)
+    found = adaptive(student, MaskedProcess(), Canvas.blank(30, 5, 2), PLANNER, 5, RowStreams(0, (0,), range(30)))
+    lengths = mean_inverse_distance(found.commits, found.steps)
     for row in range(30):
         path = [*found.states[row, : found.steps[row]].tolist(), found.sample[row].tolist()]
         pairs = [1 / levenshtein(a, b) for i, a in enumerate(path) for b in path[i + 1 :]]
@@ -322,10 +330,10 @@ def test_length_goes_from_surrogate_to_passes_and_its_weight_rises():
     objective = small_objective(surrogate=0.5, length_warmup=0.2, length_weight=0.4)
     rollout = objective.rollout(batch_of(objective, None, 4), RowStreams(0, (3,), range(4)))
     steps, surrogate = objective.start(torch.device("cpu"))
-    lengths = mean_inverse_distance(rollout.states, MASK, rollout.steps) / surrogate
+    lengths = mean_inverse_distance(rollout.commits, rollout.steps) / surrogate
     for update, share in ((0, 0.0), (25, 0.5), (50, 1.0), (90, 1.0)):
         assert objective.begin(update, 100) is False
-        cost = objective.cost(rollout)
+        cost = objective.cost(rollout.path)
         torch.testing.assert_close(cost.sum(1), share * rollout.steps / steps + (1 - share) * lengths)
         assert (cost[:, 0] >= share / steps - 1e-9).all(), "a pass costs when it is made"
     assert ramp(0.0, 0.2) == 0
@@ -335,7 +343,7 @@ def test_length_goes_from_surrogate_to_passes_and_its_weight_rises():
     for update, weight in ((0, 0.0), (60, 0.4)):
         objective.begin(update, 100)
         found = objective.rollout(batch_of(objective, None, 4), RowStreams(0, (3,), range(4)))
-        paid = found.advantage + weight * advantage_to_go(objective.cost(found), found.steps, 2)
+        paid = found.advantage + weight * advantage_to_go(objective.cost(found.path), found.steps, 2)
         worth = paid if worth is None else worth
         torch.testing.assert_close(paid, worth)
 
@@ -351,10 +359,10 @@ def test_advantage_is_what_follows_above_the_others_that_go_on():
 
 @torch.no_grad()
 def test_masked_likelihood_is_the_elbo_and_masks_are_common_to_a_group():
-    masks = common_masks(RowStreams(0, (0,), range(6)), 4, 3, 2)
+    masks = common_masks(RowStreams(0, (0,), range(6)), torch.ones(6, 4).bool(), 3, 2)
     assert torch.equal(masks[0::2], masks[1::2])
     assert not torch.equal(masks[0], masks[2])
-    sizes = common_masks(RowStreams(0, (1,), range(3000)), 4, 2, 1).sum(-1)
+    sizes = common_masks(RowStreams(0, (1,), range(3000)), torch.ones(3000, 4).bool(), 2, 1).sum(-1)
     assert (sizes[:, 0] <= 2).all()
     assert (sizes[:, 1] >= 3).all()
     assert torch.bincount(sizes.flatten(), minlength=5)[1:].double().div(6000).sub(0.25).abs().max() < 0.02
@@ -362,10 +370,10 @@ def test_masked_likelihood_is_the_elbo_and_masks_are_common_to_a_group():
     elbo, average = 0.0, 0.0
     for masked in all_patterns(3)[1:]:
         size = int(masked.sum())
-        nats = -teacher.logits(torch.where(masked, 2, x))[0, masked].gather(-1, x[0, masked][:, None]).sum()
+        nats = -says(teacher, torch.where(masked, 2, x))[0, masked].gather(-1, x[0, masked][:, None]).sum()
         # ∫ (1/t) t^k (1−t)^(L−k) dt = (k−1)! (L−k)! / L!
         elbo += float(nats) * math.factorial(size - 1) * math.factorial(3 - size) / math.factorial(3)
-        found = masked_log_likelihood(teacher, x, masked[None, None], MaskedProcess())
+        found = masked_log_likelihood(teacher, Canvas.blank(1, 3, 2), x, masked[None, None], MaskedProcess())
         average += float(found) / math.comb(3, size) / 3
     assert -average == pytest.approx(elbo / 3)
 
@@ -377,11 +385,12 @@ def test_judge_scores_left_to_right_and_must_fit(tmp_path):
     small_model().save(tmp_path / "denoiser")
     objective = small_objective(verifier="judge", judge=str(tmp_path / "judge"))
     rollout = objective.rollout(batch_of(objective, None, 2), RowStreams(0, (0,), range(2)))
-    expected = objective.judge.logits(rollout.sample)[:, 1:].gather(-1, rollout.sample[:, 1:, None]).mean((1, 2))
+    expected = says(objective.judge, rollout.sample)[:, 1:].gather(-1, rollout.sample[:, 1:, None]).mean((1, 2))
     torch.testing.assert_close(rollout.verdict, expected.double(), rtol=1e-4, atol=1e-5)
     changed = rollout.sample.clone()
     changed[:, 0] = 9
-    assert not torch.equal(causal_log_likelihood(objective.judge, changed), rollout.verdict), "the first is context"
+    other = causal_log_likelihood(objective.judge, rollout.canvas, changed)
+    assert not torch.equal(other, rollout.verdict), "the first is context"
     with pytest.raises(UserError, match="give an autoregressive model"):
         small_objective(verifier="judge", judge=str(tmp_path / "denoiser"))
 
@@ -404,7 +413,7 @@ def test_planner_learns_to_hurry_where_tokens_are_independent_and_only_there(cop
     torch.manual_seed(0)
     teacher = Pairs(copies).requires_grad_(False)
     config = StepReductionConfig(steps=3, length_weight=0.1, surrogate=0.2, length_warmup=0.0)
-    objective = config.build(Distillation(teacher, trainable_copy(teacher), MaskedProcess(), 3, teacher))
+    objective = config.build(Distillation(teacher, trainable_copy(teacher), MaskedProcess(), 3, teacher, PLANNER))
     assert isinstance(objective.student, PlannedDenoiser)
     optimizer = torch.optim.Adam([p for p in objective.student.parameters() if p.requires_grad], lr=0.1)
     verdicts = []
@@ -416,7 +425,8 @@ def test_planner_learns_to_hurry_where_tokens_are_independent_and_only_there(cop
         optimizer.step()
         verdicts.append(float(rollout.verdict.mean()))
     before = objective.start(torch.device("cpu"))[0]
-    after = adaptive(objective.student, MaskedProcess(), 3, 3, RowStreams(1, (), range(400)))
+    canvas, streams = Canvas.blank(400, 3, 2), RowStreams(1, (), range(400))
+    after = adaptive(objective.student, MaskedProcess(), canvas, PLANNER, 3, streams)
     passes = float(after.steps.double().mean())
     if not copies:
         assert passes < 1.1 < before - 0.5
@@ -432,14 +442,28 @@ def test_config_asks_for_a_critic_and_for_the_sampler_that_is_trained():
     base["student"] = {"init": "bundled:teacher"}
     assert validate(DistillConfig, base).objective.phases == ("student",)
 
-    def refused(match, **changes):
-        values = {**base, **{k: {**base[k], **v} for k, v in changes.items()}}
+    def refused(match, sampler="planner", evaluate=None, **objective):
+        values = {**base, "sampler": sampler, "objective": {**base["objective"], **objective}}
+        values["evaluate"] = {**base["evaluate"], **(evaluate or {})}
         with pytest.raises(UserError, match=match):
             validate(DistillConfig, values)
 
-    refused(r"train\.critic is missing", objective={"verifier": "discriminator"})
-    refused(r"set evaluate\.sampler=planner", evaluate={"sampler": "ancestral"})
-    refused(r"has no planner to train", objective={"policy": "threshold"})
-    threshold = {"policy": "threshold", "trains": "all", "threshold": 0.8}
-    refused(r"threshold 0\.9 on the 'largest'", objective=threshold, evaluate={"sampler": "threshold"})
-    refused(r"more steps than the 32", objective={"steps": 200})
+    refused(r"train\.critic is missing", verifier="discriminator")
+    refused(r"sampler is 'ancestral', but step_reduction trains one that decides.*sampler=planner", sampler="ancestral")
+    refused(r"passes of 'planner' are trained; leave evaluate\.sampler out", evaluate={"sampler": "ancestral"})
+    refused(r"has no planner to train; set objective\.trains=all", sampler="threshold")
+    refused(r"not blind to what it draws", sampler={"name": "threshold", "confidence": "drawn"}, trains="all")
+    refused(r"draw exactly at temperature 1", sampler={"name": "planner", "temperature": 0.5})
+    refused(r"objective\.steps has 200, more steps than the 32", steps=200)
+    refused(r"policy is now the run's sampler; write sampler", policy="threshold")
+    refused(r"threshold is now the run's sampler\.threshold", threshold=0.8)
+
+
+def test_the_fewest_passes_at_the_starts_perplexity_are_the_best():
+    start = {"judge_perplexity": 10.0, "nfe": 16.0}
+    config = StepReductionConfig()
+    assert config.ranks({"judge_perplexity": 10.1, "nfe": 9.0}, start) == 9.0
+    assert config.ranks({"judge_perplexity": 10.3, "nfe": 8.0}, start) is None
+    assert RediConfig().ranks({"judge_perplexity": 10.3, "nfe": 8.0}, None) == 10.3
+    objective = small_objective()
+    assert objective.reference is objective.target is objective.networks["target"]

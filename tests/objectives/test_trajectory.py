@@ -8,8 +8,9 @@ from objectives.certainty import CanvasRollout
 from objectives.constrained_order import ConstrainedOrderConfig, state_before
 from objectives.t3d import T3DConfig, T3DRollout, ddo, path_weights, round_starts
 from objectives.trajectory import TrajectoryConfig, last_unmasked, unmasking_rank
+from teachers.canvas import Canvas
 from teachers.randomness import RowStreams
-from tests.batches import batch_of
+from tests.batches import batch_of, says
 from tests.objectives.test_certainty import (
     LENGTH,
     MASK,
@@ -18,6 +19,7 @@ from tests.objectives.test_certainty import (
     build_tabular,
     empirical_law,
     rows_of,
+    shown,
 )
 from tests.tabular import TabularDenoiser, all_sequences
 
@@ -70,7 +72,7 @@ def test_the_share_of_masks_is_exact_whatever_the_order_and_the_window():
     position = torch.arange(LENGTH)
     after = position >= (start + window.sum(1))[:, None]
     for canvas in range(2):
-        z = rollout.canvases[:, canvas]
+        z = shown(rollout)[:, canvas]
         assert torch.equal(z == MASK, rollout.scored[:, canvas] | after)
         assert torch.equal(z[z != MASK], rollout.labels[z != MASK])
     assert torch.equal(rollout.labels, real[:, 0])
@@ -100,8 +102,8 @@ def test_one_canvas_without_the_complement():
         objective.rollout(batch_of(objective, real, 8), streams[0]),
         both.rollout(batch_of(both, real, 8), streams[1]),
     )
-    assert one.canvases.shape == (8, 1, LENGTH)
-    assert torch.equal(one.canvases[:, 0], two.canvases[:, 0])
+    assert one.hidden.shape == (8, 1, LENGTH)
+    assert torch.equal(shown(one)[:, 0], shown(two)[:, 0])
 
 
 def test_ratios_out_of_range():
@@ -115,17 +117,18 @@ def test_ratios_out_of_range():
 def test_t3d_hides_the_last_unmasked_where_the_released_code_hides_the_first():
     objective, real = build(T3DConfig(ratios=[0.5])), trajectories(20)
     rollout = objective.rollout(batch_of(objective, real, 20), RowStreams(0, (0,), range(20)))
-    assert torch.equal(rollout.masked, real[:, 1] >= LENGTH // 2)
-    assert torch.equal(rollout.z, torch.where(rollout.masked, MASK, real[:, 0]))
-    assert torch.equal(rollout.guess[~rollout.masked], real[:, 0][~rollout.masked])
-    log_probs = objective.target.logits(rollout.z, select=rollout.masked)
-    assert torch.equal(rollout.guess[rollout.masked], log_probs.argmax(-1))
+    masked = rollout.state.open
+    assert torch.equal(masked, real[:, 1] >= LENGTH // 2)
+    assert torch.equal(rollout.state.tokens, torch.where(masked, MASK, real[:, 0]))
+    assert torch.equal(rollout.guess[~masked], real[:, 0][~masked])
+    log_probs = objective.target.log_probs(rollout.state, masked)
+    assert torch.equal(rollout.guess[masked], log_probs.argmax(-1))
 
 
 def test_t3d_draws_ratios_in_proportion_to_their_power():
     objective, real = build(T3DConfig(ratios=[1.0, 0.5], exponent=2.0)), trajectories(2000)
     rollout = objective.rollout(batch_of(objective, real, 2000), RowStreams(0, (0,), range(2000)))
-    share = rollout.masked.double().mean(1)
+    share = rollout.state.open.double().mean(1)
     assert set(share.tolist()) == {1.0, 0.5}
     assert abs(float((share == 1).double().mean()) - 0.8) < 0.03
 
@@ -138,8 +141,8 @@ def test_path_weights_against_the_levels_one_by_one():
         expected = torch.zeros(10).double()
         levels = range(-(-size // 3))
         for s in levels:
-            shown = masked[row] & (rank[row] < min(3 * (s + 1), size))
-            expected += shown / shown.sum() / len(levels)
+            level = masked[row] & (rank[row] < min(3 * (s + 1), size))
+            expected += level / level.sum() / len(levels)
         torch.testing.assert_close(found[row], expected)
         assert found[row].sum() == pytest.approx(1)
 
@@ -153,8 +156,8 @@ def test_t3d_loss_by_hand():
     rollout = objective.rollout(batch_of(objective, real, len(x)), RowStreams(0, (0,), range(len(x))))
     total = 0.0
     for row in range(len(x)):
-        z, masked = rollout.z[row], rollout.masked[row]
-        ours, past = (n.logits(z[None])[0].double() for n in (objective.student, objective.target))
+        z, masked = rollout.state.tokens[row], rollout.state.open[row]
+        ours, past = (says(n, z[None])[0].double() for n in (objective.student, objective.target))
         at = masked.nonzero().squeeze(1)
         ratios = [(ours[at, t[row, at]] - past[at, t[row, at]]).mean() for t in (x, rollout.guess)]
         total -= torch.sigmoid(0.3 * ratios[0]).log() + 0.7 * torch.log(1 - torch.sigmoid(0.3 * ratios[1]))
@@ -171,11 +174,11 @@ def test_t3d_at_full_slope_is_least_at_the_law_of_the_teachers_tokens():
     config = T3DConfig(alpha=1.0, beta=1.0, path_weight=0.0, guess="drawn")
     objective = build_tabular(config, length=1)
     law = torch.tensor([0.5, 0.3, 0.2]).double()
-    past = objective.target.logits(torch.tensor([[3]]))[0, 0, :3].double().exp().detach()
+    past = says(objective.target, torch.tensor([[3]]))[0, 0, :3].double().exp().detach()
     pairs = all_sequences(3, 2)  # the teacher's token, the reference's
     weight = law[pairs[:, 0]] * past[pairs[:, 1]]
     z = torch.full((9, 1), 3)
-    rollout = T3DRollout(pairs[:, :1], pairs[:, 1:], z, z == 3, torch.ones(9, 1).double())
+    rollout = T3DRollout(pairs[:, :1], pairs[:, 1:], Canvas.of(z, 3), torch.ones(9, 1).double())
     gradients = []
     for table in (law, past):
         with torch.no_grad():
@@ -210,7 +213,7 @@ def test_states_of_a_trajectory_are_equally_likely():
     assert (objective.needs, objective.candidates) == ("trajectories", 4)
     rollout = objective.rollout(batch_of(objective, real, 4000), RowStreams(0, (0,), range(4000)))
     hidden = rollout.scored[:, 0]
-    assert torch.equal(rollout.canvases[:, 0], torch.where(hidden, MASK, real[:, 0]))
+    assert torch.equal(shown(rollout)[:, 0], torch.where(hidden, MASK, real[:, 0]))
     first = real[:, 1].masked_fill(~hidden, LENGTH).amin(1)
     assert torch.equal(hidden, state_before(real[:, 1], first))
     share = torch.bincount(first) / 4000
@@ -226,8 +229,8 @@ def test_constrained_order_loss_by_hand(weight):
     rollout = objective.rollout(batch_of(objective, real, len(x)), RowStreams(0, (0,), range(len(x))))
     total = 0.0
     for row in range(len(x)):
-        z, masked = rollout.canvases[row, 0], rollout.scored[row, 0]
-        log_p = objective.student.logits(z[None])[0][masked, x[row, masked]]
+        z, masked = shown(rollout, 3)[row, 0], rollout.scored[row, 0]
+        log_p = says(objective.student, z[None])[0][masked, x[row, masked]]
         share = masked.double().mean()
         total -= (1 / share if weight == "elbo" else 1.0) * log_p.sum() / 3
     torch.testing.assert_close(objective.loss("student", rollout).sum, total)
@@ -245,7 +248,7 @@ def test_constrained_order_is_least_at_the_law_of_the_rows_given_the_states(weig
     states = torch.stack([state_before(order, torch.full((len(rows),), n)) for n in range(3)])
     empirical_law(objective.student, rows, states)
     labels, masked = rows.repeat(3, 1), states.flatten(0, 1)
-    rollout = CanvasRollout(labels, torch.where(masked, 3, labels)[:, None], masked[:, None])
+    rollout = CanvasRollout(Canvas.blank(len(labels), 3, 3), labels, masked[:, None], masked[:, None])
     objective.loss("student", rollout).sum.backward()
     assert objective.student.table.grad.abs().max() < 1e-8
     other = TabularDenoiser(4, 3, 0)
