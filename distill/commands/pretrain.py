@@ -2,140 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import PreTrainedTokenizerBase
 
 from distill.config import PretrainConfig
-from distill.data.batches import training_batch
-from distill.data.corpus import Corpus, load_corpus
-from distill.data.tokenizers import load_tokenizer, train_tokenizer
 from distill.runtime.messages import say
-from distill.runtime.progress import track
-from distill.runtime.run_folder import RunFolder
-from distill.runtime.world import start_world
-from distill.training.engine import micro_batch
-from distill.training.engines import deepspeed_section
-from distill.training.loop import train
-from distill.training.opening import create_run, leave, open_run
-from objectives.elbo import Autoregressive, MaskedElbo
-from objectives.objective import Objective
-from teachers.convert import from_autoregressive
-from teachers.denoiser import Denoiser, DenoiserSpec
-from teachers.errors import UserError
-from teachers.families.stock.denoiser import create_denoiser
-from teachers.files import publish
-from teachers.process import MaskedProcess
-from teachers.randomness import RowStreams
+from distill.training.pretraining import from_text
 
 
 def pretrain(config: PretrainConfig, run_path: str | Path, resume: bool = False, allow_changes: bool = False) -> Path:
-    """Train a model from text and save it, with its tokenizer, as ``RUN/model``.
-
-    Everything that can be wrong with the input is found before the folder is made.
-
-    Args:
-        allow_changes: resume although config or data differ from what the run was started with.
+    """Train a model from text, see `from_text`, and say how good it is.
 
     Returns:
         The model folder, which `fewstep distill` takes as ``teacher.path`` or ``evaluate.judge``.
-
-    Raises:
-        UserError, RunError, SystemExit: see `distill.commands.distil.distil`.
     """
-    world = start_world()
-    micro_batch(config.train, world, config.group)
-    run = RunFolder(run_path)
-    config = open_run(run, config, world, resume, allow_changes)
-    tokenizer = world.on_main(lambda: tokenizer_of(config, run))
-    if config.data.heldout:
-        corpus, heldout = (load_corpus(config.data, tokenizer, p) for p in (config.data.path, config.data.heldout))
-    else:
-        corpus, heldout = load_corpus(config.data, tokenizer).split(config.data.heldout_fraction)
-    torch.manual_seed(config.train.seed)
-    denoiser = new_denoiser(config, tokenizer).to(world.device)
-    create_run(run, config, tokenizer, world, resume)
-    say(f"{sum(p.numel() for p in denoiser.parameters()):,} parameters, {len(corpus.tokens):,} tokens")
-    process = MaskedProcess(config.process)
-    elbo = config.objective == "elbo"
-    objective = MaskedElbo(denoiser, process, config.edit) if elbo else Autoregressive(denoiser)
-
-    def watch(update: int, average: Denoiser | None, state: dict[str, Any]) -> tuple[dict[str, float], bool, None]:
-        figures = held_out_figures(config, average, heldout, process) if average is not None else None
-        figures = world.broadcast(figures)
-        best = figures["heldout_nats"] < state.get("heldout_nats", math.inf)
-        if best:
-            state["heldout_nats"] = figures["heldout_nats"]
-        return figures, best, None
-
-    deepspeed = deepspeed_section(config.deepspeed, world)
-    outcome = train(
-        objective, {"student": config.train.student}, corpus, config.train, deepspeed, run, world,
-        config.data.length, resume, watch, config.train.checkpoint_every, None if allow_changes else corpus.identity(),
-    )  # fmt: skip
-    folder = run.path / "model"
-    if outcome.preempted:
-        leave(run, world, outcome)
-    if outcome.average is not None:
-        outcome.average.save(folder)
-        tokenizer.save_pretrained(folder)
-        figures = held_out_figures(config, outcome.average, heldout, process, rows=1024)
-        publish(run.path / "heldout.json", json.dumps(figures, indent=1))
+    folder, figures = from_text(config, run_path, resume, allow_changes)
+    if figures is not None:  # on the main process
         say(
             f"held out: {figures['heldout_nats']:.4f} nats a token, {figures['bits_per_byte']:.4f} bits per byte "
             f"({'ELBO, an upper bound' if config.objective == 'elbo' else 'exact'}); model in {folder}"
         )
-    leave(run, world, outcome)
     return folder
-
-
-def tokenizer_of(config: PretrainConfig, run: RunFolder) -> PreTrainedTokenizerBase:
-    """The run's own tokenizer when it is continued, else the one that the config names, else a new one."""
-    path = str(run.tokenizer) if run.tokenizer.exists() else config.tokenizer.path
-    return load_tokenizer(path) if path else train_tokenizer(config.tokenizer, config.data)
-
-
-def new_denoiser(config: PretrainConfig, tokenizer: Any) -> Denoiser:
-    """Build the network to train: from scratch, or converted from an autoregressive model."""
-    if tokenizer.mask_token_id is None:
-        raise UserError("the tokenizer has no mask token; train one, or add a mask_token to it")
-    autoregressive = config.objective == "autoregressive"
-    spec = DenoiserSpec(
-        mask_id=tokenizer.mask_token_id,
-        vocabulary=len(tokenizer),
-        max_length=config.data.length,
-        eos_id=tokenizer.eos_token_id,
-        pad_id=tokenizer.pad_token_id,
-        shift=autoregressive or config.model.shift,
-        attention="causal" if autoregressive else config.model.attention,
-        block_size=config.model.block_size,
-    )
-    if config.model.init:
-        return from_autoregressive(config.model.init, tokenizer, spec)
-    return create_denoiser(config.model.type, config.model.shape, spec)
-
-
-@torch.no_grad()
-def held_out_figures(
-    config: PretrainConfig, average: Denoiser, heldout: Corpus, process: MaskedProcess, rows: int = 256
-) -> dict[str, float]:
-    """Nats a token and bits per byte of the averaged model on held-out rows: the ELBO bound, or exact for a judge."""
-    objective: Objective = MaskedElbo(average, process) if config.objective == "elbo" else Autoregressive(average)
-    rows = min(rows, heldout.rows) // 2 * 2 or 2
-    total, count = 0.0, 0.0
-    for start in track(range(0, rows, 32), "held-out text", total=math.ceil(rows / 32)):
-        part = range(start, min(start + 32, rows))
-        batch = training_batch(heldout, 0, part, config.data.length, average.spec.mask_id, average.device)
-        rollout = objective.rollout(batch, RowStreams(1, (0,), part, average.device))
-        total += float(objective.loss("student", rollout).sum)
-        count += float(objective.count("student", rollout))
-    nats = total / count
-    return {
-        "heldout_nats": nats,
-        "bits_per_byte": nats / math.log(2) / heldout.bytes_per_token,
-        "heldout_tokens": int(count),
-    }
