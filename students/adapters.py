@@ -102,10 +102,12 @@ class AdaptedDenoiser(Denoiser):
         self.spec, self.config = base.spec, config
         self.capabilities = base.capabilities - {"adapters", "blocks", "compression"}
         check_targets(base, config)
-        self.name, self.active = insert_adapter(base.network, config)
+        network = base.network
+        assert isinstance(network, PreTrainedModel), "PEFT puts adapters into models of transformers"
+        self.name, self.active = insert_adapter(network, config)
         self.layers = {
             path: nn.ModuleDict({"lora_A": layer.lora_A[self.name], "lora_B": layer.lora_B[self.name]})
-            for path, layer in lora_layers(base.network).items()
+            for path, layer in lora_layers(network).items()
             if self.name in layer.lora_A
         }
         self.adapter = nn.ModuleDict({path.replace(".", "-"): layer for path, layer in self.layers.items()})
@@ -167,7 +169,7 @@ class AdaptedDenoiser(Denoiser):
         """Write the adapter in PEFT's own format; `peft.PeftModel.from_pretrained` puts it on the base's model."""
         if compression is not None:
             self.require("compression", f"compression {compression!r}")
-        config = copy.copy(self.base.network.peft_config[self.name])
+        config = copy.copy(vars(self.base.network)["peft_config"][self.name])
         config.inference_mode = True
         config.target_modules = sorted(config.target_modules)  # a set, whose order differs from process to process
         config.save_pretrained(folder)
@@ -220,16 +222,16 @@ def insert_adapter(model: PreTrainedModel, config: AdapterConfig) -> tuple[str, 
     from peft import LoraConfig, inject_adapter_in_model
 
     before = list(lora_layers(model).values())
-    active: list[str] = before[0]._active_adapter if before else []  # type: ignore[assignment]
+    active: list[str] = vars(before[0])["_active_adapter"] if before else []
     others = [p for layer in before for adapters in (layer.lora_A, layer.lora_B) for p in adapters.parameters()]
     trained = [p.requires_grad for p in others]
     name = f"adapter{len(getattr(model, 'peft_config', {}))}"
+    scale: dict[str, Any] = {"r": config.rank, "lora_alpha": config.alpha}  # PEFT calls it whole, and takes any
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=model.config.name_or_path,
-        r=config.rank,
-        lora_alpha=config.alpha,
         target_modules=config.targets,
+        **scale,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # several is the point
@@ -237,10 +239,11 @@ def insert_adapter(model: PreTrainedModel, config: AdapterConfig) -> tuple[str, 
     for parameter, requires_grad in zip(others, trained, strict=True):
         parameter.requires_grad_(requires_grad)
     for layer in lora_layers(model).values():
-        layer._active_adapter = active
+        own = vars(layer)
+        own["_active_adapter"] = active
         for part in ("lora_A", "lora_B"):
-            if part in layer._modules:  # still found by PEFT, but no longer among the base's own parameters
-                layer.__dict__[part] = layer._modules.pop(part)
+            if part in own["_modules"]:  # still found by PEFT, but no longer among the base's own parameters
+                own[part] = own["_modules"].pop(part)
     return name, active
 
 
@@ -270,8 +273,9 @@ def merged(denoiser: Denoiser, dtype: torch.dtype = torch.float32) -> Denoiser:
     if isinstance(denoiser, AdaptedDenoiser):
         scale = denoiser.config.alpha / denoiser.config.rank
         for path, layer in denoiser.layers.items():
-            weight = copied.network.get_submodule(path).weight
-            low_rank = layer["lora_B"].weight.float() @ layer["lora_A"].weight.float()
+            weight = copied.network.get_submodule(path).get_parameter("weight")
+            up, down = (layer[part].get_parameter("weight").float() for part in ("lora_B", "lora_A"))
+            low_rank = up @ down
             weight.data = (weight.float() + scale * low_rank).to(dtype)
     for parameter in copied.parameters():
         parameter.data = parameter.data.to(dtype)

@@ -97,4 +97,4 @@ def auxiliary_denoiser(start: Denoiser, adapter: AdapterConfig | None = None) ->
         start: what it starts as.
         adapter: what trains, on ``start`` itself; None to train a copy of it.
     """
-    return trainable_copy(start) if adapter is None else AdaptedDenoiser(start, adapter)  # type: ignore[arg-type]
+    return trainable_copy(start) if adapter is None else AdaptedDenoiser(start, adapter)

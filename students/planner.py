@@ -39,13 +39,13 @@ REACH = 8  # tokens, of what a commitment does to others of the same pass [own]
 LARGEST_BASE = 5.0  # ± of the base's logit, so that the head can still move it: rates of 0.7% to 99.3% [own]
 
 
-def base_logits(share: Tensor, steps: int) -> Tensor:
+def base_logits(share: Tensor, steps: int | Tensor) -> Tensor:
     """Logit of 1 / (steps · share), the ancestral rate of log-linear noise: as many tokens a pass, on average.
 
     It depends on the canvas alone, not on the number of the pass.
 
     Args:
-        share: (N,) part of the canvas that is masked, > 0.
+        share: (N,) part of the row that is masked, > 0. steps: (N,), or the same for all.
     """
     return torch.logit((1 / (steps * share)).clamp(max=1.0)).clamp(-LARGEST_BASE, LARGEST_BASE)
 

@@ -40,7 +40,8 @@ def ancestral_log_prob(denoiser: Denoiser, tokens: Tensor, transition: Tensor, s
         tokens: (B, L) clean rows.
         transition: (B, L) in [0, ``steps``), as `students.samplers.ancestral.reveal_transitions` draws it.
     """
-    blank = Canvas.blank(*tokens.shape, denoiser.spec.mask_id, tokens.device)
+    rows, length = tokens.shape
+    blank = Canvas.blank(rows, length, denoiser.spec.mask_id, tokens.device)
     nothing_random = torch.Generator(tokens.device)
     filled = fill(denoiser, blank, Scheduled(transition=transition), steps, nothing_random, given=tokens)
     assert filled.log_prob is not None
