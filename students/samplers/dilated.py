@@ -31,13 +31,25 @@ class Dilated(PlannedSampler):
         """
         rows, length = canvas.open.shape
         bits = max(1, (length - 1).bit_length())
-        rotation = (uniform(randomness, rows, 1) * 2**bits).long()
-        turned = (torch.arange(length, device=canvas.device) + rotation) % 2**bits
+        # 1. each token's place in its text, rotated within the smallest power of two that holds the text
+        period = _period(canvas, bits)
+        place = canvas.position_ids()
+        place = torch.arange(length, device=canvas.device) if place is None else place
+        turned = (place + (uniform(randomness, rows, 1) * period).long()) % period
+        # 2. with its bits reversed it is a rank
         key = torch.zeros_like(turned)
         for bit in range(bits):
             key += ((turned >> bit) & 1) << (bits - 1 - bit)
         rank = key.masked_fill(~canvas.open, 2**bits).argsort(1).argsort(1)
-        # the middle of a rank's share of the row, so that none falls on a boundary
+        # 3. the middle of a rank's share of the row, so that none falls on a boundary
         share = (rank + 0.5) / canvas.open.sum(1, keepdim=True).clamp(min=1).double()
         passed = 1 - process.time_of(share)
         return (passed * steps[:, None]).long().clamp(max=steps[:, None] - 1)
+
+
+def _period(canvas: Canvas, bits: int) -> int | Tensor:
+    """The smallest power of two, from 2 to 2^bits, that each row's real tokens fit in: (B, 1), or one for all."""
+    if canvas.real is None:
+        return 2**bits
+    powers = 2 ** torch.arange(1, bits + 1, device=canvas.device)
+    return powers[(powers < canvas.real.sum(1, keepdim=True)).sum(1, keepdim=True).clamp(max=bits - 1)]
