@@ -22,12 +22,10 @@ from students.student import Ema
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.stock.denoiser import create_denoiser
+from tests.networks import shape
 
 LENGTH = 12
-SHAPE = dict(
-    hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-    intermediate_size=24, tie_word_embeddings=True,
-)  # fmt: skip
+SHAPE = shape()
 ROW = dict(
     model="student", sampler="ancestral", steps=8, nfe=7.25, nfe_median=7.0, nfe_p95=8.0, critic_nfe=0.0, samples=64,
     judge_perplexity=123.456, judge_perplexity_ci=[120.0, 127.0], unigram_entropy=4.25, bigram_entropy=6.5,

@@ -24,6 +24,7 @@ from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import load_denoiser
 from teachers.families.stock.denoiser import create_denoiser
+from tests.networks import shape
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 KINDS = {
@@ -155,14 +156,7 @@ def test_yaml_that_is_out_of_the_ordinary(kind, text, folder):
 # --- files ---------------------------------------------------------------------------------------------------------
 
 LENGTH = 16
-SHAPE = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "intermediate_size": 16,
-}
+SHAPE = shape(num_attention_heads=1, head_dim=16, intermediate_size=16, tie_word_embeddings=False)
 TEXTS = [f"the cat sat on the mat {n} times and looked at the moon." for n in range(8)]
 
 

@@ -20,11 +20,9 @@ from students.samplers.threshold import Threshold
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.stock.denoiser import create_denoiser
+from tests.networks import shape
 
-SHAPE = dict(
-    hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-    intermediate_size=24, tie_word_embeddings=False,
-)  # fmt: skip
+SHAPE = shape(tie_word_embeddings=False)
 
 
 def write_student(path, only: str | None = None, length: int = 16, sampler: Sampler | None = None):

@@ -29,12 +29,10 @@ from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import load_denoiser
 from teachers.families.stock.denoiser import create_denoiser
+from tests.networks import shape
 
 LENGTH = 8
-SHAPE = {
-    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16,
-    "intermediate_size": 16, "tie_word_embeddings": True,
-}  # fmt: skip
+SHAPE = shape(num_attention_heads=1, head_dim=16, intermediate_size=16)
 
 
 @pytest.fixture(scope="module")

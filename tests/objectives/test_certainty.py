@@ -12,12 +12,10 @@ from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.batches import batch_of, says
+from tests.networks import shape
 from tests.tabular import TabularDenoiser, all_patterns, all_sequences
 
-SHAPE = {
-    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
-    "head_dim": 8, "intermediate_size": 16, "tie_word_embeddings": True,
-}  # fmt: skip
+SHAPE = shape(intermediate_size=16)
 LENGTH, VOCABULARY, MASK = 10, 7, 1
 
 

@@ -17,12 +17,10 @@ from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.batches import batch_of, says
+from tests.networks import shape
 from tests.tabular import TabularDenoiser
 
-SHAPE = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-    "head_dim": 16, "intermediate_size": 48, "tie_word_embeddings": True,
-}  # fmt: skip
+SHAPE = shape(32, 2)
 LENGTH, VOCABULARY, MASK = 12, 11, 1
 
 CONFIGS = {

@@ -12,13 +12,11 @@ from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.families.stock.denoiser import create_denoiser
 from tests.forks import Command
+from tests.networks import shape
 
 SHARE = 1.35  # of the base alone and its activations: what the issue that asked for adapters allows
 
-SHAPE = {
-    "hidden_size": 768, "num_hidden_layers": 8, "num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64,
-    "intermediate_size": 2304, "tie_word_embeddings": True,
-}  # fmt: skip
+SHAPE = shape(768, 8, num_attention_heads=12, num_key_value_heads=4, head_dim=64, intermediate_size=2304)
 
 
 def memory(name):

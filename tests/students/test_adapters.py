@@ -20,11 +20,9 @@ from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.batches import batch_of
+from tests.networks import shape
 
-SHAPE = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-    "head_dim": 16, "intermediate_size": 48, "initializer_range": 0.2,
-}  # fmt: skip
+SHAPE = shape(32, 2, initializer_range=0.2, tie_word_embeddings=False)
 LENGTH, VOCABULARY, MASK = 12, 20, 1
 SMALL = AdapterConfig(rank=4, alpha=8.0)
 FEW = AdapterConfig(rank=2, alpha=3.0, targets=["q_proj", "mlp.up_proj"])

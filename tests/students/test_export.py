@@ -21,16 +21,11 @@ from teachers.errors import UserError
 from teachers.families import load_denoiser
 from teachers.families.stock.denoiser import StockDenoiser, create_denoiser
 from teachers.process import MaskedProcess
+from tests.networks import shape
 
 # 1.77 M parameters: the shape for which int8 must be at most 0.35 of float32
-SHAPE = dict(
-    hidden_size=192, num_hidden_layers=4, num_attention_heads=3, num_key_value_heads=1, head_dim=64,
-    intermediate_size=576, tie_word_embeddings=True,
-)  # fmt: skip
-TINY = dict(
-    hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-    intermediate_size=24, tie_word_embeddings=True,
-)  # fmt: skip
+SHAPE = shape(192, 4, num_attention_heads=3, head_dim=64, intermediate_size=576)
+TINY = shape(16, 2)
 ROOT = Path(__file__).parents[2]
 # a stranger's program: stock classes only, each card's own snippet, and proof that nothing of this project was loaded
 STRANGER = """\

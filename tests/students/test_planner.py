@@ -31,12 +31,10 @@ from teachers.families import resolve
 from teachers.families.stock.denoiser import create_denoiser, load_model
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, uniform
+from tests.networks import shape
 from tests.tabular import TabularDenoiser, all_patterns, all_sequences
 
-SHAPE = {
-    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
-    "head_dim": 8, "intermediate_size": 16, "tie_word_embeddings": True,
-}  # fmt: skip
+SHAPE = shape(intermediate_size=16)
 CHI_SQUARE_7, CHI_SQUARE_14 = 29.9, 42.6  # 99.99 % quantiles; the seeds are fixed, so a pass is a pass
 
 

@@ -20,6 +20,7 @@ from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
+from tests.networks import shape
 from tests.students.test_samplers import (
     CHI_SQUARE_26,
     LENGTH,
@@ -33,10 +34,7 @@ from tests.students.test_samplers import (
     seeded,
 )
 
-SHAPE = {
-    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
-    "intermediate_size": 16, "initializer_range": 1.0,
-}  # fmt: skip
+SHAPE = shape(intermediate_size=16, initializer_range=1.0, tie_word_embeddings=False)
 SEQUENCES = torch.cartesian_prod(*[torch.arange(VOCABULARY)] * LENGTH)
 
 

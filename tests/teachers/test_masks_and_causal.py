@@ -17,17 +17,11 @@ from teachers.families import load_denoiser
 from teachers.families.stock.denoiser import StockDenoiser, create_denoiser
 from teachers.masks import attention_mask_4d
 from teachers.vocabulary import check_tokenizer
+from tests.networks import shape
 
 FAMILIES = ["qwen3", "llama", "qwen2"]
 V, L, MASK, BLOCK = 11, 8, 10, 2
-SHAPE = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "intermediate_size": 48,
-}
+SHAPE = shape(32, 2, tie_word_embeddings=False)
 
 
 def shape_of(family):

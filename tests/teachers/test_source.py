@@ -19,17 +19,11 @@ from teachers.errors import UserError
 from teachers.families import load_denoiser, resolve
 from teachers.families.stock.denoiser import create_denoiser, load_model
 from teachers.source import BUNDLED, Source, check_trust, model_folder, parse_source
+from tests.networks import shape
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PINNED = f"org/name@{COMMIT}"
-SHAPE = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "intermediate_size": 16,
-}
+SHAPE = shape(num_attention_heads=1, head_dim=16, intermediate_size=16, tie_word_embeddings=False)
 
 
 @pytest.fixture(scope="module")

@@ -18,16 +18,10 @@ from distill.runtime.run_folder import LOCK
 from teachers.denoiser import DenoiserSpec
 from teachers.families.stock.denoiser import create_denoiser
 from tests.forks import ROOT, fewstep
+from tests.networks import shape
 
 LENGTH = 16
-SHAPE = {
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "intermediate_size": 32,
-}
+SHAPE = shape(32, intermediate_size=32, tie_word_embeddings=False)
 TEXT = "the cat sat on the mat and looked at the moon. " * 8
 
 

@@ -33,12 +33,10 @@ from teachers.families.stock.denoiser import create_denoiser
 from teachers.process import MaskedProcess
 from tests.distill.runs import sign
 from tests.forks import Command
+from tests.networks import shape
 
 LENGTH = 16
-SHAPE = {
-    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
-    "intermediate_size": 32, "initializer_range": 0.3, "tie_word_embeddings": True,
-}  # fmt: skip
+SHAPE = shape(32, intermediate_size=32, initializer_range=0.3)
 SMALL = {"steps": [1, 4, 8], "teacher_steps": 64, "samples": 8, "batch": 5, "bootstrap": 50}
 FIGURES = {
     "samples", "judge_perplexity", "judge_perplexity_ci", "unigram_entropy", "bigram_entropy", "distinct_2",

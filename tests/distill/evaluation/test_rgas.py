@@ -18,11 +18,9 @@ from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.stock.denoiser import create_denoiser
 from tests.distill.runs import here
+from tests.networks import shape
 
-SHAPE = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
-    "intermediate_size": 32, "initializer_range": 0.1, "tie_word_embeddings": True,
-}  # fmt: skip
+SHAPE = shape(32, 2, intermediate_size=32, initializer_range=0.1)
 SETTINGS = [
     "length=16", "teacher_samples=8", "teacher_sample_steps=4", "train.updates=2", "train.batch=8",
     "train.critic.lr=0.01", "train.precision=bfloat16", "evaluate.samples=4", "evaluate.steps=[2,4]",
