@@ -31,9 +31,8 @@ def shape_of(family):
 def stock(family, vocabulary=V, **more):
     """A stock model with weights large enough that attention matters."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        family, vocab_size=vocabulary, max_position_embeddings=16, initializer_range=0.3, **shape_of(family), **more
-    )
+    sizes = shape_of(family) | {"vocab_size": vocabulary, "max_position_embeddings": 16, "initializer_range": 0.3}
+    config = AutoConfig.for_model(family, **sizes | more)
     return AutoModelForCausalLM.from_config(config).eval()
 
 
