@@ -149,7 +149,7 @@ def chosen_sampler(own: Sampler, sampler: Sampler | str | None, temperature: flo
             f"sampler {sampler!r} is unknown{nearest(sampler, list(SAMPLERS))}; allowed are {', '.join(SAMPLERS)}"
         )
     if isinstance(sampler, str):
-        sampler = own if sampler == own.name else SAMPLERS[sampler]()
+        sampler = own if sampler == own.name else SAMPLERS[sampler](name=sampler)
     sampler = own if sampler is None else sampler
     if temperature is None:
         return sampler
@@ -222,4 +222,6 @@ def decoded(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
 
 def plain(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
     """What tokens say, letter by letter."""
-    return tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    text = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)  # of one row
+    return text

@@ -146,7 +146,7 @@ def load_student(config: DistillConfig, teacher: Denoiser, checkpoint: Checkpoin
     if config.student.init == "teacher":
         return trainable_copy(teacher)
     checkpoint = resolve(config.student.init) if checkpoint is None else checkpoint
-    options = {"mask_id": teacher.spec.mask_id} if "mask_id" in checkpoint.family.options else {}
+    options: dict[str, Any] = {"mask_id": teacher.spec.mask_id} if "mask_id" in checkpoint.family.options else {}
     student = load_planned(checkpoint, **options)
     _check_start(config, student.spec, teacher.spec)
     return trainable_copy(student)
