@@ -17,6 +17,7 @@ from teachers.denoiser import ExactLaw
 from teachers.errors import UserError
 from teachers.families import Checkpoint, resolve
 from teachers.families.stock.denoiser import load_model
+from teachers.weights import weight_of
 
 LOGITS_AT_ONCE = 2**26  # float32 values of one batch's logits: 256 MiB
 ROWS_AT_ONCE = 64
@@ -58,7 +59,8 @@ class Judge:
                 f"judge {self.name!r} is not autoregressive (its config says is_causal: false, as diffusion models "
                 "do); set evaluate.judge to a causal language model"
             )
-        self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        movable: Any = self.model  # whose `to` transformers annotates as something else
+        movable.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.parameters = sum(p.numel() for p in self.model.parameters())
         # a judge trained here never had its mask entry in the softmax, so that logit was never trained
         self.forbidden = (config.get("fewstep") or {}).get("mask_id")
@@ -93,7 +95,7 @@ class Judge:
                 f"samples have {length} tokens but judge {self.name!r} reads at most {self.max_length}; "
                 "set a smaller evaluate.length, or a judge with a longer context"
             )
-        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        vocabulary = len(weight_of(self.model.get_output_embeddings()))
         batch = max(1, min(ROWS_AT_ONCE, LOGITS_AT_ONCE // (length * vocabulary)))
         out = torch.zeros(count, length - 1)
         for start in range(0, count, batch):
@@ -139,7 +141,7 @@ class Judge:
         source = self.source
         texts = source.batch_decode(tokens.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if source.eos_token and self.tokenizer.eos_token:
-            texts = [text.replace(source.eos_token, self.tokenizer.eos_token) for text in texts]
+            texts = [text.replace(str(source.eos_token), str(self.tokenizer.eos_token)) for text in texts]
         encoded = self.tokenizer(
             texts, add_special_tokens=False, truncation=True, max_length=self.max_length, verbose=False
         )["input_ids"]

@@ -19,6 +19,7 @@ from teachers.errors import UserError
 from teachers.families.dit.network import DiffusionTransformer, Shape
 from teachers.families.family import Checkpoint
 from teachers.source import check_weight_files
+from teachers.vocabulary import token_id
 from teachers.weights import check_finite, read_weights, write_weights
 
 WEIGHTS_FILE = "model.safetensors"
@@ -116,7 +117,7 @@ def load_dit(
     eos_id, pad_id = saved.get("eos_id"), saved.get("pad_id")
     if tokenizer is not None:
         check_mask_is_free(tokenizer, mask_id, checkpoint.name)
-        eos_id, pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+        eos_id, pad_id = token_id(tokenizer, "eos"), token_id(tokenizer, "pad")
     spec = DenoiserSpec(
         mask_id, shape.vocabulary, LONGEST, eos_id, None if pad_id == mask_id else pad_id,
         time_conditioned=time_conditioned, trained_length=trained_length,

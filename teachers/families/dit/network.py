@@ -67,7 +67,7 @@ class NoiseEmbedding(nn.Module):
         exponents = torch.arange(FREQUENCIES, device=sigma.device, dtype=torch.float32) / FREQUENCIES
         angles = sigma[:, None].float() * torch.exp(-math.log(LONGEST_PERIOD) * exponents)
         waves = torch.cat([angles.cos(), angles.sin()], -1)
-        return functional.silu(self.mlp(waves.to(self.mlp[0].bias.dtype)))
+        return functional.silu(self.mlp(waves.to(self.mlp.get_parameter("0.bias").dtype)))
 
 
 class Rotary(nn.Module):

@@ -27,8 +27,8 @@ from teachers.families.stock import CAPABILITIES
 from teachers.families.stock.saving import save_network
 from teachers.masks import attention_mask_4d
 from teachers.source import check_code, check_weight_files, reason
-from teachers.vocabulary import check_tokenizer
-from teachers.weights import check_finite
+from teachers.vocabulary import check_tokenizer, token_id
+from teachers.weights import check_finite, weight_of
 
 SHARD = "5GB"  # the largest weights file that is written
 
@@ -99,11 +99,13 @@ class StockDenoiser(Denoiser):
     def head(self, features: Tensor) -> Tensor:
         """The output embedding, the mask's column excluded; see `Denoiser.head`."""
         # called as a module: under ZeRO 3 its weight is there only within its own forward
-        return log_probabilities(self.model.get_output_embeddings()(features), self.spec.mask_id)
+        return log_probabilities(self.output_layer(features), self.spec.mask_id)
 
     def blocks(self) -> nn.ModuleList:
         """See `Denoiser.blocks`."""
-        return self.model.base_model.layers
+        layers = self.model.base_model.layers
+        assert isinstance(layers, nn.ModuleList), "stock models keep their blocks so"
+        return layers
 
     def checkpoint_activations(self, contexts: Contexts | None = None) -> None:
         """See `Denoiser.checkpoint_activations`."""
@@ -127,7 +129,9 @@ class StockDenoiser(Denoiser):
     @property
     def output_layer(self) -> nn.Module:
         """See `Denoiser.output_layer`."""
-        return self.model.get_output_embeddings()
+        layer = self.model.get_output_embeddings()
+        assert layer is not None, "a causal language model has one"
+        return layer
 
     def save(self, folder: str | Path, compression: Compression | None = None) -> None:
         """As transformers saves it; see `Denoiser.save`."""
@@ -208,7 +212,7 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
     check_weight_files(checkpoint.folder, checkpoint.config)
     check_code(checkpoint.folder, checkpoint.config, checkpoint.trusted)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        with_report: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.folder,
             trust_remote_code=checkpoint.trusted,
             use_safetensors=True,
@@ -220,6 +224,7 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
             f"cannot load model {checkpoint.name!r} ({reason(error)}); give a folder with config.json and whole "
             "safetensors weights"
         ) from error
+    model, report = with_report
     if report["missing_keys"]:  # transformers makes these up at random and only warns
         raise UserError(
             f"model {checkpoint.name!r} has no weights for {min(report['missing_keys'])}; its safetensors files are "
@@ -245,7 +250,7 @@ def load_stock(
 ) -> StockDenoiser:
     """See `teachers.families.stock.Stock.load`."""
     model = load_model(checkpoint)
-    vocabulary = model.get_output_embeddings().weight.shape[0]
+    vocabulary = len(weight_of(model.get_output_embeddings()))
     mask_id = _mask_of(checkpoint, tokenizer, options)
     if tokenizer is not None:
         check_tokenizer(tokenizer, vocabulary, mask_id, checkpoint.name)
@@ -262,7 +267,7 @@ def load_stock(
 
 
 def _mask_of(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None, options: Mapping[str, Any]) -> int:
-    own = tokenizer.mask_token_id if tokenizer is not None else None
+    own = token_id(tokenizer, "mask") if tokenizer is not None else None
     for mask_id in (options.get("mask_id"), checkpoint.config.get("mask_token_id"), own):
         if mask_id is not None:
             return mask_id
@@ -281,7 +286,7 @@ def spec_fields(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[s
 @torch.no_grad()
 def stock_logits(model: nn.Module, folder: Path, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """See `teachers.families.family.Family.written_logits`."""
-    written = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
+    written: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
     ours, theirs = (
         network(input_ids=tokens, use_cache=False).logits.double()
         for network in (model, written.to(tokens.device).eval())
