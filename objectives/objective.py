@@ -221,7 +221,10 @@ class Objective(ABC, Generic[OneRollout]):
     @property
     def networks(self) -> dict[str, nn.Module]:
         """All that it runs beside the teacher, by name: a phase's is trained, every other one is frozen."""
-        return {"student": self.student} | ({} if self.target is None else {"target": self.target})
+        networks: dict[str, nn.Module] = {"student": self.student}
+        if self.target is not None:
+            networks["target"] = self.target
+        return networks
 
     @abstractmethod
     def rollout(self, batch: Batch, randomness: RowStreams) -> OneRollout:

@@ -132,10 +132,11 @@ def set_reward(real: Tensor, drawn: Tensor, used: Tensor, bandwidth: float | Non
         real: (rows, L, D) features. drawn: (rows, B, L, D) of a set. used: (rows, L).
     """
     draws = drawn.shape[1]
-    attraction = sum(kernel_mean(real, drawn[:, b], used, bandwidth) for b in range(draws))
-    repulsion = sum(
-        kernel_mean(drawn[:, a], drawn[:, b], used, bandwidth) for a in range(draws) for b in range(a + 1, draws)
-    )
+    attraction = repulsion = real.new_zeros(len(real))
+    for a in range(draws):
+        attraction = attraction + kernel_mean(real, drawn[:, a], used, bandwidth)
+        for b in range(a + 1, draws):
+            repulsion = repulsion + kernel_mean(drawn[:, a], drawn[:, b], used, bandwidth)
     return 2 * attraction / draws - 2 * repulsion / (draws * (draws - 1))
 
 
