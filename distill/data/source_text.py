@@ -18,6 +18,7 @@ from distill.runtime.messages import say
 from teachers.errors import UserError
 from teachers.files import publish
 from teachers.markov import MarkovDenoiser, check_source, estimate_source
+from teachers.vocabulary import token_id
 
 
 def write_source(
@@ -68,15 +69,14 @@ def estimated(
     text: str, tokenizer: PreTrainedTokenizerBase, order: int, length: int, smoothing: float
 ) -> MarkovDenoiser:
     """The source of a corpus, every entry of the tokenizer but the mask being a token."""
-    if tokenizer.mask_token_id is None:
+    mask_id, eos_id, pad_id = (token_id(tokenizer, "mask"), token_id(tokenizer, "eos"), token_id(tokenizer, "pad"))
+    if mask_id is None:
         raise UserError("the tokenizer has no mask token; give one that has, e.g. bundled:teacher")
     check_source(len(tokenizer) - 1, order, length)
-    data = DataConfig(path=text, length=length, pack=tokenizer.eos_token_id is not None)
+    data = DataConfig(path=text, length=length, pack=eos_id is not None)
     stream = torch.from_numpy(load_corpus(data, tokenizer).tokens.astype(np.int64))
-    return estimate_source(
-        stream[None], len(tokenizer) - 1, order, smoothing, length,
-        tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id,
-    )  # fmt: skip
+    tokens = len(tokenizer) - 1
+    return estimate_source(stream[None], tokens, order, smoothing, length, mask_id, eos_id, pad_id)
 
 
 def documents(source: MarkovDenoiser, tokenizer: PreTrainedTokenizerBase, count: int, seed: int) -> list[str]:

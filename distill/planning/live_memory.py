@@ -307,7 +307,8 @@ def _fill(networks: list[nn.Module]) -> list[Tensor]:
     """Put parameters and buffers that count as the CPU's in place of those of the meta device; returns all."""
     made: dict[int, Tensor] = {}  # two names of one parameter stay one
     for module in (m for network in networks for m in network.modules()):
-        for tensors in (module._parameters, module._buffers):
+        tables: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for tensors in tables:
             for name, old in tensors.items():
                 if old is None:
                     continue
@@ -315,5 +316,5 @@ def _fill(networks: list[nn.Module]) -> list[Tensor]:
                     new = torch.empty(old.shape, dtype=old.dtype, device="cpu")
                     made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
                     made[id(made[id(old)])] = made[id(old)]
-                tensors[name] = made[id(old)]  # type: ignore[assignment]
+                tensors[name] = made[id(old)]
     return list({id(t): t for t in made.values()}.values())

@@ -9,6 +9,7 @@ well.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distill.planning.live_memory import Passes, PassMemory, Peak
@@ -218,11 +219,11 @@ class _Run:
         return self.during("checkpoint", on_device, {"checkpoint, being written": written, **on_host})
 
 
-def peak(found: list[Moment], one_memory: bool = False) -> Moment:
+def peak(found: Sequence[Moment], one_memory: bool = False) -> Moment:
     """The moment that needs most."""
     return max(found, key=lambda moment: moment.total(one_memory))
 
 
-def host_peak(found: list[Moment]) -> float:
+def host_peak(found: Sequence[Moment]) -> float:
     """The most bytes of the host's memory that the main process needs."""
     return max(sum(moment.host.values()) for moment in found)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from accelerate.utils import convert_file_size_to_int
 
 from distill.config import DistillConfig
+from distill.config.deepspeed import zero_section
 from teachers.errors import UserError
 
 
@@ -57,7 +57,7 @@ def setup_of(config: DistillConfig, processes: int) -> Setup:
         UserError: the rows of an update do not divide evenly.
     """
     train = config.train
-    zero: dict[str, Any] = config.deepspeed.get("zero_optimization", {})  # type: ignore[assignment]
+    zero = zero_section(config.deepspeed)
     share = train.batch // processes
     if train.batch % processes or share % (train.micro_batch or share):
         raise UserError(

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from distill.config import DistillConfig
+from distill.config.deepspeed import zero_section
 from distill.models import as_distillation
 from distill.planning.live_memory import Passes, pass_memory
 from distill.planning.setup import Setup
@@ -129,8 +130,7 @@ class Shapes:
     def networks(self, config: DistillConfig | None = None) -> Networks:
         """Exact sizes; of another config of the same shapes, such as one with adapters."""
         config = config or self.config
-        zero: dict[str, Any] = config.deepspeed.get("zero_optimization", {})  # type: ignore[assignment]
-        threshold = float(zero.get("stage3_param_persistence_threshold", 1e5))
+        threshold = float(zero_section(config.deepspeed).get("stage3_param_persistence_threshold", 1e5))
         teacher, objective = self._objective(config, None)
         sizes = {name: _sizes(network, threshold) for name, network in objective.networks.items()}
         return Networks(

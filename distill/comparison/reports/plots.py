@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -72,7 +73,7 @@ def frontier_figure(comparison: Comparison) -> Figure:
     panels = figure.subplots(down, across, squeeze=False).flatten()
     for axes in panels[len(steps) :]:
         axes.set_visible(False)
-    handles: dict[str, object] = {}
+    handles: dict[str, Any] = {}  # an artist each, or matplotlib's container of a few
     labels = []
     for axes, count in zip(panels, steps, strict=False):
         here = [one for one in summaries if one.steps == count]
@@ -86,7 +87,7 @@ def frontier_figure(comparison: Comparison) -> Figure:
 
 
 def _draw_panel(
-    axes: Axes, comparison: Comparison, summaries: list[Summary], steps: int, handles: dict[str, object]
+    axes: Axes, comparison: Comparison, summaries: list[Summary], steps: int, handles: dict[str, Any]
 ) -> list[Point]:
     """Students and landmarks at one number of steps; adds to the legend's handles, and returns what to label."""
     key, look = comparison.quality, styles(comparison)
@@ -227,9 +228,10 @@ def _label(figure: Figure, panels: Sequence[tuple[Axes, list[Point]]]) -> None:
 
 def _place(artist: Annotation, axes: Axes, at: tuple[float, float], unit: float, taken: Sequence[Bbox]) -> Bbox | None:
     """Move a text to the nearest free place around its point and return it; remove the text if there is none."""
-    canvas = axes.get_figure(root=True).canvas  # type: ignore[union-attr]
-    assert isinstance(canvas, FigureCanvasAgg)
-    renderer = canvas.get_renderer()
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    assert isinstance(figure.canvas, FigureCanvasAgg), "see new_figure"
+    renderer = figure.canvas.get_renderer()
     frame, size = axes.get_window_extent(renderer), artist.get_window_extent(renderer)
     for reach in (1, 2, 3.2):
         for right, up in DIRECTIONS:

@@ -31,7 +31,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 def new_table(title: str, caption: str, headings: Sequence[str], left: Sequence[str]) -> Table:
     """An empty table; headings are broken at spaces, and columns but those in ``left`` aligned on the right."""
     words = Text(caption, style="table.caption")
-    table = Table(title=title, caption=words, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # type: ignore[arg-type]
+    table = Table(title=title, caption=words, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in headings:
         table.add_column(heading.replace(" ", "\n"), justify="left" if heading in left else "right", no_wrap=True)
     return table
