@@ -128,6 +128,16 @@ def test_writing_with_an_export_wakes_torch_and_transformers_alone(export):
     assert woken("-m", "distill", "generate", export, "--seed", "0") <= {"torch", "transformers", "accelerate"}
 
 
+def test_a_verb_wakes_what_it_needs(tmp_path):
+    """One process needs no DeepSpeed, a student without an adapter no PEFT, rows of the teacher no datasets."""
+    writing = {"torch", "transformers", "accelerate"}
+    run, small = tmp_path / "run", ["train.updates=1", "train.batch=4", "length=8", "evaluate.every=null"]
+    assert woken("-m", "distill", "distill", "bundled:smoke", *small, "--run", str(run)) <= writing | {"matplotlib"}
+    few = ["samples=4", "steps=[2]", "teacher_steps=2", "bootstrap=5"]
+    assert woken("-m", "distill", "evaluate", str(run), *few) <= writing | {"matplotlib"}
+    assert woken("-m", "distill", "export", str(run), "--out", str(tmp_path / "out")) <= writing
+
+
 LOADED = """
 import sys
 from distill.cli import app
