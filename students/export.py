@@ -193,7 +193,7 @@ block = torch.arange(canvas.shape[1]) // {spec.block_size}
 sees = (block[:, None] >= block[None, :])[None, None]  # each block sees itself and those before it
 """
     maths = "import math\n\n" if schedule == "cosine" else ""
-    if isinstance(sampler, Dilated):  # see dilated_transitions
+    if isinstance(sampler, Dilated):  # see `Dilated.transitions`
         passed = "1 - (1 - passed).asin() * 2 / math.pi" if schedule == "cosine" else "passed"
         setup += f"""\
 # each pass takes positions far apart: the row's in the order of their reversed bits, turned at random

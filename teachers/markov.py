@@ -270,7 +270,7 @@ class MarkovDenoiser(ExactLaw):
         Sharpness can not lower it below 0, which it is for the source itself, sampled a token a pass.
 
         Args:
-            tokens: (B ≥ 2, L). log_q: (B,) Σ_n log q(x_{S_n} | z_n), nats; as `SampleOutput.log_prob` in students.
+            tokens: (B ≥ 2, L). log_q: (B,) Σ_n log q(x_{S_n} | z_n), nats; as `Filled.log_prob` in students.
         """
         gaps = (log_q.double() - self.log_likelihood(tokens)) / tokens.shape[1]
         return float(gaps.mean()), float(gaps.std()) / math.sqrt(len(gaps))

@@ -290,9 +290,12 @@ def number_events(transition: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (B, L) the number of the one that writes each of these positions, −1 elsewhere; (B,) how many a row has.
     """
+    # 1. a row's transitions in order, (B, L); those that do not count are behind all others
     never = torch.iinfo(transition.dtype).max
     ordered, order = transition.masked_fill(~where, never).sort(dim=1)
+    # 2. how many other transitions come before each
     rank = torch.zeros_like(ordered)
     rank[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(1)
+    # 3. back to the positions
     event = torch.empty_like(rank).scatter_(1, order, rank).masked_fill_(~where, -1)
     return event, event.amax(1) + 1

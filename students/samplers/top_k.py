@@ -31,8 +31,11 @@ class TopK(StepwiseSampler):
     def commit(self, prediction: Prediction) -> Tensor:
         """See `StepwiseSampler.commit`."""
         total, steps, open_ = prediction.to_write, prediction.steps, prediction.canvas.open
+        # 1. how many of a row, (R,)
         count = total // steps + (prediction.number < total % steps)
+        # 2. its open positions from the most confident to the least, and the others behind them
         confidence = self.confidence(prediction)
         never = torch.full(open_.shape, -torch.inf, dtype=confidence.dtype, device=open_.device)
         ranked = never.masked_scatter(open_, confidence).argsort(dim=1, descending=True, stable=True)
+        # 3. the first ones
         return open_ & (ranked.argsort(dim=1) < count[:, None])

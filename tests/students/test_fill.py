@@ -91,24 +91,21 @@ def most_probable(steps: int) -> Callable[[Seen], Choice]:
     return choose
 
 
-def van_der_corput(rotation: int, length: int) -> Callable[[Seen], Choice]:
-    bits = (length - 1).bit_length()
+def van_der_corput(rotation: int, bits: int, begin: int) -> Callable[[Seen], Choice]:
+    """Of places in the text, which begins behind so much padding."""
 
     def choose(seen: Seen) -> Choice:
-        keys = [f"{(place + rotation) % 2**bits:0{bits}b}"[::-1] for place in seen.places]
+        keys = [f"{(place - begin + rotation) % 2**bits:0{bits}b}"[::-1] for place in seen.places]
         return [(1.0, [min(zip(keys, seen.places, strict=True))[1]])]
 
     return choose
 
 
 def dilated_law(denoiser: TabularDenoiser, canvas: Canvas, temperature: float) -> Law:
-    rotations = 2 ** (canvas.length - 1).bit_length()
-    return mixture(
-        [
-            (1 / rotations, filling_law(denoiser, canvas, 4, van_der_corput(r, canvas.length), temperature))
-            for r in range(rotations)
-        ]
-    )
+    real = [True] * canvas.length if canvas.real is None else canvas.real[0].tolist()
+    bits, begin = (sum(real) - 1).bit_length(), real.index(True)
+    orders = [van_der_corput(rotation, bits, begin) for rotation in range(2**bits)]
+    return mixture([(1 / len(orders), filling_law(denoiser, canvas, 4, order, temperature)) for order in orders])
 
 
 def random_start_law(denoiser: TabularDenoiser, canvas: Canvas, temperature: float) -> Law:
