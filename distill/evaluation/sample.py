@@ -81,12 +81,13 @@ def sampler_of(config: EvaluateConfig, critic: nn.Module | None) -> Sampler:
 def many_steps(config: EvaluateConfig) -> EvaluateConfig:
     """The evaluation of the teacher at ``teacher_steps``, where ``steps`` does not have them: ancestral.
 
-    That is the reverse process itself, so the reference is the same whatever other sampler is tried at few steps; an
-    ancestral one keeps its temperature.
+    That is the reverse process itself, so the reference is the same whatever other rule or temperature is tried at few
+    steps. It is drawn as published code does where the samples are; an ancestral sampler stays as it is.
     """
     if config.teacher_steps in config.steps or isinstance(config.sampler, Ancestral):
         return config
-    return config.model_copy(update={"sampler": Ancestral()})
+    draw = "exact" if config.sampler.draw == "greedy" else config.sampler.draw
+    return config.model_copy(update={"sampler": Ancestral(draw=draw)})
 
 
 def at_precision(denoiser: Denoiser, precision: str) -> Denoiser:

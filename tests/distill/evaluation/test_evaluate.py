@@ -24,8 +24,9 @@ from distill.evaluation.judge import load_judge
 from distill.evaluation.reports.cells import table_rows
 from distill.evaluation.reports.terminal import evaluation_table, print_table
 from distill.evaluation.results import Evaluation, as_json
-from distill.evaluation.sample import at_precision, draw
+from distill.evaluation.sample import at_precision, draw, many_steps
 from students.planner import add_planner
+from students.samplers import Ancestral
 from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
@@ -143,6 +144,19 @@ def test_the_many_step_teacher_is_ancestral_whatever_sampler_is_tried(made, tmp_
     }
     table = Evaluation.load(tried).markdown()
     assert "dilated (teacher, student); ancestral (teacher at 64 steps) sampler" in table
+
+
+@pytest.mark.parametrize(
+    ("sampler", "reference"),
+    [
+        ({"name": "dilated", "temperature": 0.5}, Ancestral()),
+        ({"name": "dilated", "draw": "float32-gumbel"}, Ancestral(draw="float32-gumbel")),
+        ({"name": "top_k", "draw": "greedy"}, Ancestral()),
+        ({"name": "ancestral", "temperature": 0.5}, Ancestral(temperature=0.5)),
+    ],
+)
+def test_many_steps_are_the_reverse_process_drawn_as_published_where_samples_are(sampler, reference):
+    assert many_steps(EvaluateConfig(sampler=sampler)).sampler == reference
 
 
 def test_student_alone_into_a_new_folder_without_text(made, tmp_path, machine):
