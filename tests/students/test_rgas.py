@@ -134,14 +134,16 @@ def test_a_choice_between_two_candidates_has_the_enumerated_law():
     assert (out.critic_nfe == 2).all()
 
 
-def test_candidates_are_chosen_by_a_softmax_of_their_rewards():
-    critic = discriminator(scale=4.0)
+@pytest.mark.parametrize("padding", [(0, 0), (2, 0), (0, 2)])
+def test_candidates_are_chosen_by_a_softmax_of_their_rewards_whatever_the_padding(padding):
+    critic, rows = discriminator(scale=4.0), 20_000
     candidates = torch.tensor([[0, 1, 2], [2, 2, MASK], [1, MASK, 0]])
-    before = masked_canvas(20_000)
     with torch.no_grad():
         expected = critic(Canvas.of(candidates, MASK)).sum(1).softmax(0)
-        reveal = (candidates != MASK).expand(20_000, -1, -1)
-        kept = choose(critic, candidates.expand(20_000, -1, -1), reveal, before, seeded(1))
+        padded, reveal = (functional.pad(x, padding).expand(rows, -1, -1) for x in (candidates, candidates != MASK))
+        real = functional.pad(torch.ones(rows, LENGTH, dtype=torch.bool), padding)
+        before = Canvas.of(torch.full(real.shape, MASK), MASK, real if sum(padding) else None)
+        kept = choose(critic, padded, reveal, before, seeded(1))
     share = torch.stack([(kept == c).float().mean() for c in range(3)])
     assert share.sum() == 1
     torch.testing.assert_close(share, expected, atol=0.015, rtol=0)  # 4 standard deviations
