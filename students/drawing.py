@@ -77,7 +77,8 @@ class Drawing(Section):
             tokens = self._draw(log_probs, uniforms, randomness) if given is None else given
             log_prob = log_probs.gather(-1, tokens[:, None]).squeeze(-1)
             confidence = log_prob if self.temperature == 1 else own.gather(-1, tokens[:, None]).squeeze(-1)
-            return tokens, log_prob, confidence, summary(own) if summarise else own[:, :0]
+            # a view such as own[:, :0] would keep all chunks' log-probabilities in memory until the last is done
+            return tokens, log_prob, confidence, summary(own) if summarise else own.new_empty(len(own), 0)
 
         return Tokens(*in_chunks(at_positions, chunks, uniforms, given, *tensors))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 
 import pytest
 import torch
 from torch import Tensor
 
 from students.fill import Filled, fill
-from students.samplers import LOG_LINEAR, SAMPLERS, Dilated
+from students.samplers import LOG_LINEAR, SAMPLERS, Ancestral, Dilated
 from students.samplers.ancestral import reveal_transitions
 from students.samplers.sampler import number_events
 from teachers import chunks, randomness
@@ -329,3 +330,19 @@ def test_draws_are_the_same_in_chunks(name, draw, monkeypatch):
     whole = write(name, Table(), masked_canvas(20), 2, 12, draw=draw)
     monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 3 * VOCABULARY)
     assert torch.equal(write(name, Table(), masked_canvas(20), 2, 12, draw=draw).tokens, whole.tokens)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_the_log_probabilities_of_a_chunk_are_gone_before_those_of_the_next(temperature):
+    storages = []
+
+    def law(features):
+        assert [storage for storage in storages if storage() is not None] == []
+        log_probs = features.log_softmax(-1)
+        storages.append(weakref.ref(log_probs.untyped_storage()))
+        return log_probs
+
+    uniforms = torch.rand(12, dtype=torch.float64)
+    drawn = Ancestral(temperature=temperature).tokens(law, 3, uniforms, torch.Generator(), torch.randn(12, 7))
+    assert len(storages) == 3
+    assert drawn.tokens.shape == (12,)
