@@ -1,12 +1,12 @@
 """Few-step students of diffusion language models, for notebooks and programs.
 
-A student in ten lines:
+A student in ten lines; the bundled teacher is small, and so is its English:
 
 >>> import fewstep
 >>> teacher = fewstep.load_teacher("bundled:teacher")
 >>> student = fewstep.distil(teacher, fewstep.IntegralKL(), updates=100, batch=16, length=64)  # doctest: +SKIP
 >>> student.generate(steps=8, seed=0).texts[0]  # doctest: +SKIP
-'the boat came in, and the men went down to the shore …'
+'owing theg theswis Hipperions, heersed them, fold the as exlices'
 >>> print(fewstep.evaluate(student, teacher, steps=[4, 8], samples=256).table())  # doctest: +SKIP
 >>> student.export("student")  # doctest: +SKIP
 >>> student = fewstep.load_student("student")  # doctest: +SKIP

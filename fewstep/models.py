@@ -138,7 +138,7 @@ def load_teacher(
 
     >>> teacher = fewstep.load_teacher("bundled:teacher")  # doctest: +SKIP
     >>> teacher.generate(seed=0).texts[0][:20]  # doctest: +SKIP
-    'THE GREY FOUNTAIN OF'
+    ' abvoneary anowatino'
 
     Args:
         name: a folder, ``bundled:NAME``, or a hub name.

@@ -44,7 +44,7 @@ def distil(
 
     >>> student = fewstep.distil(teacher, fewstep.IntegralKL(), updates=100, batch=16, length=64)  # doctest: +SKIP
     >>> student.generate("The boat", seed=0).texts  # doctest: +SKIP
-    ['The boat was still at the quay when …']
+    ['The boat bothbywis suppin, wuse--eabin they, told she his whtch,']
 
     Args:
         teacher: it stays as it is.
