@@ -24,9 +24,11 @@ from teachers.canvas import Canvas
 from teachers.denoiser import Compression, Contexts, Denoiser
 from teachers.errors import UserError, nearest
 from teachers.section import Section
+from teachers.weights import weight_of
 
 if TYPE_CHECKING:  # PEFT takes as long to import as the rest of this floor, and most students have no adapter
-    from peft.tuners.lora import LoraLayer
+    from peft import LoraConfig
+    from peft.tuners.lora import Linear as LoraLinear
 
 AnyDenoiser = TypeVar("AnyDenoiser", bound=Denoiser)
 
@@ -169,10 +171,11 @@ class AdaptedDenoiser(Denoiser):
         """Write the adapter in PEFT's own format; `peft.PeftModel.from_pretrained` puts it on the base's model."""
         if compression is not None:
             self.require("compression", f"compression {compression!r}")
-        config = copy.copy(vars(self.base.network)["peft_config"][self.name])
+        config = copy.copy(peft_configs(self.base.network)[self.name])
         config.inference_mode = True
-        config.target_modules = sorted(config.target_modules)  # a set, whose order differs from process to process
-        config.save_pretrained(folder)
+        # a set, whose order differs from process to process
+        config.target_modules = sorted(config.target_modules or ())
+        config.save_pretrained(str(folder))
         save_file(self._file_tensors(), Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
 
     def _file_tensors(self) -> dict[str, Tensor]:
@@ -183,13 +186,18 @@ class AdaptedDenoiser(Denoiser):
         }
 
 
-def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
-    """Name → layer of those that carry adapters."""
-    if not any("peft_config" in module.__dict__ for module in model.modules()):
-        return {}
-    from peft.tuners.lora import LoraLayer
+def peft_configs(model: nn.Module) -> dict[str, LoraConfig]:
+    """What PEFT notes of the adapters in a model, by their names."""
+    return model.__dict__.get("peft_config", {})
 
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
+    """Name → layer of those that carry adapters."""
+    if not any(peft_configs(module) for module in model.modules()):
+        return {}
+    from peft.tuners.lora import Linear as LoraLinear
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
 def check_targets(base: Denoiser, config: AdapterConfig) -> None:
@@ -210,7 +218,7 @@ def check_targets(base: Denoiser, config: AdapterConfig) -> None:
             )
 
 
-def insert_adapter(model: PreTrainedModel, config: AdapterConfig) -> tuple[str, list[str]]:
+def insert_adapter(model: nn.Module, config: AdapterConfig) -> tuple[str, list[str]]:
     """Put one more adapter into a model, inactive.
 
     PEFT keeps one active adapter a layer and trains that one alone. Here all layers read one list, so that switching is
@@ -221,17 +229,20 @@ def insert_adapter(model: PreTrainedModel, config: AdapterConfig) -> tuple[str, 
     """
     from peft import LoraConfig, inject_adapter_in_model
 
+    assert isinstance(model, PreTrainedModel), "of all families, stock models alone declare adapters"
     before = list(lora_layers(model).values())
-    active: list[str] = vars(before[0])["_active_adapter"] if before else []
+    active = before[0]._active_adapter if before else []
+    assert isinstance(active, list), "the one that this function has put there"
     others = [p for layer in before for adapters in (layer.lora_A, layer.lora_B) for p in adapters.parameters()]
     trained = [p.requires_grad for p in others]
-    name = f"adapter{len(getattr(model, 'peft_config', {}))}"
-    scale: dict[str, Any] = {"r": config.rank, "lora_alpha": config.alpha}  # PEFT calls it whole, and takes any
+    name = f"adapter{len(peft_configs(model))}"
+    alpha: Any = config.alpha  # declared as an int, and only ever divided by the rank
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=model.config.name_or_path,
+        r=config.rank,
+        lora_alpha=alpha,
         target_modules=config.targets,
-        **scale,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # several is the point
@@ -239,11 +250,10 @@ def insert_adapter(model: PreTrainedModel, config: AdapterConfig) -> tuple[str, 
     for parameter, requires_grad in zip(others, trained, strict=True):
         parameter.requires_grad_(requires_grad)
     for layer in lora_layers(model).values():
-        own = vars(layer)
-        own["_active_adapter"] = active
+        layer._active_adapter = active
         for part in ("lora_A", "lora_B"):
-            if part in own["_modules"]:  # still found by PEFT, but no longer among the base's own parameters
-                own[part] = own["_modules"].pop(part)
+            if part in layer._modules:  # still found by PEFT, but no longer among the base's own parameters
+                object.__setattr__(layer, part, layer._modules.pop(part))
     return name, active
 
 
@@ -273,9 +283,8 @@ def merged(denoiser: Denoiser, dtype: torch.dtype = torch.float32) -> Denoiser:
     if isinstance(denoiser, AdaptedDenoiser):
         scale = denoiser.config.alpha / denoiser.config.rank
         for path, layer in denoiser.layers.items():
-            weight = copied.network.get_submodule(path).get_parameter("weight")
-            up, down = (layer[part].get_parameter("weight").float() for part in ("lora_B", "lora_A"))
-            low_rank = up @ down
+            weight = weight_of(copied.network.get_submodule(path))
+            low_rank = weight_of(layer["lora_B"]).float() @ weight_of(layer["lora_A"]).float()
             weight.data = (weight.float() + scale * low_rank).to(dtype)
     for parameter in copied.parameters():
         parameter.data = parameter.data.to(dtype)

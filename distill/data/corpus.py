@@ -26,6 +26,7 @@ from distill.runtime.messages import warn
 from distill.runtime.progress import track
 from distill.runtime.world import first_to_say
 from teachers.errors import UserError
+from teachers.vocabulary import token_id
 
 BLOCK = 1 << 20
 """Rows that are shuffled at once [own]: 8 MB of memory, however large the corpus is."""
@@ -59,7 +60,7 @@ class Corpus:
 
     def identity(self) -> dict[str, Any]:
         """What tells this corpus from another: tokens, row length and a digest."""
-        digest = self.digest or hashlib.sha256(np.ascontiguousarray(self.tokens)).hexdigest()
+        digest = self.digest or hashlib.sha256(np.ascontiguousarray(self.tokens).data).hexdigest()
         return {"tokens": len(self.tokens), "length": self.length, "sha256": digest[:16]}
 
     def batch(self, seed: int, positions: Sequence[int]) -> Tensor:
@@ -107,8 +108,8 @@ class TrajectoryCorpus:
 
     def identity(self) -> dict[str, Any]:
         """What tells these rows from others: tokens, row length and a digest of tokens and order."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.tokens))
-        digest.update(np.ascontiguousarray(self.order))
+        digest = hashlib.sha256(np.ascontiguousarray(self.tokens).data)
+        digest.update(np.ascontiguousarray(self.order).data)
         return {"tokens": self.tokens.size, "length": self.tokens.shape[1], "sha256": digest.hexdigest()[:16]}
 
     def batch(self, seed: int, positions: Sequence[int]) -> Tensor:
@@ -170,10 +171,8 @@ def load_corpus(
     """
     if path is not None:
         config = config.model_copy(update={"path": path, "revision": None})  # a name of its own
-    if tokenizer.eos_token_id is None and config.pack:
-        raise UserError(
-            "the tokenizer has no end-of-text token to put between documents; set its eos_token, or data.pack to false"
-        )
+    if config.pack:
+        _end(tokenizer)
     encoder = encoder_of(tokenizer, config.special_tokens)
     processes = processes or len(os.sched_getaffinity(0))
     file = shared_file(
@@ -189,6 +188,16 @@ def load_corpus(
     return Corpus(file.tokens, config.length, figures.bytes_per_token, config.pack, figures.sha256, file.mapping)
 
 
+def _end(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that is put between documents."""
+    end = token_id(tokenizer, "eos")
+    if end is None:
+        raise UserError(
+            "the tokenizer has no end-of-text token to put between documents; set its eos_token, or data.pack to false"
+        )
+    return end
+
+
 def cache_key(config: DataConfig, tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> str:
     """A digest of all that the tokens depend on."""
     parts = {
@@ -196,7 +205,7 @@ def cache_key(config: DataConfig, tokenizer: PreTrainedTokenizerBase, encoder: E
         "text": corpus_digest(config),
         "tokenizer": tokenizer_digest(tokenizer, encoder),
         "special_tokens": config.special_tokens,
-        "shape": ["packed", tokenizer.eos_token_id] if config.pack else ["rows", config.length],
+        "shape": ["packed", token_id(tokenizer, "eos")] if config.pack else ["rows", config.length],
     }
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -207,7 +216,7 @@ def _write(
     """Tokenize a corpus into a folder of the cache."""
     encoded = Tally(encode_all(encoder, pieces(_tracked(config), encoder.cut), processes))
     try:
-        parts = packed(encoded, tokenizer.eos_token_id) if config.pack else whole_rows(encoded, config)
+        parts = packed(encoded, _end(tokenizer)) if config.pack else whole_rows(encoded, config)
         count, dtype, digest = write_tokens(folder, parts, len(tokenizer))
     except CannotEncode as error:
         document, why = error.args

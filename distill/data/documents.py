@@ -281,7 +281,7 @@ def _as(path: Path, what: str) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, pyarrow.lib.ArrowNotImplementedError, OverflowError) as error:
+    except (pyarrow.ArrowException, OverflowError) as error:
         raise UserError(f"cannot read {path} as {what} ({reason(error)}); check that the file is whole") from error
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import tokenizers
 import transformers
@@ -33,6 +33,14 @@ class SlowEncoder(Encoder):
         return text
 
 
+def _is_the_librarys(tokenizer: PreTrainedTokenizerBase) -> TypeGuard[PreTrainedTokenizerFast]:
+    """Whether the ``tokenizers`` library alone makes the tokens."""
+    kind = type(tokenizer)
+    return isinstance(tokenizer, PreTrainedTokenizerFast) and (kind.__call__, kind._encode_plus) == (
+        PreTrainedTokenizerFast.__call__, PreTrainedTokenizerFast._encode_plus,
+    )  # fmt: skip
+
+
 def encoder_of(tokenizer: PreTrainedTokenizerBase, special_tokens: Literal["text", "tokens"]) -> Encoder:
     """What makes tokens of a corpus, those that ``tokenizer(text, **PLAIN_TEXT)`` gives.
 
@@ -42,16 +50,13 @@ def encoder_of(tokenizer: PreTrainedTokenizerBase, special_tokens: Literal["text
     Raises:
         UserError: special tokens are to be read by a tokenizer that can not except the mask.
     """
-    kind = type(tokenizer)
-    is_fast = isinstance(tokenizer, PreTrainedTokenizerFast) and (kind.__call__, kind._encode_plus) == (
-        PreTrainedTokenizerFast.__call__, PreTrainedTokenizerFast._encode_plus,
-    )  # fmt: skip
-    if is_fast:
-        return FastEncoder.of(tokenizer.backend_tokenizer, special_tokens == "tokens", tokenizer.mask_token)
+    if _is_the_librarys(tokenizer):
+        mask = None if tokenizer.mask_token is None else str(tokenizer.mask_token)
+        return FastEncoder.of(tokenizer.backend_tokenizer, special_tokens == "tokens", mask)
     if special_tokens == "tokens":
         raise UserError(
-            f"data.special_tokens is 'tokens', which {kind.__name__} can not do without the mask; set it to text, or "
-            "give a tokenizer of the tokenizers library"
+            f"data.special_tokens is 'tokens', which {type(tokenizer).__name__} can not do without the mask; set it to "
+            "text, or give a tokenizer of the tokenizers library"
         )
     return SlowEncoder(tokenizer)
 
