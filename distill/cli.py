@@ -30,13 +30,17 @@ app = typer.Typer(
     rich_markup_mode=None,  # it takes what stands in brackets for markup
 )
 Config = Annotated[Path, typer.Argument(help="A YAML config, or bundled:NAME, such as bundled:quickstart.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value, overriding the config.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key.sub=value: settings that take the place of the config's.")
+]
 # torchrun's own parser stumbles over --run (it takes it for its --run-path), so --run-dir says the same
 Run = Annotated[
     Path | None, typer.Option("--run", "--run-dir", help="The run's folder [default: runs/NAME of the config].")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")]
-AllowChanges = Annotated[bool, typer.Option("--allow-changes", help="Resume although config or data have changed.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a run from its last checkpoint.")]
+AllowChanges = Annotated[
+    bool, typer.Option("--allow-changes", help="Resume although the config or the data have changed.")
+]
 
 
 def main() -> None:
@@ -89,7 +93,7 @@ def pretrain(
     resume: Resume = False,
     allow_changes: AllowChanges = False,
 ) -> None:
-    """Train a masked-diffusion teacher or an autoregressive judge from text."""
+    """Train a masked diffusion teacher, or an autoregressive judge, from text."""
     from distill.commands.pretrain import pretrain as command
     from distill.config import PretrainConfig, load_config
     from distill.config.bundled import config_file
@@ -110,7 +114,7 @@ def distill(
     resume: Resume = False,
     allow_changes: AllowChanges = False,
 ) -> None:
-    """Distil a teacher into a few-step student."""
+    """Train a student that needs few passes from a teacher that needs many."""
     from distill.commands.distil import distil as command
     from distill.config import DistillConfig, load_config
     from distill.config.bundled import config_file
@@ -127,11 +131,13 @@ def distill(
 def plan(
     config: Config,
     overrides: Overrides = None,
-    gpus: Annotated[int, typer.Option(min=1, help="Processes, one device each.")] = 1,
-    memory: Annotated[float, typer.Option(min=0.001, help="Memory of a device, in GB (10⁹ bytes).")] = 80.0,
-    out: Annotated[Path | None, typer.Option("--json", help="A new file for every term, in bytes.")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="How many processes, each with a device of its own.")] = 1,
+    memory: Annotated[float, typer.Option(min=0.001, help="How much memory a device has, in GB (10⁹ bytes).")] = 80.0,
+    out: Annotated[
+        Path | None, typer.Option("--json", help="A new JSON file to write every term to, in bytes.")
+    ] = None,
 ) -> None:
-    """Tell what memory a distillation needs, ZeRO stage by stage, without loading a weight."""
+    """Say how much memory a distillation needs at each ZeRO stage, without loading a weight."""
     from distill.commands.plan import plan_command
     from distill.config import DistillConfig, load_config
 
@@ -140,21 +146,30 @@ def plan(
 
 @command
 def markov(
-    out: Annotated[Path, typer.Argument(help="A new folder.")],
-    tokens: Annotated[int | None, typer.Option(help="Of a random source [default: 16].")] = None,
+    out: Annotated[Path, typer.Argument(help="A new folder for the source.")],
+    tokens: Annotated[int | None, typer.Option(help="How many tokens a random source has [default: 16].")] = None,
     order: Annotated[int, typer.Option(help="How many tokens the next one depends on: 1 or 2.")] = 1,
     sharpness: Annotated[
-        float | None, typer.Option(help="Of a random source: 0 for uniform tokens; the larger, the less entropy [2].")
+        float | None,
+        typer.Option(
+            help="Of a random source: 0 makes all tokens equally probable; more makes less entropy [default: 2]."
+        ),
     ] = None,
-    length: Annotated[int, typer.Option(help="Tokens of a row.")] = 32,
-    seed: Annotated[int, typer.Option(help="Of the source and its rows.")] = 0,
-    rows: Annotated[int, typer.Option(help="Rows in train.jsonl.")] = 20_000,
-    heldout: Annotated[int, typer.Option(help="Rows in heldout.jsonl.")] = 2_048,
-    text: Annotated[str | None, typer.Option(help="A corpus to estimate the source from.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="For --text: a folder or name.")] = None,
-    smoothing: Annotated[float | None, typer.Option(help="For --text: pseudo-counts of a context [1].")] = None,
+    length: Annotated[int, typer.Option(help="How many tokens a row has.")] = 32,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same source and the same rows.")] = 0,
+    rows: Annotated[int, typer.Option(help="How many rows train.jsonl gets.")] = 20_000,
+    heldout: Annotated[int, typer.Option(help="How many rows heldout.jsonl gets.")] = 2_048,
+    text: Annotated[
+        str | None, typer.Option(help="A corpus to count the source's probabilities from, instead of a random source.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="For --text: the tokenizer to read it with, a folder or a name.")
+    ] = None,
+    smoothing: Annotated[
+        float | None, typer.Option(help="For --text: what is added to the counts of each context [default: 1].")
+    ] = None,
 ) -> None:
-    """Write an exact Markov source: a teacher and judge without training error, and rows to start a student on."""
+    """Write a Markov source, a teacher and judge whose probabilities are exact, and rows to train a start on."""
     from distill.commands.markov import markov_command
 
     markov_command(out, tokens, order, sharpness, length, seed, rows, heldout, text, tokenizer, smoothing)
@@ -162,15 +177,21 @@ def markov(
 
 @command
 def evaluate(
-    run: Annotated[str | None, typer.Argument(help="A distillation's folder.")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value of the evaluate section.")] = None,
-    student: Annotated[str | None, typer.Option(help="A student instead of a run: folder or name.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="A teacher instead of a run: folder or name.")] = None,
+    run: Annotated[str | None, typer.Argument(help="The folder of a distillation.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value: settings of the config's evaluate section.")
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option(help="A student to measure instead of a run: a folder or a name.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="A teacher to measure instead of a run: a folder or a name.")
+    ] = None,
     judge: Annotated[str | None, typer.Option(help="The autoregressive model that scores the text.")] = None,
-    data: Annotated[str | None, typer.Option(help="Held-out real text, for reference.")] = None,
-    out: Annotated[Path | None, typer.Option(help="A new folder for the results; the run's own by default.")] = None,
+    data: Annotated[str | None, typer.Option(help="Real text to measure beside the samples.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A new folder for the results [default: the run's].")] = None,
 ) -> None:
-    """Measure perplexity against step count: a table, evaluation.json and evaluation.png."""
+    """Measure perplexity and entropy at several numbers of steps: a table, evaluation.json and evaluation.png."""
     from distill.commands.evaluate import evaluate_command
     from distill.config import is_override
 
@@ -182,13 +203,25 @@ def evaluate(
 
 @command
 def compare(
-    words: Annotated[list[str], typer.Argument(metavar="CONFIG… [key.sub=value …]", help="Configs of distillations.")],
-    out: Annotated[Path, typer.Option(help="The comparison's folder; the same command continues one, more seeds too.")],
-    budget: Annotated[str, typer.Option(help="Of each run: minutes of training, 10m, or updates, 2000u.")],
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each config.")] = 3,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at once; they share the cores.")] = 1,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CONFIG… [key.sub=value …]", help="Configs of distillations, and settings for all of them."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The comparison's folder. The same command continues a comparison that was stopped, or adds seeds."
+        ),
+    ],
+    budget: Annotated[
+        str, typer.Option(help="What each run may spend: minutes of training, as 10m, or updates, as 2000u.")
+    ],
+    seeds: Annotated[int, typer.Option(min=1, help="How many runs of each config, with different seeds.")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="How many runs go on at once; they share the cores.")] = 1,
 ) -> None:
-    """Distil one teacher in several ways under one budget and measure all the same: a table and two pictures."""
+    """Distil one teacher by several configs, give each the same budget and measure all in the same way."""
     from distill.commands.compare import compare_command
 
     compare_command(words, out, budget, seeds, jobs)
@@ -196,14 +229,14 @@ def compare(
 
 @command
 def export(
-    run: Annotated[Path, typer.Argument(help="A run or a model folder.")],
+    run: Annotated[Path, typer.Argument(help="A run, or the folder of a model.")],
     out: Annotated[Path, typer.Option(help="A new folder for the checkpoint.")],
-    compress: Annotated[str | None, typer.Option(help="int8, or nothing for float32.")] = None,
+    compress: Annotated[str | None, typer.Option(help="int8 writes the weights in 8 bits [default: float32].")] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Denoising steps it is meant for [default: 8, or fewer for fewer tokens].")
+        int | None, typer.Option(help="Steps that the student is meant for [default: 8, or fewer for fewer tokens].")
     ] = None,
 ) -> None:
-    """Write a folder that stock transformers loads, with a model card."""
+    """Write a checkpoint in the teacher's own format, with tokenizer and model card."""
     from distill.commands.export import export_command
 
     export_command(run, out, compress, steps)
@@ -213,23 +246,28 @@ def export(
 def generate(
     folder: Annotated[str, typer.Argument(help="An exported folder, a run, or bundled:teacher.")],
     steps: Annotated[
-        int | None, typer.Option(help="Denoising steps [default: the folder's own, or fewer for fewer tokens].")
+        int | None,
+        typer.Option(help="How many steps to write in [default: the folder's own, or fewer for fewer tokens]."),
     ] = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="Text to continue; may be given several times.")] = None,
-    num: Annotated[int, typer.Option(help="How many texts, of each prompt.")] = 1,
-    length: Annotated[int | None, typer.Option(help="Tokens of each text, prompt included.")] = None,
-    seed: Annotated[int | None, typer.Option(help="For the same texts again.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A text to continue; may be given several times.")] = None,
+    num: Annotated[int, typer.Option(help="How many texts to write, for each prompt.")] = 1,
+    length: Annotated[
+        int | None, typer.Option(help="How many tokens each text has, with its prompt [default: the folder's own].")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same texts [default: a random one].")
+    ] = None,
     sampler: Annotated[
         str | None, typer.Option(help="ancestral, dilated, top_k, threshold or planner [default: the folder's own].")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Below 1 for sharper text than the model's [default: the sampler's own].")
+        float | None, typer.Option(help="Below 1 makes text less varied than the model's own [default: the sampler's].")
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="A JSON object for each text, one a line: prompt, text, nfe, log_prob.")
+        bool, typer.Option("--json", help="Print a JSON object for each text, one a line: prompt, text, nfe, log_prob.")
     ] = False,
 ) -> None:
-    """Write text on standard output: one text as it is, several under lines such as "--- 1 of 3 ---"."""
+    """Write text on standard output: one text as it is, several texts under lines such as "--- 1 of 3 ---"."""
     from distill.commands.generate import generate_command
 
     generate_command(folder, steps, prompt or (), num, length, seed, sampler, temperature, as_json)
