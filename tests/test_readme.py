@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+from typing import Any
 
 from tests.forks import ROOT, fewstep
 
@@ -41,3 +42,20 @@ def test_fewstep_commands_run_as_printed(tmp_path):
     assert ran == ["distill", "evaluate", "export", "generate"]
     assert (tmp_path / "mine" / "evaluation.png").stat().st_size > 10_000
     assert (tmp_path / "mine-int8" / "model.safetensors").is_file()
+
+
+def test_the_python_runs_as_printed_at_smaller_sizes(tmp_path, monkeypatch, capsys):
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert block is not None
+    code = block[1]
+    smaller = {"updates=40": "updates=2", "batch=32": "batch=4", "length=128": "length=32", "samples=256": "samples=8"}
+    for size, small in smaller.items():
+        assert size in code
+        code = code.replace(size, small)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    written = capsys.readouterr().out
+    assert written.startswith("She opened the door and")
+    assert all(word in written for word in ("teacher", "student", "bigram"))
+    assert names["student"].generate(num=2, steps=4, seed=0).tokens.shape == (2, 32)
