@@ -33,3 +33,5 @@ test: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --project . --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest tests/test_imports.py -k "downward or imported_by or every_floor"
