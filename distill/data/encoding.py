@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 import subprocess
 import sys
@@ -16,9 +15,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import chain, islice
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -157,9 +156,6 @@ class FastEncoder(Encoder):
         self._tokenizer = Tokenizer.from_str(definition)
         self._tokenizer.encode_special_tokens = True
 
-    def __reduce__(self) -> tuple[type[FastEncoder], tuple[str, dict[str, int]]]:
-        return FastEncoder, (self.definition, self.special)
-
     @classmethod
     def of(cls, backend: Tokenizer, as_tokens: bool, mask: str | None) -> FastEncoder:
         """Read a tokenizer.
@@ -294,7 +290,7 @@ class Worker:
             [sys.executable, "-P", "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
         self._thread = ThreadPoolExecutor(1)
-        self._thread.submit(self._send, encoder)
+        self._thread.submit(self._send, [encoder.definition, encoder.special])
 
     def submit(self, batch: list[Piece]) -> Future[list[Encoded]]:
         """Tokenize a batch, after those before it."""
@@ -302,19 +298,16 @@ class Worker:
 
     def _send(self, value: Any) -> None:
         assert self._process.stdin is not None
-        pickle.dump(value, self._process.stdin)
+        send_line(self._process.stdin, value)
         self._process.stdin.flush()
 
     def _answer(self, batch: list[Piece]) -> list[Encoded]:
         assert self._process.stdout is not None
         try:
-            self._send(batch)
-            result = pickle.load(self._process.stdout)
+            self._send([astuple(piece) for piece in batch])
+            return receive_encoded(self._process.stdout)
         except (EOFError, BrokenPipeError) as error:
             raise ChildProcessError("a process that tokenizes has gone; is there memory for all?") from error
-        if isinstance(result, CannotEncode):
-            raise result
-        return result
 
     def __enter__(self) -> Worker:
         return self
@@ -325,26 +318,65 @@ class Worker:
         self._process.communicate()
 
 
+def send_line(target: IO[bytes], value: Any) -> None:
+    """Write a value as a line of JSON."""
+    target.write(json.dumps(value).encode() + b"\n")
+
+
+def receive_line(source: IO[bytes]) -> Any:
+    """Read what `send_line` wrote.
+
+    Raises:
+        EOFError: nothing more comes.
+    """
+    line = source.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError
+    return json.loads(line)
+
+
+def send_encoded(target: IO[bytes], encoded: list[Encoded]) -> None:
+    """Write the tokens of some pieces: a line that says how many, then the tokens as they lie in memory."""
+    send_line(target, [[len(one.ids), one.text_bytes, one.text_tokens, one.spells] for one in encoded])
+    for one in encoded:
+        target.write(one.ids.tobytes())
+
+
+def receive_encoded(source: IO[bytes]) -> list[Encoded]:
+    """Read what `send_encoded` wrote.
+
+    Raises:
+        CannotEncode: that is what came in its place.
+        EOFError: it did not come whole.
+    """
+    header = receive_line(source)
+    if isinstance(header, dict):
+        raise CannotEncode(*header["cannot encode"])
+    encoded = []
+    for count, text_bytes, text_tokens, spells in header:
+        ids = source.read(count * np.dtype(np.int32).itemsize)
+        if len(ids) < count * np.dtype(np.int32).itemsize:
+            raise EOFError
+        encoded.append(Encoded(np.frombuffer(ids, np.int32), text_bytes, text_tokens, spells))
+    return encoded
+
+
 def work() -> None:
     """Tokenize what comes on stdin until it ends."""
     source, target = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # nothing else may come between the answers
-    encoder: Encoder = pickle.load(source)
+    encoder = FastEncoder(*receive_line(source))
     while True:
         try:
-            batch = pickle.load(source)
+            batch = [Piece(*values) for values in receive_line(source)]
         except EOFError:
             return
         try:
-            result: list[Encoded] | CannotEncode = encoder.encode(batch)
+            send_encoded(target, encoder.encode(batch))
         except CannotEncode as error:
-            result = error
-        pickle.dump(result, target)
+            send_line(target, {"cannot encode": error.args})
         target.flush()
 
 
 if __name__ == "__main__":
-    # pickles name the classes of this file as an import does, not as those of a program
-    from distill.data import encoding
-
-    encoding.work()
+    work()
