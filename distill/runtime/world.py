@@ -138,7 +138,7 @@ def start_world() -> World:
     launch = read_launch(os.environ)
     keep_memory()
     end_with_launcher()
-    atexit.register(stop_world)
+    atexit.register(leave_group)
     if launch is None:
         return World(0, 1, local_device(0))
     world = World(launch.rank, launch.size, local_device(launch.local_rank or 0))
@@ -146,7 +146,9 @@ def start_world() -> World:
         join_group(launch, world.device)
     if world.size > 1:
         check_local_ranks(launch)
-        threading.Thread(target=miss_lost_processes, args=(world, world._alone), daemon=True).start()
+        watching = threading.Thread(target=miss_lost_processes, args=(world, world._alone), daemon=True)
+        watching.start()
+        atexit.register(stop_watching, watching, world._alone)
     return world
 
 
@@ -240,10 +242,16 @@ def end_with_launcher() -> None:
         raise SystemExit(RUN_FAILED)
 
 
-def stop_world() -> None:
+def leave_group() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def stop_watching(thread: threading.Thread, stop: threading.Event) -> None:
+    """End the thread of `miss_lost_processes`: one that is in the group's store when Python ends aborts the process."""
+    stop.set()
+    thread.join(timeout=10)
 
 
 def miss_lost_processes(world: World, stop: threading.Event, period: float = 5.0, patience: int = 6) -> None:

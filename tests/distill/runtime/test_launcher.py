@@ -1,11 +1,13 @@
 """What launchers say in environment variables: read, or refused before anything is made."""
 
 import socket
+import threading
 
 import pytest
 
 from distill.runtime.exits import RUN_FAILED
 from distill.runtime.launcher import Launch, check_address, read_launch
+from distill.runtime.world import stop_watching
 from teachers.errors import UserError
 from tests.forks import Command, fewstep, free_port
 
@@ -102,3 +104,11 @@ def test_two_processes_of_a_node_need_their_local_ranks(run, tmp_path):
     assert "error: LOCAL_RANK" in said
     assert f"is not set, and 2 processes of this run are on {socket.gethostname()}; see docs/launch.md" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_the_thread_that_watches_the_others_has_ended_before_python_does():
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait, daemon=True)
+    thread.start()
+    stop_watching(thread, stop)
+    assert not thread.is_alive()
