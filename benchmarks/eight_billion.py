@@ -25,7 +25,7 @@ from distill.config import DistillConfig, validate
 from distill.data.tokenizers import load_tokenizer
 from distill.runtime.run_folder import RunFolder
 from teachers.denoiser import DenoiserSpec
-from teachers.families.stock.denoiser import create_denoiser
+from teachers.families.stock.loading import create_denoiser
 from teachers.vocabulary import token_id
 
 

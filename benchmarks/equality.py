@@ -39,7 +39,7 @@ from distill.runtime.run_folder import RunFolder
 from objectives.integral_kl import IntegralKL
 from teachers.denoiser import DenoiserSpec
 from teachers.families import load_denoiser
-from teachers.families.stock.denoiser import create_denoiser
+from teachers.families.stock.loading import create_denoiser
 from teachers.vocabulary import token_id
 
 ROOT = Path(__file__).parents[1]

@@ -48,7 +48,7 @@ def make_teacher(folder: Path, shape: dict, rest: dict) -> None:
     """A teacher of random weights, with the bundled tokenizer."""
     from distill.data.tokenizers import load_tokenizer
     from teachers.denoiser import DenoiserSpec
-    from teachers.families.stock.denoiser import create_denoiser
+    from teachers.families.stock.loading import create_denoiser
     from teachers.vocabulary import token_id
 
     tokenizer = load_tokenizer("bundled:teacher")

@@ -11,7 +11,8 @@ from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import resolve
 from teachers.families.family import Checkpoint
-from teachers.families.stock.denoiser import StockDenoiser, load_model
+from teachers.families.stock.denoiser import StockDenoiser
+from teachers.families.stock.loading import load_model
 from teachers.source import reason
 from teachers.vocabulary import read_tokenizer
 from teachers.weights import weight_of

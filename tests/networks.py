@@ -10,7 +10,8 @@ from teachers.denoiser import DenoiserSpec
 from teachers.families.dit.denoiser import DitDenoiser, Release
 from teachers.families.dit.mdlm import CAPABILITIES
 from teachers.families.dit.network import DiffusionTransformer, Shape
-from teachers.families.stock.denoiser import StockDenoiser, create_denoiser
+from teachers.families.stock.denoiser import StockDenoiser
+from teachers.families.stock.loading import create_denoiser
 
 
 def shape(width: int = 16, layers: int = 1, **changes: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from distill.data.tokenizers import load_tokenizer
 from teachers.denoiser import ExactLaw
 from teachers.errors import UserError
 from teachers.families import Checkpoint, resolve
-from teachers.families.stock.denoiser import load_model
+from teachers.families.stock.loading import load_model
 from teachers.weights import weight_of
 
 LOGITS_AT_ONCE = 2**26  # float32 values of one batch's logits: 256 MiB

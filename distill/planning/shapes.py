@@ -23,7 +23,7 @@ from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.families import recognise
 from teachers.families.family import OPTIONS
-from teachers.families.stock.denoiser import untrained_denoiser
+from teachers.families.stock.loading import untrained_denoiser
 from teachers.source import parse_source, read_object, reason
 
 

@@ -27,7 +27,7 @@ from objectives.objective import Objective
 from teachers.convert import from_autoregressive
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.stock.denoiser import create_denoiser
+from teachers.families.stock.loading import create_denoiser
 from teachers.files import publish
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams

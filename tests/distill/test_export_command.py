@@ -21,7 +21,7 @@ from students.samplers.threshold import Threshold
 from students.student import Ema
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.stock.denoiser import create_denoiser
+from teachers.families.stock.loading import create_denoiser
 from tests.networks import shape
 
 LENGTH = 12

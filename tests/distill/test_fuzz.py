@@ -23,7 +23,7 @@ from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import load_denoiser
-from teachers.families.stock.denoiser import create_denoiser
+from teachers.families.stock.loading import create_denoiser
 from tests.networks import shape
 
 CONFIGS = Path(__file__).parents[2] / "configs"

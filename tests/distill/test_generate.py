@@ -19,7 +19,7 @@ from students.samplers import Sampler
 from students.samplers.threshold import Threshold
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.stock.denoiser import create_denoiser
+from teachers.families.stock.loading import create_denoiser
 from tests.networks import shape
 
 SHAPE = shape(tie_word_embeddings=False)

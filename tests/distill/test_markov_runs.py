@@ -28,7 +28,7 @@ from students.samplers.law import ancestral_law, ancestral_log_prob
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import load_denoiser
-from teachers.families.stock.denoiser import create_denoiser
+from teachers.families.stock.loading import create_denoiser
 from tests.networks import shape
 
 LENGTH = 8

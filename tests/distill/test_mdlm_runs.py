@@ -21,7 +21,7 @@ from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import load_denoiser, resolve
-from teachers.families.stock.denoiser import create_denoiser
+from teachers.families.stock.loading import create_denoiser
 from tests.distill.runs import ROOT
 
 GOLDEN = ROOT / "tests" / "teachers" / "golden" / "mdlm"

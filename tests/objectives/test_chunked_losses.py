@@ -14,7 +14,7 @@ from objectives.objective import Distillation
 from students.student import trainable_copy
 from teachers import chunks
 from teachers.denoiser import DenoiserSpec
-from teachers.families.stock.denoiser import create_denoiser
+from teachers.families.stock.loading import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.batches import batch_of

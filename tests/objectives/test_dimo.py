@@ -13,7 +13,7 @@ from students.rollout import one_move
 from students.student import trainable_copy
 from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
-from teachers.families.stock.denoiser import create_denoiser
+from teachers.families.stock.loading import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.batches import batch_of, says

@@ -11,7 +11,7 @@ from torch import nn
 from objectives.elbo import Autoregressive, ElboRollout, MaskedElbo, masked_cross_entropy, stratified_times
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, DenoiserSpec
-from teachers.families.stock.denoiser import create_denoiser
+from teachers.families.stock.loading import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.batches import batch_of

@@ -29,7 +29,7 @@ from students.student import trainable_copy, twin
 from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.stock.denoiser import create_denoiser
+from teachers.families.stock.loading import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.batches import batch_of, says

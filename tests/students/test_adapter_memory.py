@@ -10,7 +10,7 @@ from students.critic import auxiliary_denoiser
 from students.student import Ema, frozen, trainable_copy
 from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
-from teachers.families.stock.denoiser import create_denoiser
+from teachers.families.stock.loading import create_denoiser
 from tests.forks import Command
 from tests.networks import shape
 

@@ -19,7 +19,8 @@ from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import load_denoiser
-from teachers.families.stock.denoiser import StockDenoiser, create_denoiser
+from teachers.families.stock.denoiser import StockDenoiser
+from teachers.families.stock.loading import create_denoiser
 from teachers.process import MaskedProcess
 from tests.networks import shape
 

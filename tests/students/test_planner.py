@@ -28,7 +28,7 @@ from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import resolve
-from teachers.families.stock.denoiser import create_denoiser, load_model
+from teachers.families.stock.loading import create_denoiser, load_model
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, uniform
 from tests.networks import shape

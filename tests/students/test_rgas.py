@@ -18,7 +18,7 @@ from teachers import chunks
 from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.stock.denoiser import create_denoiser
+from teachers.families.stock.loading import create_denoiser
 from teachers.process import MaskedProcess
 from tests.networks import shape
 from tests.students.test_samplers import (

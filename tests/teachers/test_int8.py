@@ -7,8 +7,8 @@ import torch
 from compressed_tensors.quantization import QuantizationConfig
 
 from teachers.denoiser import DenoiserSpec
-from teachers.families.stock.denoiser import create_denoiser
 from teachers.families.stock.int8 import int8_config, int8_state, pack_int8, unpack_int8
+from teachers.families.stock.loading import create_denoiser
 
 
 @pytest.mark.parametrize("shape", [(6, 32), (5, 33), (3, 1), (1, 127)])

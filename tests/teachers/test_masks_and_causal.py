@@ -14,7 +14,8 @@ from teachers.convert import from_autoregressive
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import load_denoiser
-from teachers.families.stock.denoiser import StockDenoiser, create_denoiser
+from teachers.families.stock.denoiser import StockDenoiser
+from teachers.families.stock.loading import create_denoiser
 from teachers.masks import attention_mask_4d
 from teachers.vocabulary import check_tokenizer
 from tests.networks import shape

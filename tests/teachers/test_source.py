@@ -17,7 +17,7 @@ from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import load_denoiser, resolve
-from teachers.families.stock.denoiser import create_denoiser, load_model
+from teachers.families.stock.loading import create_denoiser, load_model
 from teachers.source import BUNDLED, Source, check_trust, model_folder, parse_source
 from tests.networks import shape
 

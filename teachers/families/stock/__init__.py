@@ -52,12 +52,12 @@ class Stock(Family):
         Options win over what the checkpoint says, and the mask token is that of the first that names one: the options,
         the checkpoint, the tokenizer. See `Family.load`.
         """
-        from teachers.families.stock.denoiser import load_stock
+        from teachers.families.stock.loading import load_stock
 
         return load_stock(checkpoint, tokenizer, options)
 
     def written_logits(self, denoiser: Denoiser, checkpoint: Checkpoint, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """As anybody's transformers computes them, no code of ours; see `Family.written_logits`."""
-        from teachers.families.stock.denoiser import stock_logits
+        from teachers.families.stock.loading import stock_logits
 
         return stock_logits(denoiser.network, checkpoint.folder, tokens)

@@ -8,27 +8,20 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from teachers.canvas import Canvas
 from teachers.denoiser import Attention, Compression, Contexts, Denoiser, DenoiserSpec, log_probabilities
-from teachers.errors import UserError, nearest
-from teachers.families.family import Checkpoint
+from teachers.errors import UserError
 from teachers.families.stock import CAPABILITIES
 from teachers.families.stock.saving import save_network
 from teachers.masks import attention_mask_4d
-from teachers.source import check_code, check_weight_files, reason
-from teachers.vocabulary import check_tokenizer, token_id
-from teachers.weights import check_finite, weight_of
 
 SHARD = "5GB"  # the largest weights file that is written
 
@@ -144,151 +137,3 @@ class StockDenoiser(Denoiser):
         config = copy.deepcopy(self.model.config)
         config.quantization_config = int8_config(self.model)
         config.save_pretrained(folder)
-
-
-def create_denoiser(model_type: str, shape: dict[str, Any], spec: DenoiserSpec) -> StockDenoiser:
-    """Build a randomly initialised denoiser of a stock architecture.
-
-    Args:
-        model_type: transformers' name: "qwen3", "llama", "qwen2", …
-        shape: fields of that architecture's config, e.g. ``hidden_size``.
-
-    Raises:
-        UserError: an unknown architecture or field, or values that no model can be made from.
-    """
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        close = nearest(model_type, list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
-        raise UserError(f"model.type {model_type!r} is no causal language model of transformers{close}; try 'qwen3'")
-    own = {
-        "vocab_size": spec.vocabulary,
-        "max_position_embeddings": spec.max_length,
-        "eos_token_id": spec.eos_id,
-        "pad_token_id": spec.pad_id,
-        "bos_token_id": None,
-    }
-    # what transformers reads, too, under the names of older configs
-    known = {**AutoConfig.for_model(model_type).to_dict(), "rope_theta": None, "rope_scaling": None}
-    for key in shape:
-        if key in own:
-            raise UserError(f"model.shape.{key} follows from the tokenizer and data.length; leave it out")
-        if key not in known:  # transformers takes any key, and leaves the field that was meant at its default
-            raise UserError(f"model.shape.{key} is not a field of {model_type}{nearest(key, list(known))}")
-    shape = {key: _as_declared(value, known[key]) for key, value in shape.items()}
-    try:
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **own, **shape))
-    except Exception as error:  # whatever a number out of range meets first: transformers, torch or the memory
-        why = " ".join(str(error).split())[:200] or reason(error)
-        raise UserError(f"no {model_type} can be made from model.shape ({why}); correct its values") from error
-    return StockDenoiser(model, spec)
-
-
-def _as_declared(value: Any, default: Any) -> Any:
-    """A number of its field's kind, where no digit is lost: 2e2 is 200, and 1 is 1.0; transformers takes no other."""
-    if type(default) is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    return float(value) if type(default) is float and type(value) is int else value
-
-
-def untrained_denoiser(shape: PretrainedConfig, options: Mapping[str, Any], layers: int | None = None) -> StockDenoiser:
-    """A denoiser of a model's shape, without its weights; on torch's meta device it costs nothing.
-
-    Args:
-        shape: its config.json.
-        options: of `teachers.families.family.OPTIONS`.
-        layers: how many; all by default.
-    """
-    shape = type(shape).from_dict(shape.to_dict())
-    if layers is not None:
-        shape.num_hidden_layers = layers
-        if getattr(shape, "layer_types", None):
-            shape.layer_types = shape.layer_types[:layers]
-    spec = {"mask_id": 0, **spec_fields(shape.to_dict(), options)}
-    spec |= {"vocabulary": shape.vocab_size, "max_length": shape.max_position_embeddings}
-    return StockDenoiser(AutoModelForCausalLM.from_config(shape, dtype=torch.float32), DenoiserSpec(**spec))
-
-
-def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
-    """Load a causal language model in float32, from safetensors only; every failure is a `UserError`."""
-    check_weight_files(checkpoint.folder, checkpoint.config)
-    check_code(checkpoint.folder, checkpoint.config, checkpoint.trusted)
-    try:
-        with_report: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder,
-            trust_remote_code=checkpoint.trusted,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except Exception as error:  # transformers, safetensors and the hub raise a dozen types for one thing: unreadable
-        raise UserError(
-            f"cannot load model {checkpoint.name!r} ({reason(error)}); give a folder with config.json and whole "
-            "safetensors weights"
-        ) from error
-    model, report = with_report
-    if report["missing_keys"]:  # transformers makes these up at random and only warns
-        raise UserError(
-            f"model {checkpoint.name!r} has no weights for {min(report['missing_keys'])}; its safetensors files are "
-            "not whole, or of another architecture than its config.json"
-        )
-    _decompress(model)
-    check_finite(model.named_parameters(), checkpoint.name)
-    return model
-
-
-def _decompress(model: PreTrainedModel) -> None:
-    """Unpack int8 weights: the format does so at the whole model's first forward, and we call only its base model."""
-    quantizer = getattr(model, "hf_quantizer", None)
-    if quantizer is None or quantizer.quantization_config.quant_method != "compressed-tensors":
-        return
-    quantizer.compressor.decompress_model(model)
-    for module in model.modules():  # the shape it was packed from stays behind, as a parameter that cannot train
-        module._parameters.pop("weight_shape", None)
-
-
-def load_stock(
-    checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None, options: Mapping[str, Any]
-) -> StockDenoiser:
-    """See `teachers.families.stock.Stock.load`."""
-    model = load_model(checkpoint)
-    vocabulary = len(weight_of(model.get_output_embeddings()))
-    mask_id = _mask_of(checkpoint, tokenizer, options)
-    if tokenizer is not None:
-        check_tokenizer(tokenizer, vocabulary, mask_id, checkpoint.name)
-    entries = tokenizer if tokenizer is not None else model.config
-    values = {
-        "max_length": model.config.max_position_embeddings,
-        "eos_id": entries.eos_token_id,
-        "pad_id": entries.pad_token_id,
-        **spec_fields(checkpoint.config, options),
-        "mask_id": mask_id,
-        "vocabulary": vocabulary,
-    }
-    return StockDenoiser(model, DenoiserSpec(**values))
-
-
-def _mask_of(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None, options: Mapping[str, Any]) -> int:
-    own = token_id(tokenizer, "mask") if tokenizer is not None else None
-    for mask_id in (options.get("mask_id"), checkpoint.config.get("mask_token_id"), own):
-        if mask_id is not None:
-            return mask_id
-    raise UserError(f"{checkpoint.name!r} names no mask token, nor does its tokenizer; set mask_id in the config")
-
-
-def spec_fields(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of `DenoiserSpec` that a checkpoint of ours says, in its config.json, or that the options say instead."""
-    known = {f.name for f in fields(DenoiserSpec)}
-    saved = {key: value for key, value in (config.get("fewstep") or {}).items() if key in known}
-    if options.get("attention", "block") != "block":
-        saved.pop("block_size", None)
-    return {**saved, **options}
-
-
-@torch.no_grad()
-def stock_logits(model: nn.Module, folder: Path, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """See `teachers.families.family.Family.written_logits`."""
-    written: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
-    ours, theirs = (
-        network(input_ids=tokens, use_cache=False).logits.double()
-        for network in (model, written.to(tokens.device).eval())
-    )
-    return ours, theirs

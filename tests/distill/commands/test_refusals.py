@@ -16,7 +16,7 @@ from distill.config import DataConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
 from distill.runtime.run_folder import LOCK
 from teachers.denoiser import DenoiserSpec
-from teachers.families.stock.denoiser import create_denoiser
+from teachers.families.stock.loading import create_denoiser
 from tests.forks import ROOT, fewstep
 from tests.networks import shape
 

@@ -30,7 +30,7 @@ from students.samplers import Ancestral
 from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.stock.denoiser import create_denoiser
+from teachers.families.stock.loading import create_denoiser
 from teachers.process import MaskedProcess
 from tests.distill.runs import sign
 from tests.forks import Command

@@ -16,7 +16,7 @@ from students.critic import Discriminator
 from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families.stock.denoiser import create_denoiser
+from teachers.families.stock.loading import create_denoiser
 from tests.distill.runs import here
 from tests.networks import shape
 
