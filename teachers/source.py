@@ -18,7 +18,6 @@ from teachers.errors import UserError, nearest
 BUNDLED = Path(__file__).parent / "bundled"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
-PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 # what is downloaded of a model; never a pickle, and Python only where it was asked for
 TOKENIZER_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 MODEL_FILES = ["*.safetensors", *TOKENIZER_FILES]
@@ -142,34 +141,6 @@ def _download(source: Source, name: str, patterns: list[str]) -> Path:
     return Path(found)
 
 
-def check_weight_files(folder: Path, config: dict[str, Any]) -> None:
-    """Check what a model folder would make any loader read, before it does.
-
-    Args:
-        config: its ``config.json``.
-
-    Raises:
-        UserError: pickled weights only, an adapter, or weight files outside the folder.
-    """
-    if (folder / "adapter_config.json").exists():
-        raise UserError(f"{folder} holds an adapter, which names another model; merge it and give the merged model")
-    files = sorted(p.name for p in folder.iterdir())
-    pickles = [f for f in files if Path(f).suffix.lower() in PICKLES]
-    if pickles and not any(f.endswith(".safetensors") for f in files):
-        raise UserError(
-            f"{folder} has its weights only as a pickle, {pickles[0]}, which runs code when it is read; convert it to "
-            "safetensors where you trust it, with save_pretrained of transformers 5"
-        )
-    for index in folder.glob("*.safetensors.index.json"):
-        shards = read_object(index).get("weight_map")
-        if not isinstance(shards, dict):
-            raise UserError(f"{index} has no weight_map; download the model again")
-        for shard in shards.values():
-            _check_weight_file(shard, index)
-    if config.get("transformers_weights") is not None:
-        _check_weight_file(config["transformers_weights"], folder / "config.json")
-
-
 def check_code(folder: Path, config: dict[str, Any], trusted: bool) -> None:
     """Check what code transformers would run for a model, before it does.
 
@@ -197,13 +168,6 @@ def _is_stock(model_type: Any) -> bool:
     from transformers import CONFIG_MAPPING
 
     return model_type in CONFIG_MAPPING
-
-
-def _check_weight_file(name: Any, named_in: Path) -> None:
-    if not isinstance(name, str) or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
-        raise UserError(
-            f"{named_in} names the weight file {name!r}; it must be the plain name of a safetensors file in that folder"
-        )
 
 
 def _code_elsewhere(config: Any) -> str | None:

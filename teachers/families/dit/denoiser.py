@@ -18,7 +18,7 @@ from teachers.denoiser import Compression, Contexts, Denoiser, DenoiserSpec, log
 from teachers.errors import UserError
 from teachers.families.dit.network import DiffusionTransformer, Shape
 from teachers.families.family import Checkpoint
-from teachers.source import check_weight_files
+from teachers.headers import read_headers
 from teachers.vocabulary import token_id
 from teachers.weights import check_finite, read_weights, write_weights
 
@@ -111,7 +111,7 @@ def load_dit(
     Raises:
         UserError: see `teachers.families.family.Family.load`.
     """
-    check_weight_files(checkpoint.folder, checkpoint.config)
+    read_headers(checkpoint.folder, checkpoint.config)
     mask_id = shape.vocabulary - 1
     saved = checkpoint.config.get("fewstep") or {}
     eos_id, pad_id = saved.get("eos_id"), saved.get("pad_id")

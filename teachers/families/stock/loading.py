@@ -16,7 +16,8 @@ from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError, nearest
 from teachers.families.family import Checkpoint
 from teachers.families.stock.denoiser import StockDenoiser
-from teachers.source import check_code, check_weight_files, reason
+from teachers.headers import read_headers
+from teachers.source import check_code, reason
 from teachers.vocabulary import check_tokenizer, token_id
 from teachers.weights import check_finite, weight_of
 
@@ -84,7 +85,7 @@ def untrained_denoiser(shape: PretrainedConfig, options: Mapping[str, Any], laye
 
 def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
     """Load a causal language model in float32, from safetensors only; every failure is a `UserError`."""
-    check_weight_files(checkpoint.folder, checkpoint.config)
+    read_headers(checkpoint.folder, checkpoint.config)
     check_code(checkpoint.folder, checkpoint.config, checkpoint.trusted)
     try:
         with_report: Any = AutoModelForCausalLM.from_pretrained(
