@@ -231,7 +231,9 @@ def compare(
 def export(
     run: Annotated[Path, typer.Argument(help="A run, or the folder of a model.")],
     out: Annotated[Path, typer.Option(help="A new folder for the checkpoint.")],
-    compress: Annotated[str | None, typer.Option(help="int8 writes the weights in 8 bits [default: float32].")] = None,
+    compress: Annotated[
+        str | None, typer.Option(help="int8 or int4 write the weights in 8 or 4 bits [default: float32].")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps that the student is meant for [default: 8, or fewer for fewer tokens].")
     ] = None,

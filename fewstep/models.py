@@ -122,7 +122,7 @@ class Student(Model):
         """Write it into a new folder, which loads wherever its teacher did, and which `load_student` reads.
 
         Args:
-            compress: "int8", or None for float32.
+            compress: "int8", "int4", or None for float32.
             steps: passes it is meant for; by default 8, or one a token where that is fewer.
 
         Raises:

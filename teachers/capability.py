@@ -14,7 +14,7 @@ Capability = Literal[
     "sharding",  # spread over processes, by ZeRO 3
     "dispatch",  # layers spread over the devices of one process
     "planning",  # `fewstep plan` can make it from its config.json
-    "compression",  # `Denoiser.save` with int8 weights
+    "compression",  # `Denoiser.save` with int8 or int4 weights
     "stock class",  # stock transformers loads it; an autoregressive one can be converted, and judge
     "exact law",  # knows the probability of every text, and draws texts exactly
 ]

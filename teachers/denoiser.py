@@ -18,7 +18,7 @@ from teachers.errors import UserError
 from teachers.randomness import Randomness
 
 Attention = Literal["full", "block", "causal"]
-Compression = Literal["int8"]
+Compression = Literal["int8", "int4"]
 """How weights can be written smaller, where the capability is declared."""
 Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
 """Makes what surrounds a forward pass, and its repetition in the backward pass."""

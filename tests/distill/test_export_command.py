@@ -15,6 +15,7 @@ from distill.models import open_student
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
 from distill.training.checkpoint import Checkpointer
+from students.export import LARGEST_KL
 from students.samplers import Ancestral, written_sampler
 from students.samplers.dilated import Dilated
 from students.samplers.threshold import Threshold
@@ -56,7 +57,7 @@ def make_run(path: Path, checkpoint: bool = True) -> Path:
     return path
 
 
-@pytest.mark.parametrize("compress", [None, "int8"])
+@pytest.mark.parametrize("compress", [None, "int8", "int4"])
 def test_a_runs_averaged_student_is_exported(tmp_path, compress):
     run = make_run(tmp_path / "run")
     folder = export_command(run, tmp_path / "out", compress, steps=6)
@@ -68,7 +69,7 @@ def test_a_runs_averaged_student_is_exported(tmp_path, compress):
     card = (folder / "README.md").read_text()
     assert "fewstep evaluate run" in card  # not measured, and how to
     assert "7 updates of `integral_kl` distillation; teacher `somebody/teacher`" in card
-    assert ("quantization_config" in json.loads((folder / "config.json").read_text())) == (compress == "int8")
+    assert ("quantization_config" in json.loads((folder / "config.json").read_text())) == (compress is not None)
     if compress is None:
         exported = open_student(folder)
         assert (exported.steps, exported.canvas_length, exported.schedule) == (6, LENGTH, "cosine")
@@ -176,7 +177,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
 
 def test_an_export_that_does_not_reload_leaves_no_folder(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run")
-    monkeypatch.setattr("students.export.LARGEST_KL", 0.0)  # no compression is this good
+    monkeypatch.setitem(LARGEST_KL, "int8", 0.0)  # no compression is this good
     with pytest.raises(UserError, match="export without --compress"):
         export_command(run, tmp_path / "out", "int8")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
@@ -185,7 +186,7 @@ def test_an_export_that_does_not_reload_leaves_no_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(compress="int9"), r"compress 'int9' is unknown; did you mean 'int8'\?; allowed are int8"),
+        (dict(compress="int9"), r"compress 'int9' is unknown; did you mean 'int8'\?; allowed are int8, int4,"),
         (dict(steps=0), "steps 0 is outside 1 to 12"),
         (dict(steps=13), "steps 13 is outside 1 to 12"),
         (dict(run="nowhere"), "nowhere is not a folder"),
@@ -206,17 +207,28 @@ def test_mistakes_are_named_and_nothing_is_written(tmp_path, change, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_architecture_that_int8_does_not_cover_is_refused_in_one_line(tmp_path, capfd):
-    """Its experts are no linear layers; transformers would tell so in thirty lines."""
+@pytest.mark.parametrize(
+    ("model_type", "extra", "message"),
+    [
+        (
+            "mixtral",
+            {"num_local_experts": 2},
+            "MixtralForCausalLM has weights in model.*experts.*, which is no linear layer",
+        ),
+        ("gpt2", None, "GPT2LMHeadModel has no linear layers but the head; export it without --compress"),
+    ],
+)
+@pytest.mark.parametrize("compress", ["int8", "int4"])
+def test_weights_that_are_in_no_linear_layer_are_refused_in_one_line(tmp_path, model_type, extra, message, compress):
     _, tokenizer = make_denoiser()
     spec = DenoiserSpec(tokenizer.mask_token_id, len(tokenizer), 16, tokenizer.eos_token_id)
-    shape = {key: value for key, value in SHAPE.items() if key != "head_dim"} | {"num_local_experts": 2}
-    create_denoiser("mixtral", shape, spec).save(tmp_path / "mixtral")
-    tokenizer.save_pretrained(tmp_path / "mixtral")
-    capfd.readouterr()
-    with pytest.raises(UserError, match=r"weights of another layout than was written.*or try without --compress"):
-        export_command(tmp_path / "mixtral", tmp_path / "out", "int8")
-    assert "REPORT" not in capfd.readouterr().err
+    shape = {key: value for key, value in SHAPE.items() if key != "head_dim"} | (extra or {})
+    if extra is None:
+        shape = {"n_embd": 16, "n_layer": 1, "n_head": 2}
+    create_denoiser(model_type, shape, spec).save(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=message):
+        export_command(tmp_path / "model", tmp_path / "out", compress)
     assert not (tmp_path / "out").exists()
 
 

@@ -131,9 +131,10 @@ class StockDenoiser(Denoiser):
         if compression is None:
             save_network(self.model, Path(folder), max_shard_size=SHARD)
             return
-        from teachers.families.stock.int8 import int8_config, int8_state
+        from teachers.families.stock.packed import packed_state, quantization_config, scheme_of
 
-        save_network(self.model, Path(folder), state_dict=int8_state(self.model), max_shard_size=SHARD)
+        scheme = scheme_of(self.model, compression)
+        save_network(self.model, Path(folder), state_dict=packed_state(self.model, scheme), max_shard_size=SHARD)
         config = copy.deepcopy(self.model.config)
-        config.quantization_config = int8_config(self.model)
+        config.quantization_config = quantization_config(self.model, scheme)
         config.save_pretrained(folder)
