@@ -70,5 +70,5 @@ def load_denoiser(
     trust_remote_code: str | None = None,
     **options: Any,
 ) -> Denoiser:
-    """The denoiser of a name, in float32; see `resolve` and `Checkpoint.load`."""
+    """The denoiser of a name, in float32 unless ``precision`` says otherwise; see `resolve` and `Checkpoint.load`."""
     return resolve(name, revision, trust_remote_code).load(tokenizer, **options)

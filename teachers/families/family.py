@@ -15,6 +15,7 @@ from teachers.capability import Capability
 from teachers.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +23,32 @@ if TYPE_CHECKING:
 
 OPTIONS = ("mask_id", "shift", "attention", "block_size")
 """What a config may say of a checkpoint that does not say it itself, see `teachers.denoiser.DenoiserSpec`."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What the layers of a network are spread over as they are read: the devices of one process, and its disk.
+
+    Attributes:
+        memory: device → how much of it, such as ``{0: "20GB", "cpu": "50GB"}``; None for all that is free.
+        folder: for layers that fit on no device; made when needed.
+    """
+
+    memory: Mapping[Any, Any] | None
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the weights of a checkpoint are read.
+
+    Attributes:
+        precision: of the parameters, from the file on: no copy in another one is made. Buffers keep their type.
+        spread: capability "dispatch"; None to read all into the host's memory.
+    """
+
+    precision: torch.dtype
+    spread: Spread | None = None
 
 
 @dataclass(frozen=True)
@@ -42,18 +69,28 @@ class Checkpoint:
     family: Family
     trusted: bool = False
 
-    def load(self, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any) -> Denoiser:
-        """The denoiser, in float32; see `Family.load`.
+    def load(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        precision: torch.dtype | None = None,
+        spread: Spread | None = None,
+        **options: Any,
+    ) -> Denoiser:
+        """The denoiser; see `Family.load`.
 
         Args:
+            precision: of its parameters; float32 by default.
+            spread: see `Reading`.
             options: of `OPTIONS`; None for what is not set.
 
         Raises:
             UserError: it can not be read, or an option that its family does not take.
         """
+        import torch
+
         options = {key: value for key, value in options.items() if value is not None}
         self.check_options(options)
-        return self.family.load(self, tokenizer, **options)
+        return self.family.load(self, Reading(precision or torch.float32, spread), tokenizer, **options)
 
     def check_options(self, options: Mapping[str, Any], section: str = "") -> None:
         """Refuse to be told what the checkpoint says itself.
@@ -107,11 +144,16 @@ class Family(ABC):
 
     @abstractmethod
     def load(
-        self, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any
+        self,
+        checkpoint: Checkpoint,
+        reading: Reading,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **options: Any,
     ) -> Denoiser:
-        """The denoiser of a checkpoint, in float32; its `save` writes the same format.
+        """The denoiser of a checkpoint; its `save` writes the same format.
 
         Args:
+            reading: in which precision, and to where.
             tokenizer: which tokens mean what, where the checkpoint does not say.
             options: of `options`.
 

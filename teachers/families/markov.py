@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from teachers.capability import Capability
-from teachers.families.family import Checkpoint, Family
+from teachers.families.family import Checkpoint, Family, Reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,9 +29,13 @@ class Markov(Family):
         return config.get("model_type") == MODEL_TYPE
 
     def load(
-        self, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any
+        self,
+        checkpoint: Checkpoint,
+        reading: Reading,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **options: Any,
     ) -> MarkovDenoiser:
-        """See `Family.load`."""
+        """Tables in float64, whatever the reading; see `Family.load`."""
         from teachers.markov import load_source
         from teachers.vocabulary import check_tokenizer
 

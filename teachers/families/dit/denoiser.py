@@ -17,7 +17,7 @@ from teachers.capability import Capability
 from teachers.denoiser import Compression, Contexts, Denoiser, DenoiserSpec, log_probabilities
 from teachers.errors import UserError
 from teachers.families.dit.network import DiffusionTransformer, Shape
-from teachers.families.family import Checkpoint
+from teachers.families.family import Checkpoint, Reading
 from teachers.headers import read_headers
 from teachers.vocabulary import token_id
 from teachers.weights import check_finite, read_weights, write_weights
@@ -96,6 +96,7 @@ class DitDenoiser(Denoiser):
 
 def load_dit(
     checkpoint: Checkpoint,
+    reading: Reading,
     tokenizer: PreTrainedTokenizerBase | None,
     shape: Shape,
     prefix: str,
@@ -123,11 +124,11 @@ def load_dit(
         time_conditioned=time_conditioned, trained_length=trained_length,
     )  # fmt: skip
     release = Release(prefix, checkpoint.config, checkpoint.family.capabilities)
-    return DitDenoiser(load_transformer(checkpoint, shape, prefix), spec, release).eval()
+    return DitDenoiser(load_transformer(checkpoint, reading, shape, prefix), spec, release).eval()
 
 
-def load_transformer(checkpoint: Checkpoint, shape: Shape, prefix: str) -> DiffusionTransformer:
-    """The network of a checkpoint's weights, in float32.
+def load_transformer(checkpoint: Checkpoint, reading: Reading, shape: Shape, prefix: str) -> DiffusionTransformer:
+    """The network of a checkpoint's weights.
 
     Raises:
         UserError: no such file, or tensors missing, left over, of other shapes or not finite.
@@ -135,7 +136,11 @@ def load_transformer(checkpoint: Checkpoint, shape: Shape, prefix: str) -> Diffu
     with torch.device("meta"):
         transformer = DiffusionTransformer(shape)
     tensors = read_weights(checkpoint.folder / WEIGHTS_FILE, checkpoint.name)
-    values = {name.removeprefix(prefix): tensor.float() for name, tensor in tensors.items()}
+    parameters = {name for name, _ in transformer.named_parameters()}
+    values: dict[str, Tensor] = {}
+    for name in list(tensors):  # one at a time, so that no two copies of all are there; buffers stay in float32
+        tensor, plain = tensors.pop(name), name.removeprefix(prefix)
+        values[plain] = tensor.to(reading.precision if plain in parameters else torch.float32)
     wanted = {name: tuple(tensor.shape) for name, tensor in transformer.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in values.items()}
     for name in sorted(wanted.keys() | given.keys()):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from teachers.capability import Capability
 from teachers.errors import UserError
-from teachers.families.family import Checkpoint, Family
+from teachers.families.family import Checkpoint, Family, Reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +33,11 @@ class Mdlm(Family):
         return config.get("model_type") == "mdlm"
 
     def load(
-        self, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any
+        self,
+        checkpoint: Checkpoint,
+        reading: Reading,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **options: Any,
     ) -> DitDenoiser:
         """See `Family.load`."""
         from teachers.families.dit.denoiser import load_dit
@@ -42,7 +46,7 @@ class Mdlm(Family):
         keys = ("vocab_size", "hidden_dim", "cond_dim", "n_blocks", "n_heads")
         shape = Shape(*(whole_number(checkpoint, key) for key in keys))
         length, time_conditioned = whole_number(checkpoint, "model_length"), checkpoint.config.get("time_conditioning")
-        return load_dit(checkpoint, tokenizer, shape, "backbone.", length, time_conditioned is True)
+        return load_dit(checkpoint, reading, tokenizer, shape, "backbone.", length, time_conditioned is True)
 
     def tokenizer(self, checkpoint: Checkpoint) -> str:
         """The folder's own, or GPT-2's."""

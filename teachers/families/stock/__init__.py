@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from teachers.capability import Capability
-from teachers.families.family import OPTIONS, Checkpoint, Family
+from teachers.families.family import OPTIONS, Checkpoint, Family, Reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,11 @@ class Stock(Family):
         return "model_type" in config
 
     def load(
-        self, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any
+        self,
+        checkpoint: Checkpoint,
+        reading: Reading,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **options: Any,
     ) -> StockDenoiser:
         """A fewstep checkpoint as it was saved, or any causal language model with the options given.
 
@@ -54,7 +58,7 @@ class Stock(Family):
         """
         from teachers.families.stock.loading import load_stock
 
-        return load_stock(checkpoint, tokenizer, options)
+        return load_stock(checkpoint, reading, tokenizer, options)
 
     def written_logits(self, denoiser: Denoiser, checkpoint: Checkpoint, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """As anybody's transformers computes them, no code of ours; see `Family.written_logits`."""

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError, nearest
-from teachers.families.family import Checkpoint
+from teachers.families.family import Checkpoint, Reading
 from teachers.families.stock.denoiser import StockDenoiser
 from teachers.headers import read_headers
 from teachers.source import check_code, reason
@@ -83,8 +83,11 @@ def untrained_denoiser(shape: PretrainedConfig, options: Mapping[str, Any], laye
     return StockDenoiser(AutoModelForCausalLM.from_config(shape, dtype=torch.float32), DenoiserSpec(**spec))
 
 
-def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
-    """Load a causal language model in float32, from safetensors only; every failure is a `UserError`."""
+FLOAT32 = Reading(torch.float32)
+
+
+def load_model(checkpoint: Checkpoint, reading: Reading = FLOAT32) -> PreTrainedModel:
+    """Load a causal language model, from safetensors only; every failure is a `UserError`."""
     read_headers(checkpoint.folder, checkpoint.config)
     check_code(checkpoint.folder, checkpoint.config, checkpoint.trusted)
     try:
@@ -92,7 +95,7 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
             checkpoint.folder,
             trust_remote_code=checkpoint.trusted,
             use_safetensors=True,
-            dtype=torch.float32,
+            dtype=reading.precision,
             output_loading_info=True,
         )
     except Exception as error:  # transformers, safetensors and the hub raise a dozen types for one thing: unreadable
@@ -122,10 +125,13 @@ def _decompress(model: PreTrainedModel) -> None:
 
 
 def load_stock(
-    checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None, options: Mapping[str, Any]
+    checkpoint: Checkpoint,
+    reading: Reading,
+    tokenizer: PreTrainedTokenizerBase | None,
+    options: Mapping[str, Any],
 ) -> StockDenoiser:
     """See `teachers.families.stock.Stock.load`."""
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, reading)
     vocabulary = len(weight_of(model.get_output_embeddings()))
     mask_id = _mask_of(checkpoint, tokenizer, options)
     if tokenizer is not None:
