@@ -100,7 +100,8 @@ class Model:
         rows = torch.as_tensor(tokens, device=device)
         real = None if attention_mask is None else torch.as_tensor(attention_mask, device=device).bool()
         time = None if t is None else torch.as_tensor(t, dtype=torch.float64, device=device).expand(len(rows))
-        return self.denoiser.log_probs(Canvas.of(rows, self.denoiser.spec.mask_id, real, time))
+        denoiser = self.denoiser if t is None else self.denoiser.timed()
+        return denoiser.log_probs(Canvas.of(rows, denoiser.spec.mask_id, real, time))
 
 
 @dataclass(frozen=True)

@@ -105,8 +105,7 @@ class AdaptedDenoiser(Denoiser):
         self.capabilities = base.capabilities - {"adapters", "blocks", "compression"}
         check_targets(base, config)
         network = base.network
-        assert isinstance(network, PreTrainedModel), "PEFT puts adapters into models of transformers"
-        self.name, self.active = insert_adapter(network, config)
+        self.name, self.active = insert_adapter(base, config)
         self.layers = {
             path: nn.ModuleDict({"lora_A": layer.lora_A[self.name], "lora_B": layer.lora_B[self.name]})
             for path, layer in lora_layers(network).items()
@@ -141,6 +140,13 @@ class AdaptedDenoiser(Denoiser):
         assert contexts is None, "an adapter surrounds the passes itself"
         active = self.active
         self.base.checkpoint_activations(lambda: (nullcontext(), ActiveAdapter(active, active)))
+
+    def timed(self) -> AdaptedDenoiser:
+        """The base's, through the same adapter; see `Denoiser.timed`."""
+        timed = copy.copy(self)
+        object.__setattr__(timed, "base", self.base.timed())
+        timed.spec = timed.base.spec
+        return timed
 
     def token_embeddings(self) -> Tensor:
         """The base's: adapters sit on linear layers; see `Denoiser.token_embeddings`."""
@@ -204,11 +210,7 @@ def check_targets(base: Denoiser, config: AdapterConfig) -> None:
     """Refuse targets that would be passed over in silence, and the head, whose weights may be the embedding's too."""
     if config.targets == "all-linear":
         return
-    linear = [
-        name.removesuffix(".base_layer")
-        for name, module in base.network.named_modules()
-        if isinstance(module, nn.Linear) and module is not base.output_layer
-    ]
+    linear = linear_names(base)
     for target in config.targets:
         if not any(f".{name}".endswith(f".{target}") for name in linear):
             allowed = sorted({name.rpartition(".")[2] for name in linear})
@@ -218,8 +220,19 @@ def check_targets(base: Denoiser, config: AdapterConfig) -> None:
             )
 
 
-def insert_adapter(model: nn.Module, config: AdapterConfig) -> tuple[str, list[str]]:
-    """Put one more adapter into a model, inactive.
+def linear_names(base: Denoiser) -> list[str]:
+    """The names of a network's linear layers, but for the head's."""
+    adapters = tuple(f"{name}." for name in lora_layers(base.network))
+    return [
+        name.removesuffix(".base_layer")
+        for name, module in base.network.named_modules()
+        if isinstance(module, nn.Linear) and module is not base.output_layer
+        if not name.startswith(adapters) or name.endswith(".base_layer")
+    ]
+
+
+def insert_adapter(base: Denoiser, config: AdapterConfig) -> tuple[str, list[str]]:
+    """Put one more adapter into a denoiser's network, inactive.
 
     PEFT keeps one active adapter a layer and trains that one alone. Here all layers read one list, so that switching is
     one assignment, and no adapter's ``requires_grad`` follows it.
@@ -229,7 +242,10 @@ def insert_adapter(model: nn.Module, config: AdapterConfig) -> tuple[str, list[s
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    assert isinstance(model, PreTrainedModel), "of all families, stock models alone declare adapters"
+    model, targets = base.network, config.targets
+    of_transformers = isinstance(model, PreTrainedModel)
+    if targets == "all-linear" and not of_transformers:
+        targets = linear_names(base)  # which layer is the head, PEFT knows of models of transformers alone
     before = list(lora_layers(model).values())
     active = before[0]._active_adapter if before else []
     assert isinstance(active, list), "the one that this function has put there"
@@ -238,11 +254,11 @@ def insert_adapter(model: nn.Module, config: AdapterConfig) -> tuple[str, list[s
     name = f"adapter{len(peft_configs(model))}"
     alpha: Any = config.alpha  # declared as an int, and only ever divided by the rank
     lora = LoraConfig(
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=model.config.name_or_path,
+        task_type="CAUSAL_LM" if of_transformers else None,
+        base_model_name_or_path=model.config.name_or_path if of_transformers else None,
         r=config.rank,
         lora_alpha=alpha,
-        target_modules=config.targets,
+        target_modules=targets,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # several is the point

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,6 +12,7 @@ from students.adapters import AdaptedDenoiser, AdapterConfig
 from students.student import trainable_copy
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser
+from teachers.families import Checkpoint
 
 
 class SpectralLinear(nn.Linear):
@@ -65,8 +68,21 @@ class Discriminator(nn.Module):
                 block.requires_grad_(True)
         blank = Canvas.blank(1, 1, start.spec.mask_id, start.device)
         width = self.backbone.hidden_states(blank).shape[-1]
-        self.head = nn.Sequential(SpectralLinear(width, width), nn.SiLU(), SpectralLinear(width, 1)).to(start.device)
+        head = nn.Sequential(SpectralLinear(width, width), nn.SiLU(), SpectralLinear(width, 1))
+        self.head: nn.Module = head.to(start.device)
         self.eval()
+
+    @classmethod
+    def of(cls, backbone: Denoiser, head: nn.Module) -> Discriminator:
+        """One that is trained already, of its parts.
+
+        Args:
+            head: (B, L, H) of `Denoiser.hidden_states` → (B, L, 1).
+        """
+        critic = cls.__new__(cls)
+        nn.Module.__init__(critic)
+        critic.backbone, critic.head = backbone, head
+        return critic.requires_grad_(False).eval()
 
     def forward(self, canvas: Canvas) -> Tensor:
         """(B, L) float32 logits for the tokens behind a canvas."""
@@ -85,7 +101,7 @@ class Discriminator(nn.Module):
 
     def refresh(self) -> None:
         """Renew the spectral norms: once an update, so that a loss is the same however often it is computed."""
-        for layer in self.head:
+        for layer in self.head.children():
             if isinstance(layer, SpectralLinear):
                 layer.refresh()
 
@@ -98,3 +114,16 @@ def auxiliary_denoiser(start: Denoiser, adapter: AdapterConfig | None = None) ->
         adapter: what trains, on ``start`` itself; None to train a copy of it.
     """
     return trainable_copy(start) if adapter is None else AdaptedDenoiser(start, adapter)
+
+
+def released_discriminator(checkpoint: Checkpoint, **options: Any) -> Discriminator | None:
+    """The discriminator that was released with a model, in float32; None where none was.
+
+    Args:
+        options: as the model's own were, see `Checkpoint.load`.
+
+    Raises:
+        UserError: it is not whole.
+    """
+    parts = checkpoint.family.discriminator(checkpoint, **options)
+    return None if parts is None else Discriminator.of(*parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 Capability = Literal[
+    "absorbing process",  # its noise leaves masks, which are what samplers fill and objectives predict
     "weights",  # of its own, which can train and be what a student or a critic starts from
     "hidden states",  # `Denoiser.hidden_states`, for critics
     "embeddings",  # `Denoiser.token_embeddings`, and to read mixtures of them

@@ -118,6 +118,10 @@ class Denoiser(nn.Module, ABC):
         """(B,) float32 t that a time-conditioned network reads: the canvas's own, or else the share that is open."""
         return (canvas.open_share() if canvas.time is None else canvas.time).float()
 
+    def timed(self) -> Denoiser:
+        """The same network, reading the time of a canvas where it can do so but by default does not; or else itself."""
+        return self
+
     def require(self, capability: Capability, purpose: str) -> None:
         """Refuse to go on where a capability is missing.
 
@@ -251,6 +255,10 @@ class DelegatingDenoiser(Denoiser):
     def time(self, canvas: Canvas) -> Tensor:
         """See `Denoiser.time`."""
         return self.inner.time(canvas)
+
+    def timed(self) -> Denoiser:
+        """See `Denoiser.timed`."""
+        return self.inner.timed()
 
     def hidden_states(self, canvas: Canvas, embeddings: Tensor | None = None) -> Tensor:
         """See `Denoiser.hidden_states`."""

@@ -19,6 +19,21 @@ def attention_mask_4d(
 ) -> Tensor:
     """Build the (1 or B, 1, L, L) additive mask: 0 where a query may look, the dtype's minimum where it may not.
 
+    Arguments as `visible_mask`.
+    """
+    visible = visible_mask(attention, length, device, block_size, padding)
+    return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill(~visible, torch.finfo(dtype).min)
+
+
+def visible_mask(
+    attention: Attention,
+    length: int,
+    device: torch.device | str = "cpu",
+    block_size: int | None = None,
+    padding: Tensor | None = None,
+) -> Tensor:
+    """Where a query may look, (1 or B, 1, L, L) bool.
+
     Args:
         attention: "full", "block" or "causal".
         block_size: tokens a block, counted from a row's first real token; a query sees its own block and every earlier
@@ -27,15 +42,47 @@ def attention_mask_4d(
     """
     position = torch.arange(length, device=device)
     if attention == "full":
-        allowed = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
+        visible = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
     elif attention == "causal":
-        allowed = (position[:, None] >= position)[None, None]
+        visible = (position[:, None] >= position)[None, None]
     else:
-        if not block_size or block_size < 1:
-            raise UserError(f"block attention needs a block size of at least 1, got {block_size}; set block_size")
-        place = position[None] if padding is None else (padding.long().cumsum(1) - 1).clamp(min=0)
-        block = place // block_size
-        allowed = block[:, None, :, None] >= block[:, None, None, :]
+        block = blocks_of(length, device, block_size, padding)
+        visible = block[:, None, :, None] >= block[:, None, None, :]
     if padding is not None:
-        allowed = allowed & padding.bool()[:, None, None, :]
-    return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill(~allowed, torch.finfo(dtype).min)
+        visible = visible & padding.bool()[:, None, None, :]
+    return visible
+
+
+def doubled_mask(
+    length: int, device: torch.device | str = "cpu", block_size: int | None = None, padding: Tensor | None = None
+) -> Tensor:
+    """Where a query may look in [x_t ⊕ x₀], a noised row and then its clean text: (1 or B, 1, 2L, 2L) bool.
+
+    As BD3-LM trains (2503.09573): a noised token sees its own noised block and the earlier clean ones; a clean token
+    sees clean blocks up to its own.
+
+    Args:
+        length: L, of one half. block_size, padding: (B, L), as in `visible_mask`.
+    """
+    block = blocks_of(length, device, block_size, padding)
+    query, key = block[:, None, :, None], block[:, None, None, :]
+    noised = torch.cat([query == key, query > key], -1)
+    clean = torch.cat([torch.zeros_like(query == key), query >= key], -1)
+    visible = torch.cat([noised, clean], -2)
+    if padding is not None:
+        visible = visible & padding.bool().repeat(1, 2)[:, None, None, :]
+    return visible
+
+
+def blocks_of(length: int, device: torch.device | str, block_size: int | None, padding: Tensor | None) -> Tensor:
+    """(1 or B, L) the number of each token's block, counted from the row's first real token.
+
+    Raises:
+        UserError: there is no block size.
+    """
+    if not block_size or block_size < 1:
+        raise UserError(f"block attention needs a block size of at least 1, got {block_size}; set block_size")
+    place = torch.arange(length, device=device)[None]
+    if padding is not None:
+        place = (padding.long().cumsum(1) - 1).clamp(min=0)
+    return place // block_size

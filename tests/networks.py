@@ -8,7 +8,7 @@ import torch
 
 from teachers.denoiser import DenoiserSpec
 from teachers.families.dit.denoiser import DitDenoiser, Release
-from teachers.families.dit.mdlm import CAPABILITIES
+from teachers.families.dit.family import CAPABILITIES
 from teachers.families.dit.network import DiffusionTransformer, Shape
 from teachers.families.stock.denoiser import StockDenoiser
 from teachers.families.stock.loading import create_denoiser

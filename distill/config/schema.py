@@ -72,6 +72,7 @@ class ModelConfig(Section):
     shift: bool | None = None
     attention: Literal["full", "block"] | None = None
     block_size: Count | None = None
+    time_conditioned: bool | None = None
 
     @field_validator("trust_remote_code", mode="before")
     @classmethod

@@ -10,7 +10,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from teachers.errors import UserError
+from teachers.families.dit.bd3lm import Bd3lm
+from teachers.families.dit.didi_instruct import DidiInstruct
+from teachers.families.dit.duo import Duo
 from teachers.families.dit.mdlm import Mdlm
+from teachers.families.dit.sdtt import Sdtt
+from teachers.families.dit.sedd import Sedd
 from teachers.families.family import Checkpoint, Family
 from teachers.families.markov import Markov
 from teachers.families.stock import Stock
@@ -21,7 +26,7 @@ if TYPE_CHECKING:
 
     from teachers.denoiser import Denoiser
 
-FAMILIES: tuple[Family, ...] = (Markov(), Mdlm(), Stock())
+FAMILIES: tuple[Family, ...] = (Markov(), Mdlm(), Sedd(), Bd3lm(), Duo(), Sdtt(), DidiInstruct(), Stock())
 """The first that recognises a checkpoint reads it."""
 
 __all__ = ["FAMILIES", "Checkpoint", "Family", "load_denoiser", "recognise", "resolve"]

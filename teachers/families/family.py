@@ -16,12 +16,12 @@ from teachers.errors import UserError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
     from teachers.denoiser import Denoiser
 
-OPTIONS = ("mask_id", "shift", "attention", "block_size")
+OPTIONS = ("mask_id", "shift", "attention", "block_size", "time_conditioned")
 """What a config may say of a checkpoint that does not say it itself, see `teachers.denoiser.DenoiserSpec`."""
 
 
@@ -164,6 +164,20 @@ class Family(ABC):
     def tokenizer(self, checkpoint: Checkpoint) -> str:
         """The name of the tokenizer that belongs to a checkpoint: a folder, or a hub name with its commit."""
         return str(checkpoint.folder)
+
+    def discriminator(self, checkpoint: Checkpoint, **options: Any) -> tuple[Denoiser, nn.Module] | None:
+        """What was released beside a checkpoint to guide its sampling; None where nothing was.
+
+        Args:
+            options: as of `load`.
+
+        Returns:
+            A network, and what makes one logit a token (B, L, 1) of its `Denoiser.hidden_states`; both frozen.
+
+        Raises:
+            UserError: it is not whole.
+        """
+        return None
 
     def written_logits(self, denoiser: Denoiser, checkpoint: Checkpoint, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """What a denoiser and the checkpoint it was written to compute, as its readers would: (B, L, V) each.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from teachers.markov import MarkovDenoiser
 
 MODEL_TYPE = "fewstep-markov"
-CAPABILITIES: frozenset[Capability] = frozenset({"exact law"})
+CAPABILITIES: frozenset[Capability] = frozenset({"exact law", "absorbing process"})
 
 
 class Markov(Family):

@@ -4,14 +4,17 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from teachers.canvas import Canvas
 from teachers.errors import UserError
 from teachers.families import FAMILIES, load_denoiser, resolve
 from teachers.markov import random_source
+from tests.golden.places import COPIES, checkpoint_of
 from tests.teachers.test_dit import GOLDEN
 
 ROOT = Path(__file__).parents[2]
@@ -24,22 +27,26 @@ def config_only(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["stock", "markov", "mdlm"])
-def test_a_config_names_its_family(name, tmp_path):
-    if name == "markov":
+def sample_of(family, tmp_path):
+    """The name of a checkpoint of a family."""
+    if family.name == "markov":
         random_source(4, 1, 1.0, 0, 8).save(tmp_path)
-    checkpoint = resolve({"stock": "bundled:teacher", "markov": str(tmp_path), "mdlm": str(GOLDEN)}[name])
-    assert checkpoint.family.name == name
-    assert next(family.name for family in FAMILIES if family.recognises(checkpoint.config)) == name
+        return str(tmp_path)
+    return "bundled:teacher" if family.name == "stock" else str(checkpoint_of(COPIES, family.name))
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_config_names_its_family(family, tmp_path):
+    checkpoint = resolve(sample_of(family, tmp_path))
+    assert checkpoint.family is family
     assert checkpoint.load().capabilities == checkpoint.family.capabilities
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_what_is_declared_is_there_and_what_is_not_is_refused(family, tmp_path):
-    random_source(4, 1, 1.0, 0, 8).save(tmp_path)
-    names = {"stock": "bundled:teacher", "markov": str(tmp_path), "mdlm": str(GOLDEN)}
-    denoiser = load_denoiser(names[family.name]).requires_grad_(False)
-    canvas = Canvas.blank(1, 4, denoiser.spec.mask_id)
+    denoiser = load_denoiser(sample_of(family, tmp_path)).requires_grad_(False)
+    mask = denoiser.spec.mask_id if "absorbing process" in family.capabilities else 0
+    canvas = replace(Canvas.blank(1, 4, mask), time=torch.ones(1))
     asked = {
         "hidden states": lambda: denoiser.hidden_states(canvas).shape[:2] == (1, 4),
         "embeddings": lambda: len(denoiser.token_embeddings()) == denoiser.spec.vocabulary,
@@ -58,18 +65,20 @@ def test_what_is_declared_is_there_and_what_is_not_is_refused(family, tmp_path):
 
 def test_a_config_of_no_family(tmp_path):
     (tmp_path / "config.json").write_text('{"hidden_size": 4}', "utf-8")
-    with pytest.raises(UserError, match=r"of no family.*markov, mdlm, stock.*model_type"):
+    with pytest.raises(UserError, match=r"of no family.*markov, mdlm, sedd.*stock.*model_type"):
         resolve(str(tmp_path))
 
 
 def test_a_missing_capability_is_an_error_before_anything_is_loaded(config_only):
     checkpoint = resolve(str(config_only))
     checkpoint.require({"weights": "anything"})
-    with pytest.raises(UserError, match=r"MDLM checkpoint, without adapters, but student.adapter asks; leave it out"):
-        checkpoint.require({"adapters": "student.adapter asks; leave it out"})
+    with pytest.raises(UserError, match=r"MDLM checkpoint, without compression, but compress asks; leave it out"):
+        checkpoint.require({"compression": "compress asks; leave it out"})
 
 
-@pytest.mark.parametrize("option", [{"mask_id": 3}, {"shift": True}, {"attention": "block"}, {"block_size": 4}])
+@pytest.mark.parametrize(
+    "option", [{"time_conditioned": True}, {"shift": True}, {"attention": "block"}, {"block_size": 4}]
+)
 def test_an_option_that_the_checkpoint_says_itself(option, config_only):
     with pytest.raises(UserError, match=rf"{next(iter(option))} is set.*MDLM checkpoint.*leave it out"):
         resolve(str(config_only)).load(**option)

@@ -1,29 +1,25 @@
-"""A diffusion transformer as a denoiser, read from and written in the format of its release."""
+"""A diffusion transformer as a denoiser, written in the format of its release."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from teachers.canvas import Canvas
 from teachers.capability import Capability
 from teachers.denoiser import Compression, Contexts, Denoiser, DenoiserSpec, log_probabilities
 from teachers.errors import UserError
-from teachers.families.dit.network import DiffusionTransformer, Shape
-from teachers.families.family import Checkpoint, Reading
-from teachers.headers import read_headers
-from teachers.vocabulary import token_id
-from teachers.weights import check_finite, read_weights, write_weights
+from teachers.families.dit.network import DiffusionTransformer
+from teachers.masks import doubled_mask, visible_mask
+from teachers.weights import write_weights
 
 WEIGHTS_FILE = "model.safetensors"
-LONGEST = 2**20  # tokens of a canvas; nothing in the network bounds them, and no memory holds more [own]
 NOISE_END = 1e-3  # of log-linear noise: σ(t) = −ln(1 − (1 − NOISE_END) t) [code]
 
 
@@ -35,11 +31,17 @@ class Release:
         prefix: of every parameter's name.
         config: its config.json; what of it means nothing to us is kept, and written again.
         capabilities: its family's.
+        settings: what its files do not say and a person did, written as the section "fewstep" of config.json.
+        others: tensors beside the network's, under their whole names.
+        time_optional: see `Denoiser.timed`.
     """
 
     prefix: str
     config: Mapping[str, Any]
     capabilities: frozenset[Capability]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    others: Mapping[str, Tensor] = field(default_factory=dict)
+    time_optional: bool = False
 
 
 class DitDenoiser(Denoiser):
@@ -60,13 +62,42 @@ class DitDenoiser(Denoiser):
         if embeddings is None:
             embeddings = self.transformer.vocab_embed(canvas.tokens)
         visible = None if canvas.real is None else canvas.real[:, None, None]
+        if self.spec.attention == "block":
+            visible = visible_mask("block", canvas.length, canvas.device, self.spec.block_size, canvas.real)
         return self.transformer(embeddings, self._noise_level(canvas), visible, canvas.position_ids())
+
+    def doubled_features(self, canvas: Canvas, clean: Tensor) -> Tensor:
+        """What `head` reads of every block at once, each behind *clean* earlier blocks: BD3-LM's training form.
+
+        The row is the canvas and then its clean text, [x_t ⊕ x₀]: a noised token sees its own noised block and earlier
+        clean ones, a clean token clean blocks up to its own. Both halves have the same positions.
+
+        Args:
+            clean: (B, L) x₀.
+
+        Returns:
+            (B, L, H), of the first half.
+        """
+        assert self.spec.block_size is not None, "a network with blocks"
+        tokens, length = torch.cat([canvas.tokens, clean], 1), canvas.length
+        positions = canvas.position_ids()
+        if positions is None:
+            positions = torch.arange(length, device=canvas.device)[None]
+        visible = doubled_mask(length, canvas.device, self.spec.block_size, canvas.real)
+        embeddings, sigma = self.transformer.vocab_embed(tokens), self._noise_level(canvas)
+        return self.transformer(embeddings, sigma, visible, positions.repeat(1, 2))[:, :length]
 
     def _noise_level(self, canvas: Canvas) -> Tensor:
         """(B,) σ; 0 where the network was trained to read no time."""
         if not self.spec.time_conditioned:
             return torch.zeros(len(canvas), device=canvas.device)
         return -torch.log1p(-(1 - NOISE_END) * self.time(canvas))
+
+    def timed(self) -> DitDenoiser:
+        """See `Denoiser.timed`."""
+        if not self.release.time_optional or self.spec.time_conditioned:
+            return self
+        return type(self)(self.transformer, replace(self.spec, time_conditioned=True), self.release)
 
     def head(self, features: Tensor) -> Tensor:
         """See `Denoiser.head`."""
@@ -84,85 +115,43 @@ class DitDenoiser(Denoiser):
         """See `Denoiser.checkpoint_activations`."""
         self.transformer.checkpoint_blocks(contexts)
 
+    @property
+    def network(self) -> nn.Module:
+        """See `Denoiser.network`."""
+        return self.transformer
+
+    @property
+    def output_layer(self) -> nn.Module:
+        """See `Denoiser.output_layer`."""
+        return self.transformer.output_layer.linear
+
     def save(self, folder: str | Path, compression: Compression | None = None) -> None:
         """The release's own format, whose code ignores what config.json says besides. See `Denoiser.save`."""
         if compression is not None:
             self.require("compression", f"compression {compression!r}")
         tensors = {self.release.prefix + name: t.float() for name, t in self.transformer.state_dict().items()}
-        write_weights(tensors, Path(folder) / WEIGHTS_FILE)
-        config = {**self.release.config, "fewstep": self.spec.as_dict()}
+        write_weights({**tensors, **self.release.others}, Path(folder) / WEIGHTS_FILE)
+        written = {"fewstep": dict(self.release.settings)} if self.release.settings else {}
+        config = {key: value for key, value in self.release.config.items() if key != "fewstep"} | written
         (Path(folder) / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def load_dit(
-    checkpoint: Checkpoint,
-    reading: Reading,
-    tokenizer: PreTrainedTokenizerBase | None,
-    shape: Shape,
-    prefix: str,
-    trained_length: int,
-    time_conditioned: bool,
-) -> DitDenoiser:
-    """A checkpoint of an absorbing process, whose mask is the last entry of the vocabulary.
+class UniformDenoiser(DitDenoiser):
+    """One of a uniform-state process: no mask, every column counts, and no canvas shows its time."""
 
-    Args:
-        shape, trained_length, time_conditioned: what its config.json says.
-        prefix: see `Release`.
+    def head(self, features: Tensor) -> Tensor:
+        """(…, V) over all entries; see `Denoiser.head`."""
+        return self.transformer.output_layer.linear(features).float().log_softmax(-1)
 
-    Raises:
-        UserError: see `teachers.families.family.Family.load`.
-    """
-    read_headers(checkpoint.folder, checkpoint.config)
-    mask_id = shape.vocabulary - 1
-    saved = checkpoint.config.get("fewstep") or {}
-    eos_id, pad_id = saved.get("eos_id"), saved.get("pad_id")
-    if tokenizer is not None:
-        check_mask_is_free(tokenizer, mask_id, checkpoint.name)
-        eos_id, pad_id = token_id(tokenizer, "eos"), token_id(tokenizer, "pad")
-    spec = DenoiserSpec(
-        mask_id, shape.vocabulary, LONGEST, eos_id, None if pad_id == mask_id else pad_id,
-        time_conditioned=time_conditioned, trained_length=trained_length,
-    )  # fmt: skip
-    release = Release(prefix, checkpoint.config, checkpoint.family.capabilities)
-    return DitDenoiser(load_transformer(checkpoint, reading, shape, prefix), spec, release).eval()
+    def time(self, canvas: Canvas) -> Tensor:
+        """The canvas's own.
 
-
-def load_transformer(checkpoint: Checkpoint, reading: Reading, shape: Shape, prefix: str) -> DiffusionTransformer:
-    """The network of a checkpoint's weights.
-
-    Raises:
-        UserError: no such file, or tensors missing, left over, of other shapes or not finite.
-    """
-    with torch.device("meta"):
-        transformer = DiffusionTransformer(shape)
-    tensors = read_weights(checkpoint.folder / WEIGHTS_FILE, checkpoint.name)
-    parameters = {name for name, _ in transformer.named_parameters()}
-    values: dict[str, Tensor] = {}
-    for name in list(tensors):  # one at a time, so that no two copies of all are there; buffers stay in float32
-        tensor, plain = tensors.pop(name), name.removeprefix(prefix)
-        values[plain] = tensor.to(reading.precision if plain in parameters else torch.float32)
-    wanted = {name: tuple(tensor.shape) for name, tensor in transformer.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in values.items()}
-    for name in sorted(wanted.keys() | given.keys()):
-        if wanted.get(name) != given.get(name):
+        Raises:
+            UserError: it has none.
+        """
+        if canvas.time is None:
             raise UserError(
-                f"model {checkpoint.name!r} has {prefix}{name} of shape {given.get(name, 'none')} where its "
-                f"config.json asks for {wanted.get(name, 'none')}; its {WEIGHTS_FILE} is not whole, or of another model"
+                "t is not given, and this model's noise leaves no masks by which its time could be told; give t, from "
+                "0 (clean) to 1 (noise)"
             )
-    check_finite(values.items(), checkpoint.name)
-    transformer.load_state_dict(values, assign=True)
-    return transformer
-
-
-def check_mask_is_free(tokenizer: PreTrainedTokenizerBase, mask_id: int, name: str) -> None:
-    """Refuse a tokenizer with which the mask would be text: it is one entry more, or a special one.
-
-    Raises:
-        UserError: it has more entries than the model called ``name``, or an ordinary one in the mask's place.
-    """
-    ordinary = mask_id < len(tokenizer) and mask_id not in tokenizer.added_tokens_decoder
-    if len(tokenizer) > mask_id + 1 or ordinary:
-        raise UserError(
-            f"the tokenizer has {len(tokenizer)} entries but model {name!r} has {mask_id} and, as the last one, its "
-            "mask; give the tokenizer the model was trained with"
-        )
+        return super().time(canvas)

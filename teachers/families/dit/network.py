@@ -8,7 +8,6 @@ is theirs. Parameters are named as in their checkpoints, so that loading is the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,29 +15,12 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from teachers.denoiser import Contexts
+from teachers.families.dit.shape import Shape
 
 FREQUENCIES = 128  # of the noise level's embedding
 LONGEST_PERIOD = 10_000.0  # of the noise level's embedding and of the rotary positions
 MLP_FACTOR = 4
 EPSILON = 1e-5
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a diffusion transformer.
-
-    Attributes:
-        vocabulary: V, every column of the output.
-        hidden: H, width of the residual stream.
-        conditioning: C, width of the noise level's vector.
-        blocks, heads: how many.
-    """
-
-    vocabulary: int
-    hidden: int
-    conditioning: int
-    blocks: int
-    heads: int
 
 
 class TokenEmbedding(nn.Module):
@@ -155,16 +137,31 @@ class OutputLayer(nn.Module):
         return modulate(self.norm_final(x), shift, scale)
 
 
-class DiffusionTransformer(nn.Module):
-    """The network. It has no dropout: a policy's sampling and gradient passes must be the same function."""
+class BareOutput(OutputLayer):
+    """The output of a network whose last block is read as it is: no norm, no modulation and no linear layer."""
 
-    def __init__(self, shape: Shape):
+    def __init__(self):
+        nn.Module.__init__(self)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """(B, L, H) of the last block, unchanged."""
+        return x
+
+
+class DiffusionTransformer(nn.Module):
+    """The network. It has no dropout: a policy's sampling and gradient passes must be the same function.
+
+    Args:
+        output_layer: in place of the family's own, `OutputLayer`.
+    """
+
+    def __init__(self, shape: Shape, output_layer: OutputLayer | None = None):
         super().__init__()
         self.vocab_embed = TokenEmbedding(shape.vocabulary, shape.hidden)
         self.sigma_map = NoiseEmbedding(shape.conditioning)
         self.rotary_emb = Rotary(shape.hidden // shape.heads)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.blocks))
-        self.output_layer = OutputLayer(shape)
+        self.output_layer = OutputLayer(shape) if output_layer is None else output_layer
         self._contexts: Contexts | None = None
 
     def checkpoint_blocks(self, contexts: Contexts | None = None) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 CAPABILITIES: frozenset[Capability] = frozenset(
     {
+        "absorbing process",
         "weights",
         "hidden states",
         "embeddings",
