@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ BITS = {
     "F4": 4,
 }
 """The format's dtypes, in bits a number."""
+Shapes = dict[str, tuple[int, ...]]
 LENGTH = struct.Struct("<Q")
 LONGEST = 100_000_000  # bytes of a header; safetensors reads no longer one [code]
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
@@ -72,7 +73,7 @@ class Headers:
     metadata: Mapping[str, str]
 
     @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> Shapes:
         """Name → shape."""
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
@@ -104,6 +105,29 @@ def read_headers(folder: Path, config: Mapping[str, Any]) -> Headers:
     headers = _joined([read_header(folder / shard) for shard in dict.fromkeys(shards.values())])
     _check_index(entry, shards, headers)
     return headers
+
+
+def check_shapes(given: Shapes, wanted: Shapes, name: str, optional: Collection[str] = ()) -> None:
+    """Refuse a checkpoint whose tensors are not those that its config.json asks for.
+
+    Args:
+        given, wanted: name → shape.
+        name: the model's, for the message.
+        optional: of ``wanted``, what need not be there.
+
+    Raises:
+        UserError: tensors are missing, left over or of other shapes.
+    """
+    others = [key for key in sorted(given.keys() | wanted.keys()) if given.get(key) != wanted.get(key)]
+    others = [key for key in others if key in given or key not in optional]
+    if others:
+        first = others[0]
+        more = f", and {len(others) - 1} more tensors differ" if len(others) > 1 else ""
+        raise UserError(
+            f"model {name!r} has {first} of shape {given.get(first, 'none')} where its config.json asks for "
+            f"{wanted.get(first, 'none')}{more}; its weights are not whole, or of another model than its config.json: "
+            "download both again"
+        )
 
 
 def _entry(folder: Path, config: Mapping[str, Any]) -> Path:

@@ -45,10 +45,13 @@ class Reading:
     Attributes:
         precision: of the parameters, from the file on: no copy in another one is made. Buffers keep their type.
         spread: capability "dispatch"; None to read all into the host's memory.
+        empty: no weight is read: a network of the checkpoint's shapes on torch's meta device, all checks but those of
+            the weights made.
     """
 
     precision: torch.dtype
     spread: Spread | None = None
+    empty: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,21 @@ class Checkpoint:
         options = {key: value for key, value in options.items() if value is not None}
         self.check_options(options)
         return self.family.load(self, Reading(precision or torch.float32, spread), tokenizer, **options)
+
+    def outline(self, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any) -> Denoiser:
+        """The denoiser without its weights, on torch's meta device; what is wrong is told as by `load`.
+
+        Args:
+            options: as for `load`.
+
+        Raises:
+            UserError: see `load`.
+        """
+        import torch
+
+        options = {key: value for key, value in options.items() if value is not None}
+        self.check_options(options)
+        return self.family.load(self, Reading(torch.float32, empty=True), tokenizer, **options)
 
     def check_options(self, options: Mapping[str, Any], section: str = "") -> None:
         """Refuse to be told what the checkpoint says itself.

@@ -16,7 +16,7 @@ from teachers.families.dit.denoiser import DitDenoiser, Release, UniformDenoiser
 from teachers.families.dit.family import Layout
 from teachers.families.dit.network import DiffusionTransformer, OutputLayer
 from teachers.families.family import Checkpoint, Reading
-from teachers.headers import read_headers
+from teachers.headers import Shapes, check_shapes, read_headers
 from teachers.vocabulary import token_id
 from teachers.weights import check_finite, read_weights
 
@@ -45,9 +45,11 @@ def load_dit(
     if masked and mask_id != layout.shape.vocabulary - 1:  # no file of the release says so
         settings = {**settings, "mask_id": mask_id}
     network = empty_network(checkpoint, layout, headers.shapes)
-    tensors = read_tensors(headers.files, checkpoint.name)
-    others = {name: tensors.pop(name) for name in layout.others}
-    fill_network(network, tensors, layout.prefix, reading, checkpoint.name)
+    others: dict[str, Tensor] = {}
+    if not reading.empty:
+        tensors = read_tensors(headers.files, checkpoint.name)
+        others = {name: tensors.pop(name) for name in layout.others}
+        fill_network(network, tensors, layout.prefix, reading, checkpoint.name)
     release = Release(
         layout.prefix, checkpoint.config, checkpoint.family.capabilities, settings, others, layout.time_optional
     )
@@ -96,7 +98,7 @@ def mask_of(
 def empty_network(
     checkpoint: Checkpoint,
     layout: Layout,
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Shapes,
     output_layer: OutputLayer | None = None,
 ) -> DiffusionTransformer:
     """The network of a layout, on no device.
@@ -108,6 +110,17 @@ def empty_network(
     Raises:
         UserError: tensors are missing, left over or of other shapes.
     """
+    _check_sizes(checkpoint, layout, shapes)
+    with torch.device("meta"):
+        network = DiffusionTransformer(layout.shape, output_layer)
+    given = {name: shape for name, shape in shapes.items() if name not in layout.others}
+    wanted = {layout.prefix + name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    check_shapes(given, wanted, checkpoint.name)
+    return network
+
+
+def _check_sizes(checkpoint: Checkpoint, layout: Layout, shapes: Shapes) -> None:
+    """Refuse sizes that are not those of the files, before a network is made of them."""
     beginning = layout.prefix + "blocks."
     blocks = len({name.split(".")[beginning.count(".")] for name in shapes if name.startswith(beginning)})
     if blocks != layout.shape.blocks:  # before any is made: a config.json may say a billion
@@ -115,17 +128,18 @@ def empty_network(
             f"model {checkpoint.name!r} has weights of {blocks} blocks where its config.json asks for "
             f"{layout.shape.blocks}; its weights are not whole, or of another model"
         )
-    with torch.device("meta"):
-        network = DiffusionTransformer(layout.shape, output_layer)
-    given = {name: shape for name, shape in shapes.items() if name not in layout.others}
-    wanted = {layout.prefix + name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    for name in sorted(wanted.keys() | given.keys()):
-        if wanted.get(name) != given.get(name):
-            raise UserError(
-                f"model {checkpoint.name!r} has {name} of shape {given.get(name, 'none')} where its config.json asks "
-                f"for {wanted.get(name, 'none')}; its weights are not whole, or of another model"
-            )
-    return network
+    if layout.shape.hidden % layout.shape.heads:
+        raise UserError(
+            f"the config.json of model {checkpoint.name!r} has {layout.shape.heads} heads on a width of "
+            f"{layout.shape.hidden}, which they must divide; put the release's config.json back"
+        )
+    sizes = layout.shape.vocabulary, layout.shape.hidden, layout.shape.conditioning
+    largest = max((number for shape in shapes.values() for number in shape), default=0)
+    if max(sizes) > largest:
+        raise UserError(
+            f"the config.json of model {checkpoint.name!r} has a size of {max(sizes)}, and its largest tensor has "
+            f"{largest} rows; put the release's config.json back"
+        )
 
 
 def read_tensors(files: Iterable[Path], name: str) -> dict[str, Tensor]:
