@@ -40,7 +40,7 @@ def find_teacher(config: ModelConfig) -> Checkpoint:
     Raises:
         UserError: see `teachers.families.resolve` and `Checkpoint.check_options`.
     """
-    checkpoint = resolve(config.path, config.revision, config.trust_remote_code)
+    checkpoint = resolve(config.path, config.revision, config.trust_remote_code, config.family)
     checkpoint.check_options({key: getattr(config, key) for key in OPTIONS}, "teacher.")
     return checkpoint
 

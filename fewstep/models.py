@@ -21,7 +21,7 @@ from distill.runtime.world import local_device
 from fewstep.quiet import quiet
 from students.samplers import Ancestral, Sampler
 from teachers.canvas import Canvas
-from teachers.denoiser import Denoiser
+from teachers.denoiser import Denoiser, DenoiserSpec
 
 TEACHER_STEPS = 256  # of a teacher's `generate`, unless told otherwise [own]
 
@@ -47,6 +47,11 @@ class Model:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its tokenizer."""
         return self.finished.tokenizer
+
+    @property
+    def spec(self) -> DenoiserSpec:
+        """What must be known to write with it: its mask, its vocabulary, its attention."""
+        return self.denoiser.spec
 
     def generate(
         self,
@@ -133,7 +138,12 @@ class Student(Model):
 
 
 def load_teacher(
-    name: str | Path, revision: str | None = None, tokenizer: str | Path | None = None, **options: Any
+    name: str | Path,
+    revision: str | None = None,
+    block_size: int | None = None,
+    family: str | None = None,
+    tokenizer: str | Path | None = None,
+    **options: Any,
 ) -> Teacher:
     """Load a teacher: any denoiser whose family is known.
 
@@ -144,15 +154,17 @@ def load_teacher(
     Args:
         name: a folder, ``bundled:NAME``, or a hub name.
         revision: the commit of a hub name.
+        block_size: reads a model with block attention in blocks of another size than its checkpoint says.
+        family: such as "diffullama", for a checkpoint that does not say what it is.
         tokenizer: a folder or name, where the model has no tokenizer of its own.
-        options: other keys of a config's ``teacher`` section: mask_id, shift, attention, block_size, process,
-            trust_remote_code.
+        options: other keys of a config's ``teacher`` section: mask_id, shift, attention, process, trust_remote_code.
 
     Raises:
         UserError: it can not be loaded, or is no denoiser.
     """
-    written = {"path": str(name), "revision": revision, "tokenizer": None if tokenizer is None else str(tokenizer)}
-    config = validate(TeacherConfig, written | options)
+    written = {"path": str(name), "revision": revision, "block_size": block_size, "family": family}
+    written |= {"tokenizer": None if tokenizer is None else str(tokenizer), **options}
+    config = validate(TeacherConfig, written)
     with quiet():
         denoiser, words = distill.models.load_teacher(config)
     denoiser.to(local_device(0))

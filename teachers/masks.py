@@ -16,12 +16,13 @@ def attention_mask_4d(
     device: torch.device | str = "cpu",
     block_size: int | None = None,
     padding: Tensor | None = None,
+    columns: bool = False,
 ) -> Tensor:
     """Build the (1 or B, 1, L, L) additive mask: 0 where a query may look, the dtype's minimum where it may not.
 
     Arguments as `visible_mask`.
     """
-    visible = visible_mask(attention, length, device, block_size, padding)
+    visible = visible_mask(attention, length, device, block_size, padding, columns)
     return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill(~visible, torch.finfo(dtype).min)
 
 
@@ -31,14 +32,15 @@ def visible_mask(
     device: torch.device | str = "cpu",
     block_size: int | None = None,
     padding: Tensor | None = None,
+    columns: bool = False,
 ) -> Tensor:
     """Where a query may look, (1 or B, 1, L, L) bool.
 
     Args:
         attention: "full", "block" or "causal".
-        block_size: tokens a block, counted from a row's first real token; a query sees its own block and every earlier
-            one.
+        block_size: tokens a block; a query sees its own block and every earlier one.
         padding: (B, L), 1 for real tokens; padded keys are hidden from every query.
+        columns: blocks are counted from a row's first column, padding included, not from its first real token.
     """
     position = torch.arange(length, device=device)
     if attention == "full":
@@ -46,7 +48,7 @@ def visible_mask(
     elif attention == "causal":
         visible = (position[:, None] >= position)[None, None]
     else:
-        block = blocks_of(length, device, block_size, padding)
+        block = blocks_of(length, device, block_size, None if columns else padding)
         visible = block[:, None, :, None] >= block[:, None, None, :]
     if padding is not None:
         visible = visible & padding.bool()[:, None, None, :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,8 @@ from teachers.quiet import quiet_transformers
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder; never remote code. Transformers raises whatever it likes."""
-    with quiet_transformers():  # the config.json beside it may be of a family that transformers does not know
+    with quiet_transformers(), warnings.catch_warnings():  # the config.json beside it may be one it does not know
+        warnings.simplefilter("ignore", FutureWarning)
         # said outright, because transformers would ask on the terminal
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 

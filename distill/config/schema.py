@@ -13,6 +13,7 @@ from objectives.elbo import EditConfig
 from objectives.objective import ObjectiveConfig, Surroundings
 from students.adapters import AdapterConfig
 from students.samplers import SAMPLERS, Ancestral, Sampler
+from teachers.families import named_family
 from teachers.process import Schedule
 from teachers.section import Section
 from teachers.source import check_trust, parse_source
@@ -25,6 +26,11 @@ def _named_model(name: str) -> str:
 
 def _named_data(name: str) -> str:
     parse_source(name, kind="dataset")
+    return name
+
+
+def _named_family(name: str) -> str:
+    named_family(name)
     return name
 
 
@@ -52,6 +58,7 @@ Count = Annotated[int, Field(gt=0, lt=2**31)]
 # "auto" becomes one of the others before anything is loaded, see `distill.config.precision.settled`
 Precision = Literal["float32", "bfloat16", "auto"]
 # checked before anything is downloaded: what one section names would be, before another's mistake is found
+FamilyName = Annotated[str, AfterValidator(_named_family)]
 ModelName = Annotated[str, AfterValidator(_named_model)]
 DataName = Annotated[str, AfterValidator(_named_data)]
 
@@ -60,7 +67,7 @@ class ModelConfig(Section):
     """Where a model comes from, and what its checkpoint does not say of itself (see `DenoiserSpec`).
 
     A hub name is pinned to a commit, by ``revision`` or as ``org/name@<40 hex digits>``. ``trust_remote_code`` is the
-    model's name again, for models that come with code of their own.
+    model's name again, for models that come with code of their own; ``family`` is for those that do not say theirs.
     """
 
     path: str
@@ -68,6 +75,7 @@ class ModelConfig(Section):
     tokenizer: ModelName | None = None
     revision: str | None = None
     trust_remote_code: str | None = None
+    family: FamilyName | None = None
     mask_id: int | None = Field(default=None, ge=0)
     shift: bool | None = None
     attention: Literal["full", "block"] | None = None

@@ -85,7 +85,7 @@ def read_shape(name: str) -> PretrainedConfig:
     if source.revision is not None or not path.is_file():
         raise UserError(f"{name!r} is no folder with a config.json; download that one file and give its path")
     config = read_object(path)
-    kind, family = config.get("model_type"), recognise(config, name)
+    kind, family = config.get("model_type"), recognise(config, name, path.parent)
     if "planning" not in family.capabilities:
         raise UserError(
             f"{name!r} is {family.title}, whose layers and weights fewstep plan does not know; give a config whose "

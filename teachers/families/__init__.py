@@ -7,9 +7,10 @@ own file and `FAMILIES`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teachers.errors import UserError
+from teachers.errors import UserError, nearest
 from teachers.families.dit.bd3lm import Bd3lm
 from teachers.families.dit.didi_instruct import DidiInstruct
 from teachers.families.dit.duo import Duo
@@ -17,6 +18,7 @@ from teachers.families.dit.mdlm import Mdlm
 from teachers.families.dit.sdtt import Sdtt
 from teachers.families.dit.sedd import Sedd
 from teachers.families.family import Checkpoint, Family
+from teachers.families.language import LANGUAGE
 from teachers.families.markov import Markov
 from teachers.families.stock import Stock
 from teachers.source import check_trust, model_folder, parse_source, read_object
@@ -26,41 +28,66 @@ if TYPE_CHECKING:
 
     from teachers.denoiser import Denoiser
 
-FAMILIES: tuple[Family, ...] = (Markov(), Mdlm(), Sedd(), Bd3lm(), Duo(), Sdtt(), DidiInstruct(), Stock())
+FAMILIES: tuple[Family, ...] = (
+    Markov(), Mdlm(), Sedd(), Bd3lm(), Duo(), Sdtt(), DidiInstruct(), *LANGUAGE, Stock(),
+)  # fmt: skip
 """The first that recognises a checkpoint reads it."""
 
 __all__ = ["FAMILIES", "Checkpoint", "Family", "load_denoiser", "recognise", "resolve"]
 
 
-def resolve(name: str, revision: str | None = None, trust_remote_code: str | None = None) -> Checkpoint:
+def resolve(
+    name: str, revision: str | None = None, trust_remote_code: str | None = None, family: str | None = None
+) -> Checkpoint:
     """Find the files of a model and the family they are of; nothing is loaded.
 
     Args:
         name, revision: see `teachers.source.parse_source`.
         trust_remote_code: the model's name again, to run the code that comes with it; None for code of ours only.
+        family: its name, for checkpoints that do not say it.
 
     Raises:
-        UserError: no such model, no model's folder, or one of no family.
+        UserError: no such model, no model's folder, or one of no family; code is trusted that would not run.
     """
     trusted = check_trust(parse_source(name, revision), trust_remote_code)
     folder = model_folder(name, revision, code=trusted)
     if not (folder / "config.json").is_file():
         raise UserError(f"{name} is not a model folder: it has no config.json; give a folder saved by save_pretrained")
     config = read_object(folder / "config.json")
-    return Checkpoint(name, folder, config, recognise(config, name), trusted)
+    found = recognise(config, name, folder) if family is None else named_family(family)
+    if trusted and not found.runs_code:
+        raise UserError(f"model {name!r} is {found.title}, read by no code of its own; leave out trust_remote_code")
+    return Checkpoint(name, folder, config, found, trusted)
 
 
-def recognise(config: Mapping[str, Any], name: str) -> Family:
-    """The family of a config.json.
+def named_family(name: str) -> Family:
+    """The family of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    families = {family.name: family for family in FAMILIES}
+    if name not in families:
+        raise UserError(f"family {name!r} is unknown{nearest(name, list(families))}; allowed are {', '.join(families)}")
+    return families[name]
+
+
+def recognise(config: Mapping[str, Any], name: str, folder: Path) -> Family:
+    """The family of a checkpoint: what a person called it when the folder was written, or what its files say.
 
     Args:
-        name: the model's, for the message.
+        config: its config.json.
+        name: the model's.
+        folder: where its files are.
 
     Raises:
         UserError: it is of none.
     """
+    written = config.get("fewstep")
+    if isinstance(written, dict) and "family" in written:
+        return named_family(str(written["family"]))
     for family in FAMILIES:
-        if family.recognises(config):
+        if family.recognises_files(config, name, folder):
             return family
     raise UserError(
         f"the config.json of model {name!r} is of no family that is read here ({', '.join(f.name for f in FAMILIES)}); "
@@ -73,7 +100,8 @@ def load_denoiser(
     tokenizer: PreTrainedTokenizerBase | None = None,
     revision: str | None = None,
     trust_remote_code: str | None = None,
+    family: str | None = None,
     **options: Any,
 ) -> Denoiser:
     """The denoiser of a name, in float32 unless ``precision`` says otherwise; see `resolve` and `Checkpoint.load`."""
-    return resolve(name, revision, trust_remote_code).load(tokenizer, **options)
+    return resolve(name, revision, trust_remote_code, family).load(tokenizer, **options)

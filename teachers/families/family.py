@@ -149,16 +149,22 @@ class Family(ABC):
         title: such as "an exact Markov source", for error lines.
         capabilities: what its denoisers can do.
         options: those of `OPTIONS` that its checkpoints leave open.
+        runs_code: whether Python that comes with a checkpoint can be what computes it.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     capabilities: ClassVar[frozenset[Capability]]
     options: ClassVar[frozenset[str]] = frozenset()
+    runs_code: ClassVar[bool] = False
 
     @abstractmethod
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """Whether a checkpoint with this config.json is one of the family's."""
+
+    def recognises_files(self, config: Mapping[str, Any], name: str, folder: Path) -> bool:
+        """The same, where config.json may say nothing of it, but the model's name or its tensors do."""
+        return self.recognises(config)
 
     @abstractmethod
     def load(

@@ -12,10 +12,11 @@ import torch
 
 from teachers.canvas import Canvas
 from teachers.errors import UserError
-from teachers.families import FAMILIES, load_denoiser, resolve
+from teachers.families import FAMILIES, resolve
 from teachers.markov import random_source
 from tests.golden.places import COPIES, checkpoint_of
 from tests.teachers.test_dit import GOLDEN
+from tests.teachers.test_golden_language import NAMED
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,23 +29,32 @@ def config_only(tmp_path):
 
 
 def sample_of(family, tmp_path):
-    """The name of a checkpoint of a family."""
+    """A checkpoint of a family: a small one of ours, or a golden one."""
     if family.name == "markov":
         random_source(4, 1, 1.0, 0, 8).save(tmp_path)
-        return str(tmp_path)
-    return "bundled:teacher" if family.name == "stock" else str(checkpoint_of(COPIES, family.name))
+        return resolve(str(tmp_path))
+    if family.name == "stock":
+        return resolve("bundled:teacher")
+    if not (COPIES / family.name).is_dir():
+        pytest.skip(f"{family.name} has no golden checkpoint")
+    return resolve(str(checkpoint_of(COPIES, family.name)), **NAMED.get(family.name, {}))
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_a_config_names_its_family(family, tmp_path):
-    checkpoint = resolve(sample_of(family, tmp_path))
+    checkpoint = sample_of(family, tmp_path)
+    files = checkpoint.config, checkpoint.name, checkpoint.folder
+    claims = [other.name for other in FAMILIES[:-1] if other.recognises_files(*files)]
     assert checkpoint.family is family
+    assert claims == ([] if family.name == "stock" or family.name in NAMED else [family.name]), (
+        "one; stock has the rest"
+    )
     assert checkpoint.load().capabilities == checkpoint.family.capabilities
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_what_is_declared_is_there_and_what_is_not_is_refused(family, tmp_path):
-    denoiser = load_denoiser(sample_of(family, tmp_path)).requires_grad_(False)
+    denoiser = sample_of(family, tmp_path).load().requires_grad_(False)
     mask = denoiser.spec.mask_id if "absorbing process" in family.capabilities else 0
     canvas = replace(Canvas.blank(1, 4, mask), time=torch.ones(1))
     asked = {
@@ -65,7 +75,7 @@ def test_what_is_declared_is_there_and_what_is_not_is_refused(family, tmp_path):
 
 def test_a_config_of_no_family(tmp_path):
     (tmp_path / "config.json").write_text('{"hidden_size": 4}', "utf-8")
-    with pytest.raises(UserError, match=r"of no family.*markov, mdlm, sedd.*stock.*model_type"):
+    with pytest.raises(UserError, match=r"of no family.*markov, mdlm, sedd.*llada.*stock.*model_type"):
         resolve(str(tmp_path))
 
 
@@ -105,3 +115,15 @@ def test_nobody_above_knows_what_class_a_denoiser_has():
     above = [path for floor in ("distill", "objectives", "students") for path in (ROOT / floor).rglob("*.py")]
     knowing = {str(path.relative_to(ROOT)) for path in above if imports.search(path.read_text("utf-8"))}
     assert knowing == {"distill/data/source_text.py"}, "which makes one of text"
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("dreem", "dream"), ("lada", "llada")])
+def test_an_unknown_family_is_told_the_nearest(name, nearest):
+    with pytest.raises(UserError, match=rf"family '{name}' is unknown; did you mean '{nearest}'\?; allowed are "):
+        resolve("bundled:teacher", family=name)
+
+
+def test_nobody_runs_code_for_a_family_that_needs_none():
+    folder = str(checkpoint_of(COPIES, "llada"))
+    with pytest.raises(UserError, match=r"is LLaDA, read by no code of its own; leave out trust_remote_code"):
+        resolve(folder, trust_remote_code=folder)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from teachers.capability import Capability
 from teachers.families.family import OPTIONS, Checkpoint, Family, Reading
@@ -34,16 +35,36 @@ CAPABILITIES: frozenset[Capability] = frozenset(
 
 
 class Stock(Family):
-    """Whatever has a model_type: transformers says whether it knows it."""
+    """Whatever has a model_type: transformers says whether it knows it.
+
+    Attributes:
+        since: the version of transformers that has its stock class; None for any that is supported.
+        key_names: pattern of a tensor's name in the files → in the stock class, as `from_pretrained` takes them.
+    """
 
     name = "stock"
     title = "a causal language model of transformers"
     capabilities = CAPABILITIES
     options = frozenset(OPTIONS)
+    runs_code = True
+    since: ClassVar[str | None] = None
+    key_names: ClassVar[Mapping[str, str]] = {}
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """See `Family.recognises`."""
         return "model_type" in config
+
+    def stock_config(self, config: Mapping[str, Any], place: str | Path) -> dict[str, Any]:
+        """What stock transformers takes for a config.json, "fewstep" included, which says how the network is read.
+
+        Args:
+            config: the checkpoint's.
+            place: where it stands, for messages.
+
+        Raises:
+            UserError: it lacks a field, or describes a network that no stock class computes.
+        """
+        return dict(config)
 
     def load(
         self,

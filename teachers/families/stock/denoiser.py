@@ -20,6 +20,7 @@ from teachers.canvas import Canvas
 from teachers.denoiser import Attention, Compression, Contexts, Denoiser, DenoiserSpec, log_probabilities
 from teachers.errors import UserError
 from teachers.families.stock import CAPABILITIES
+from teachers.families.stock.release import Release
 from teachers.families.stock.saving import save_network
 from teachers.masks import attention_mask_4d
 
@@ -27,12 +28,19 @@ SHARD = "5GB"  # the largest weights file that is written
 
 
 class StockDenoiser(Denoiser):
-    """A transformers causal language model read through a `DenoiserSpec`."""
+    """A transformers causal language model read through a `DenoiserSpec`.
+
+    Args:
+        release: what it was read from, which `save` writes again; None to write a stock folder. The networks of
+            releases count positions and blocks in columns of the canvas; ours do not count padding.
+    """
 
     capabilities = CAPABILITIES
 
-    def __init__(self, model: PreTrainedModel, spec: DenoiserSpec):
+    def __init__(self, model: PreTrainedModel, spec: DenoiserSpec, release: Release | None = None):
         super().__init__()
+        if type(spec.mask_id) is not int:
+            raise UserError(f"mask id {spec.mask_id!r} is no whole number; set mask_id to the id of the mask token")
         if spec.time_conditioned:
             raise UserError("a stock causal language model takes no time input; set time_conditioned to false")
         if not 0 <= spec.mask_id < spec.vocabulary:
@@ -50,8 +58,9 @@ class StockDenoiser(Denoiser):
         model.config.use_cache = False
         model.config.mask_token_id = spec.mask_id
         model.config.fewstep = spec.as_dict()
-        self.model = model
-        self.spec = spec
+        self.model, self.spec, self.release = model, spec, release
+        if release is not None:
+            self.capabilities = release.capabilities
 
     def hidden_states(self, canvas: Canvas, embeddings: Tensor | None = None) -> Tensor:
         """See `Denoiser.hidden_states`; under `shift`, what predicts a token is read at the one before it.
@@ -62,11 +71,12 @@ class StockDenoiser(Denoiser):
         attention_mask = real
         if self.spec.attention == "block":
             attention_mask = attention_mask_4d(
-                "block", z.shape[1], self.model.dtype, z.device, self.spec.block_size, real
+                "block", z.shape[1], self.model.dtype, z.device, self.spec.block_size, real, self.release is not None
             )
         read = {"input_ids": z} if embeddings is None else {"inputs_embeds": embeddings}
+        position_ids = canvas.position_ids() if self.release is None else None
         hidden = self.model.base_model(
-            **read, attention_mask=attention_mask, position_ids=canvas.position_ids(), use_cache=False
+            **read, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
         if self.spec.shift:
             hidden = torch.where(self._first(canvas), hidden, hidden.roll(1, dims=1))
@@ -96,7 +106,8 @@ class StockDenoiser(Denoiser):
 
     def blocks(self) -> nn.ModuleList:
         """See `Denoiser.blocks`."""
-        layers = self.model.base_model.layers
+        base = self.model.base_model
+        layers = base.h if self.model.config.model_type == "gpt2" else base.layers
         assert isinstance(layers, nn.ModuleList), "stock models keep their blocks so"
         return layers
 
@@ -127,14 +138,20 @@ class StockDenoiser(Denoiser):
         return layer
 
     def save(self, folder: str | Path, compression: Compression | None = None) -> None:
-        """As transformers saves it; see `Denoiser.save`."""
+        """As transformers saves it, or as the release has it; see `Denoiser.save`."""
+        folder, quantized = Path(folder), {}
         if compression is None:
-            save_network(self.model, Path(folder), max_shard_size=SHARD)
-            return
-        from teachers.families.stock.packed import packed_state, quantization_config, scheme_of
+            save_network(self.model, folder, max_shard_size=SHARD)
+        else:
+            self.require("compression", f"compression {compression!r}")
+            from teachers.families.stock.packed import packed_state, quantization_config, scheme_of
 
-        scheme = scheme_of(self.model, compression)
-        save_network(self.model, Path(folder), state_dict=packed_state(self.model, scheme), max_shard_size=SHARD)
-        config = copy.deepcopy(self.model.config)
-        config.quantization_config = quantization_config(self.model, scheme)
-        config.save_pretrained(folder)
+            scheme = scheme_of(self.model, compression)
+            save_network(self.model, folder, state_dict=packed_state(self.model, scheme), max_shard_size=SHARD)
+            quantized = {"quantization_config": quantization_config(self.model, scheme)}
+        if self.release is not None:
+            self.release.write_config(folder, **quantized)
+        elif quantized:
+            config = copy.deepcopy(self.model.config)
+            config.update(quantized)
+            config.save_pretrained(folder)

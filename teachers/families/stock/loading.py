@@ -8,14 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError, nearest
 from teachers.families.family import Checkpoint, Reading
+from teachers.families.stock import Stock
 from teachers.families.stock.denoiser import StockDenoiser
+from teachers.families.stock.release import Release
 from teachers.headers import read_headers
 from teachers.source import check_code, reason
 from teachers.vocabulary import check_tokenizer, token_id
@@ -83,20 +93,48 @@ def untrained_denoiser(shape: PretrainedConfig, options: Mapping[str, Any], laye
     return StockDenoiser(AutoModelForCausalLM.from_config(shape, dtype=torch.float32), DenoiserSpec(**spec))
 
 
+def read_shape(checkpoint: Checkpoint) -> PretrainedConfig:
+    """The stock config of a checkpoint in the format of a family's release.
+
+    Raises:
+        UserError: it is of no network that the installed transformers has, or its values make none.
+    """
+    family, place = checkpoint.family, checkpoint.folder / "config.json"
+    assert isinstance(family, Stock), "others have no stock class"
+    values = family.stock_config(checkpoint.config, place)
+    if values["model_type"] not in CONFIG_MAPPING:
+        raise UserError(
+            f"{family.title} is read as {values['model_type']}, which transformers {transformers.__version__} does not "
+            f"have; install transformers {family.since} or later"
+        )
+    try:
+        return AutoConfig.for_model(**values)
+    except Exception as error:  # whatever a value of another kind or out of range meets first
+        raise UserError(
+            f"{place} describes no {family.title} ({reason(error)}); put the release's config.json back"
+        ) from error
+
+
 FLOAT32 = Reading(torch.float32)
 
 
 def load_model(checkpoint: Checkpoint, reading: Reading = FLOAT32) -> PreTrainedModel:
     """Load a causal language model, from safetensors only; every failure is a `UserError`."""
+    family = checkpoint.family
+    assert isinstance(family, Stock), "others have no stock class"
     read_headers(checkpoint.folder, checkpoint.config)
-    check_code(checkpoint.folder, checkpoint.config, checkpoint.trusted)
+    format_: dict[str, Any] = {"trust_remote_code": checkpoint.trusted}
+    if family.runs_code:
+        check_code(checkpoint.folder, checkpoint.config, checkpoint.trusted)
+    else:
+        format_ |= {"config": read_shape(checkpoint), "key_mapping": dict(family.key_names)}
     try:
         with_report: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.folder,
-            trust_remote_code=checkpoint.trusted,
             use_safetensors=True,
             dtype=reading.precision,
             output_loading_info=True,
+            **format_,
         )
     except Exception as error:  # transformers, safetensors and the hub raise a dozen types for one thing: unreadable
         raise UserError(
@@ -132,20 +170,37 @@ def load_stock(
 ) -> StockDenoiser:
     """See `teachers.families.stock.Stock.load`."""
     model = load_model(checkpoint, reading)
-    vocabulary = len(weight_of(model.get_output_embeddings()))
-    mask_id = _mask_of(checkpoint, tokenizer, options)
-    if tokenizer is not None:
-        check_tokenizer(tokenizer, vocabulary, mask_id, checkpoint.name)
     entries = tokenizer if tokenizer is not None else model.config
-    values = {
-        "max_length": model.config.max_position_embeddings,
+    fields = {
         "eos_id": entries.eos_token_id,
         "pad_id": entries.pad_token_id,
         **spec_fields(checkpoint.config, options),
-        "mask_id": mask_id,
-        "vocabulary": vocabulary,
     }
-    return StockDenoiser(model, DenoiserSpec(**values))
+    return as_denoiser(checkpoint, model, tokenizer, _mask_of(checkpoint, tokenizer, options), fields)
+
+
+def as_denoiser(
+    checkpoint: Checkpoint,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    mask_id: int,
+    fields: Mapping[str, Any],
+    release: Release | None = None,
+) -> StockDenoiser:
+    """A checkpoint's network, read as it is meant to be.
+
+    Args:
+        fields: the others of its `DenoiserSpec`.
+
+    Raises:
+        UserError: the tokenizer is of another model, or the fields contradict each other.
+    """
+    vocabulary = len(weight_of(model.get_output_embeddings()))
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, vocabulary, mask_id, checkpoint.name)
+    values = {"max_length": model.config.max_position_embeddings, **fields}
+    values |= {"mask_id": mask_id, "vocabulary": vocabulary}
+    return StockDenoiser(model, DenoiserSpec(**values), release)
 
 
 def _mask_of(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None, options: Mapping[str, Any]) -> int:
@@ -165,12 +220,15 @@ def spec_fields(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[s
     return {**saved, **options}
 
 
-@torch.no_grad()
 def stock_logits(model: nn.Module, folder: Path, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """See `teachers.families.family.Family.written_logits`."""
     written: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
-    ours, theirs = (
-        network(input_ids=tokens, use_cache=False).logits.double()
-        for network in (model, written.to(tokens.device).eval())
-    )
+    return network_logits(model, written, tokens)
+
+
+@torch.no_grad()
+def network_logits(model: nn.Module, written: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """What two networks of stock classes give for (B, L) tokens: (B, L, V) float64 each, before any shift."""
+    networks = model, written.to(tokens.device).eval()
+    ours, theirs = (network(input_ids=tokens, use_cache=False).logits.double() for network in networks)
     return ours, theirs
