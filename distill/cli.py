@@ -260,7 +260,8 @@ def generate(
         int | None, typer.Option(help="The same seed gives the same texts [default: a random one].")
     ] = None,
     sampler: Annotated[
-        str | None, typer.Option(help="ancestral, dilated, top_k, threshold or planner [default: the folder's own].")
+        str | None,
+        typer.Option(help="ancestral, dilated, planner, rgas, threshold, top_k [default: the folder's own]."),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Below 1 makes text less varied than the model's own [default: the sampler's].")

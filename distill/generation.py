@@ -79,6 +79,7 @@ def generate(
     Raises:
         UserError: a value out of range, or a prompt that does not fit or can not be encoded.
     """
+    student.denoiser.spec.check_mask()
     check_counts(num=num, steps=steps, length=length)
     if seed is not None and not 0 <= seed < 2**63:
         raise UserError(f"seed {seed} is outside 0 to 2^63 - 1; give another one")
@@ -110,11 +111,13 @@ def generate(
 def write(student: Student, canvases: Iterable[Canvas], steps: int, sampler: Sampler, seed: int) -> list[Filled]:
     """Fill batches of canvases one after another, each row in at most as many steps as it has open positions."""
     device, process = student.denoiser.device, MaskedProcess(student.schedule)
-    generator = torch.Generator(device).manual_seed(seed)
-    return [
-        fill(student.denoiser, canvas, sampler, canvas.open.sum(1).clamp(max=steps), generator, process=process)
-        for canvas in (canvas.to(device) for canvas in canvases)
-    ]
+    generator, critic = torch.Generator(device).manual_seed(seed), student.critic(sampler)
+    filled = []
+    for canvas in (canvas.to(device) for canvas in canvases):
+        # rows that a critic guides take the same steps
+        most = steps if sampler.needs_critic else canvas.open.sum(1).clamp(max=steps)
+        filled.append(fill(student.denoiser, canvas, sampler, most, generator, process=process, critic=critic))
+    return filled
 
 
 def check_counts(**counts: int | None) -> None:

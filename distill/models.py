@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,10 @@ if TYPE_CHECKING:  # an export is opened without what training needs
     from students.critic import Discriminator
 
 STEPS = 8  # what a student is exported for unless told otherwise [own]
+MASKS: dict[Capability, str] = {
+    "absorbing process": "samplers fill masks and objectives predict what they hide; choose a model with a mask"
+}
+"""What all but asking for probabilities needs."""
 
 
 def find_teacher(config: ModelConfig) -> Checkpoint:
@@ -41,7 +46,7 @@ def find_teacher(config: ModelConfig) -> Checkpoint:
         UserError: see `teachers.families.resolve` and `Checkpoint.check_options`.
     """
     checkpoint = resolve(config.path, config.revision, config.trust_remote_code, config.family)
-    checkpoint.check_options({key: getattr(config, key) for key in OPTIONS}, "teacher.")
+    checkpoint.check_options(options_of(config), "teacher.")
     return checkpoint
 
 
@@ -71,7 +76,7 @@ def find_checkpoints(config: DistillConfig) -> Checkpoints:
 
 def _needs_of_teacher(config: DistillConfig) -> dict[Capability, str]:
     placement: dict[str, Capability] = {"sharded": "sharding", "dispatched": "dispatch"}
-    needs: dict[Capability, str] = {}
+    needs = dict(MASKS)
     if config.student.adapter is not None or config.objective.adapters:
         needs["adapters"] = "the config asks for some; leave out student.adapter and the objective's adapters"
     if config.teacher.placement in placement:
@@ -85,7 +90,7 @@ def _needs_of_teacher(config: DistillConfig) -> dict[Capability, str]:
 
 
 def _needs_of_student(config: DistillConfig) -> dict[Capability, str]:
-    needs: dict[Capability, str] = {"weights": "student.init names it; set student.init to a network"}
+    needs: dict[Capability, str] = {**MASKS, "weights": "student.init names it; set student.init to a network"}
     if config.train.gradient_checkpointing:
         needs["checkpointing"] = "train.gradient_checkpointing is true; set it to false"
     return needs
@@ -104,15 +109,33 @@ def load_teacher(config: ModelConfig, checkpoint: Checkpoint | None = None) -> t
 
     Args:
         checkpoint: of `find_teacher`, for whoever has it.
+
+    Raises:
+        UserError: it can not be loaded, is autoregressive, or has no masks.
     """
     checkpoint = find_teacher(config) if checkpoint is None else checkpoint
+    checkpoint.require(MASKS)
     tokenizer = tokenizer_of(checkpoint, config.tokenizer)
-    teacher = checkpoint.load(tokenizer, **{key: getattr(config, key) for key in OPTIONS})
+    return load_frozen(config, checkpoint, tokenizer), tokenizer
+
+
+def load_frozen(config: ModelConfig, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None) -> Denoiser:
+    """A frozen denoiser as a config describes it, of any process, with or without a tokenizer.
+
+    Raises:
+        UserError: it can not be loaded, or is autoregressive.
+    """
+    teacher = checkpoint.load(tokenizer, **options_of(config))
     if teacher.spec.attention == "causal":
         raise UserError(
             f"teacher.path {config.path!r} is an autoregressive model; convert it with fewstep pretrain and model.init"
         )
-    return frozen(teacher), tokenizer
+    return frozen(teacher)
+
+
+def options_of(config: ModelConfig) -> dict[str, Any]:
+    """What a config says of a checkpoint that does not say it itself."""
+    return {key: getattr(config, key) for key in OPTIONS}
 
 
 def tokenizer_of(checkpoint: Checkpoint, name: str | None = None) -> PreTrainedTokenizerBase:
@@ -188,6 +211,8 @@ def load_named(names: dict[str, str]) -> tuple[dict[str, Denoiser], PreTrainedTo
         names: what each is called here → its name.
     """
     checkpoints = {kind: resolve(name) for kind, name in names.items()}
+    for checkpoint in checkpoints.values():
+        checkpoint.require(MASKS)
     tokenizer = tokenizer_of(next(iter(checkpoints.values())))
     return {kind: load_planned(checkpoint, tokenizer) for kind, checkpoint in checkpoints.items()}, tokenizer
 
@@ -224,6 +249,14 @@ def load_discriminator(config: DistillConfig, checkpoint: Path, teacher: Denoise
     return cast(critic, precision).requires_grad_(False)
 
 
+def load_released(checkpoint: Checkpoint, precision: torch.dtype, **options: Any) -> Discriminator | None:
+    """The discriminator that was released with a model, frozen; None where none was."""
+    from students.critic import released_discriminator
+
+    critic = released_discriminator(checkpoint, **options)
+    return None if critic is None else cast(critic, precision)
+
+
 @dataclass(frozen=True)
 class Student:
     """A finished denoiser and what it was made for.
@@ -235,16 +268,43 @@ class Student:
         compressed: whether its weights are no longer those it was trained to.
         sampler: what it was trained for.
         origin: one sentence for the model card.
+        words: its tokenizer, or why there is none to be had.
+        checkpoint: it was loaded from; None where it is of a run or in memory alone.
+        options: it was loaded with.
     """
 
     denoiser: Denoiser
-    tokenizer: PreTrainedTokenizerBase
+    words: PreTrainedTokenizerBase | UserError
     canvas_length: int
     schedule: Schedule
     steps: int
     sampler: Sampler
     origin: str
     compressed: bool = False
+    checkpoint: Checkpoint | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """What its tokens mean.
+
+        Raises:
+            UserError: there is no tokenizer.
+        """
+        if isinstance(self.words, UserError):
+            raise UserError(str(self.words))
+        return self.words
+
+    def critic(self, sampler: Sampler, precision: torch.dtype = torch.float32) -> Discriminator | None:
+        """What a sampler asks: the discriminator that was released with the model, frozen, beside it.
+
+        Returns:
+            None where the sampler asks none, or none was released.
+        """
+        if not sampler.needs_critic or self.checkpoint is None:
+            return None
+        critic = load_released(self.checkpoint, precision, **self.options)
+        return None if critic is None else critic.to(self.denoiser.device)
 
 
 def open_student(name: str | Path) -> Student:
@@ -273,6 +333,7 @@ def _open_model(name: str) -> Student:
             f"{name} is neither a run folder (config.yaml) nor a model folder (config.json); give one of the two"
         )
     checkpoint = resolve(name)
+    checkpoint.require(MASKS)
     tokenizer = tokenizer_of(checkpoint)
     denoiser = load_planned(checkpoint, tokenizer)
     settings = folder / "generation_config.json"
@@ -286,6 +347,7 @@ def _open_model(name: str) -> Student:
         written_sampler(written.get("sampler")),
         f"Exported from the model folder `{folder.name if source.revision is None else name}`.",
         "quantization_config" in checkpoint.config,
+        checkpoint,
     )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from distill.config import EvaluateConfig
 from distill.config.overrides import validate
 from distill.config.precision import faster_precision
@@ -70,6 +72,7 @@ def evaluate(
     if config.precision == "auto":
         config = config.model_copy(update={"precision": faster_precision()})
     device = local_device(0)
+    critic = None if student is None else student.finished.critic(config.sampler, getattr(torch, config.precision))
     subject = Subject(
         config=config,
         models={name: model.denoiser for name, model in models.items()},
@@ -77,6 +80,7 @@ def evaluate(
         tokenizer=first.tokenizer,
         process=MaskedProcess(first.finished.schedule),
         text=None if config.data is None else heldout_text(config.data, values["length"], first.tokenizer),
+        critic=critic,
     ).on(device)
     with quiet():
         return subject.measure(subject.bench(World(0, 1, device)))

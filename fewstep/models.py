@@ -22,6 +22,8 @@ from fewstep.quiet import quiet
 from students.samplers import Ancestral, Sampler
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, DenoiserSpec
+from teachers.errors import UserError
+from teachers.families import Checkpoint
 
 TEACHER_STEPS = 256  # of a teacher's `generate`, unless told otherwise [own]
 
@@ -156,7 +158,8 @@ def load_teacher(
         revision: the commit of a hub name.
         block_size: reads a model with block attention in blocks of another size than its checkpoint says.
         family: such as "diffullama", for a checkpoint that does not say what it is.
-        tokenizer: a folder or name, where the model has no tokenizer of its own.
+        tokenizer: a folder or name, where the model has no tokenizer of its own. Probabilities can be asked for without
+            one.
         options: other keys of a config's ``teacher`` section: mask_id, shift, attention, process, trust_remote_code.
 
     Raises:
@@ -166,13 +169,31 @@ def load_teacher(
     written |= {"tokenizer": None if tokenizer is None else str(tokenizer), **options}
     config = validate(TeacherConfig, written)
     with quiet():
-        denoiser, words = distill.models.load_teacher(config)
+        checkpoint = distill.models.find_teacher(config)
+        words = found_tokenizer(checkpoint, config)
+        known = None if isinstance(words, UserError) else words
+        denoiser = distill.models.load_frozen(config, checkpoint, known)
     denoiser.to(local_device(0))
     finished = distill.models.Student(
         denoiser, words, denoiser.spec.length, config.process, TEACHER_STEPS, Ancestral(),
-        f"The model `{config.path}` as it is.",
+        f"The model `{config.path}` as it is.", checkpoint=checkpoint, options=distill.models.options_of(config),
     )  # fmt: skip
     return Teacher(config.path, finished, config)
+
+
+def found_tokenizer(checkpoint: Checkpoint, config: TeacherConfig) -> PreTrainedTokenizerBase | UserError:
+    """The tokenizer that a config names, or the checkpoint's own; else why it is not here, for whoever needs one.
+
+    Raises:
+        UserError: the one that is named, or lies in the model's folder, can not be loaded.
+    """
+    elsewhere = config.tokenizer is None and checkpoint.family.tokenizer(checkpoint) != str(checkpoint.folder)
+    try:
+        return distill.models.tokenizer_of(checkpoint, config.tokenizer)
+    except UserError as error:
+        if not elsewhere:
+            raise
+        return error
 
 
 def load_student(folder: str | Path) -> Student:

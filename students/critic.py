@@ -125,5 +125,6 @@ def released_discriminator(checkpoint: Checkpoint, **options: Any) -> Discrimina
     Raises:
         UserError: it is not whole.
     """
-    parts = checkpoint.family.discriminator(checkpoint, **options)
+    given = {key: value for key, value in options.items() if value is not None}
+    parts = checkpoint.family.discriminator(checkpoint, **given)
     return None if parts is None else Discriminator.of(*parts)

@@ -46,8 +46,10 @@ def export_student(
         sampler: what it is meant for, by default ancestral; ``sampler`` in generation_config.json.
 
     Raises:
-        UserError: what was written does not load as its family does, or gives other logits. Nothing is left behind.
+        UserError: it has no mask; what was written does not load as its family does, or gives other logits. Nothing is
+            left behind.
     """
+    denoiser.spec.check_mask()
     canvas_length = canvas_length or denoiser.spec.length
     sampler = sampler or Ancestral()
 

@@ -108,11 +108,12 @@ def fill(
         record: told of every pass.
 
     Raises:
-        UserError: no steps, or a sampler without the critic that it asks.
+        UserError: no steps, a denoiser without a mask, or a sampler without the critic that it asks.
     """
     steps = torch.as_tensor(steps, device=canvas.device).expand(len(canvas))
     if bool((steps < 1).any()):
         raise UserError(f"steps is {int(steps.min())}; a sampler needs at least 1, set a positive number")
+    denoiser.spec.check_mask()
     sampler.check(critic)
     session = Session(denoiser, canvas)
     start = sampler.start(canvas, denoiser.spec, randomness)

@@ -56,6 +56,18 @@ class DenoiserSpec:
         """Tokens of a canvas, unless told otherwise."""
         return self.max_length if self.trained_length is None else self.trained_length
 
+    def check_mask(self) -> None:
+        """Refuse what a denoiser without a mask can not do, whose mask id no canvas holds.
+
+        Raises:
+            UserError: it is one.
+        """
+        if self.mask_id >= self.vocabulary:
+            raise UserError(
+                "this model has no mask token, which samplers fill and objectives predict; its log-probabilities are "
+                "all that can be asked for"
+            )
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint's config."""
         return asdict(self)

@@ -132,13 +132,28 @@ def _download(source: Source, name: str, patterns: list[str]) -> Path:
     try:
         # the folders of a repository hold other formats of the same weights
         found = snapshot_download(
-            source.path, revision=source.revision, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"]
-        )
+            source.path, revision=source.revision, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"],
+            local_files_only=not _answers(source),
+        )  # fmt: skip
     except Exception as error:  # the hub, the connection and the disk raise a dozen types
         raise UserError(
             f"cannot download model {name!r} ({reason(error)}); check name, commit, access and connection"
         ) from error
     return Path(found)
+
+
+def _answers(source: Source) -> bool:
+    """Whether the hub can be reached; a download would ask for half a minute before it looks at what is here."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().model_info(source.path, revision=source.revision, timeout=10)
+    except HfHubHTTPError:  # it says no, and the download will say why
+        return True
+    except Exception:  # offline: of a type that depends on the library beneath
+        return False
+    return True
 
 
 def check_code(folder: Path, config: dict[str, Any], trusted: bool) -> None:

@@ -17,12 +17,13 @@ from distill.evaluation.bench import Bench
 from distill.evaluation.judge import load_judge
 from distill.evaluation.reference import heldout_text, reference_text
 from distill.evaluation.results import Evaluation, ModelDescription
-from distill.models import load_averaged, load_discriminator, load_named, load_teacher
+from distill.models import load_averaged, load_discriminator, load_named, load_released, load_teacher
 from distill.runtime.checkpoints import AVERAGE, best_checkpoint, verify_checkpoint
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
+from teachers.families import resolve
 from teachers.process import MaskedProcess
 
 
@@ -147,7 +148,10 @@ def named_subject(student: str | None, teacher: str | None, overrides: list[str]
     if not names:
         raise UserError("there is nothing to evaluate; give a run folder, or --student and/or --teacher")
     models, tokenizer = load_named(names)
-    subject = Subject(config, models, names, tokenizer)
+    critic = None
+    if student and config.sampler.needs_critic:
+        critic = load_released(resolve(student), getattr(torch, config.precision))
+    subject = Subject(config, models, names, tokenizer, critic=critic)
     if config.data is None:
         return subject
     return replace(subject, text=heldout_text(config.data, subject.length, tokenizer))

@@ -75,7 +75,8 @@ class Rgas(Sampler):
         if not isinstance(critic, Discriminator):
             raise UserError(
                 "sampler 'rgas' asks a trained discriminator, and there is none; evaluate the folder of a run with "
-                "objective.ratio=discriminator (didi_instruct has it), or use sampler ancestral"
+                "objective.ratio=discriminator (didi_instruct has it), name a release that holds one, as "
+                "DiDi-Instruct's does, or use sampler ancestral"
             )
 
     def guidance(self, step: int, steps: int) -> float:
