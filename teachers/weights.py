@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from teachers.errors import UserError
+from teachers.headers import Headers
 from teachers.source import reason
 
 
@@ -44,6 +45,16 @@ def write_weights(tensors: dict[str, Tensor], path: Path) -> None:
     save_file({key: t.detach().cpu().contiguous() for key, t in tensors.items()}, path, metadata={"format": "pt"})
     # safetensors are created unreadable for others; the folder says who may read
     path.chmod(path.parent.stat().st_mode & 0o666)
+
+
+def file_tensors(headers: Headers) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of all floating numbers in a checkpoint's files, one at a time; none is copied into memory."""
+    for path in headers.files:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                tensor = file.get_tensor(name)
+                if tensor.is_floating_point():
+                    yield name, tensor
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], name: str) -> None:

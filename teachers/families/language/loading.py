@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from teachers.errors import UserError
 from teachers.families.family import Checkpoint, Reading
 from teachers.families.language.family import LanguageFamily
+from teachers.families.stock.compressed import plain_dtypes
 from teachers.families.stock.denoiser import StockDenoiser
 from teachers.families.stock.loading import as_denoiser, load_model
 from teachers.families.stock.release import Release
@@ -32,9 +33,10 @@ def load_released(
     model.generation_config = GenerationConfig()  # how the release samples is no part of the network
     vocabulary = len(weight_of(model.get_output_embeddings()))
     mask_id = _mask_of(family, checkpoint, tokenizer, settings, vocabulary)
-    dtypes = {name: tensor.dtype for name, tensor in read_headers(checkpoint.folder, checkpoint.config).tensors.items()}
+    dtypes = plain_dtypes(read_headers(checkpoint.folder, checkpoint.config))
     named = {} if family.recognises_files(checkpoint.config, "", checkpoint.folder) else {"family": family.name}
-    release = Release(checkpoint.config, named | settings, family.capabilities, dtypes)
+    config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    release = Release(config, named | settings, family.capabilities, dtypes)
     fields = {
         "eos_id": _entry(checkpoint.config, "eos_token_id"),
         "pad_id": _entry(checkpoint.config, "pad_token_id"),

@@ -25,11 +25,12 @@ from teachers.errors import UserError, nearest
 from teachers.families.family import Checkpoint, Reading
 from teachers.families.stock import Stock
 from teachers.families.stock.denoiser import StockDenoiser
+from teachers.families.stock.reading import read_network
 from teachers.families.stock.release import Release
 from teachers.headers import read_headers
 from teachers.source import check_code, reason
 from teachers.vocabulary import check_tokenizer, token_id
-from teachers.weights import check_finite, weight_of
+from teachers.weights import weight_of
 
 
 def create_denoiser(model_type: str, shape: dict[str, Any], spec: DenoiserSpec) -> StockDenoiser:
@@ -122,44 +123,11 @@ def load_model(checkpoint: Checkpoint, reading: Reading = FLOAT32) -> PreTrained
     """Load a causal language model, from safetensors only; every failure is a `UserError`."""
     family = checkpoint.family
     assert isinstance(family, Stock), "others have no stock class"
-    read_headers(checkpoint.folder, checkpoint.config)
-    format_: dict[str, Any] = {"trust_remote_code": checkpoint.trusted}
-    if family.runs_code:
-        check_code(checkpoint.folder, checkpoint.config, checkpoint.trusted)
-    else:
-        format_ |= {"config": read_shape(checkpoint), "key_mapping": dict(family.key_names)}
-    try:
-        with_report: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder,
-            use_safetensors=True,
-            dtype=reading.precision,
-            output_loading_info=True,
-            **format_,
-        )
-    except Exception as error:  # transformers, safetensors and the hub raise a dozen types for one thing: unreadable
-        raise UserError(
-            f"cannot load model {checkpoint.name!r} ({reason(error)}); give a folder with config.json and whole "
-            "safetensors weights"
-        ) from error
-    model, report = with_report
-    if report["missing_keys"]:  # transformers makes these up at random and only warns
-        raise UserError(
-            f"model {checkpoint.name!r} has no weights for {min(report['missing_keys'])}; its safetensors files are "
-            "not whole, or of another architecture than its config.json"
-        )
-    _decompress(model)
-    check_finite(model.named_parameters(), checkpoint.name)
-    return model
-
-
-def _decompress(model: PreTrainedModel) -> None:
-    """Unpack int8 weights: the format does so at the whole model's first forward, and we call only its base model."""
-    quantizer = getattr(model, "hf_quantizer", None)
-    if quantizer is None or quantizer.quantization_config.quant_method != "compressed-tensors":
-        return
-    quantizer.compressor.decompress_model(model)
-    for module in model.modules():  # the shape it was packed from stays behind, as a parameter that cannot train
-        module._parameters.pop("weight_shape", None)
+    headers = read_headers(checkpoint.folder, checkpoint.config)
+    if not family.runs_code:
+        return read_network(checkpoint, headers, reading, read_shape(checkpoint), family.key_names)
+    check_code(checkpoint.folder, checkpoint.config, checkpoint.trusted)
+    return read_network(checkpoint, headers, reading)
 
 
 def load_stock(
