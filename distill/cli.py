@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -100,6 +101,31 @@ def pretrain(
 
     command(
         load_config(PretrainConfig, config, overrides or []),
+        run or Path("runs") / config_file(config).stem,
+        resume,
+        allow_changes,
+    )
+
+
+@command
+def convert(
+    model: Annotated[str, typer.Argument(help="An autoregressive model: a folder, a hub name, or bundled:judge.")],
+    overrides: Overrides = None,
+    config: Annotated[Path, typer.Option(help="A YAML config of pretraining, such as bundled:convert/block.")] = Path(
+        "bundled:convert"
+    ),
+    run: Run = None,
+    resume: Resume = False,
+    allow_changes: AllowChanges = False,
+) -> None:
+    """Make a diffusion model of an autoregressive one: pretrain, with the model as its start."""
+    from distill.commands.pretrain import convert as command
+    from distill.config import PretrainConfig, load_config
+    from distill.config.bundled import config_file
+
+    start = f"model.init={json.dumps(model)}"
+    command(
+        load_config(PretrainConfig, config, [*(overrides or []), start]),
         run or Path("runs") / config_file(config).stem,
         resume,
         allow_changes,

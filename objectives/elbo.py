@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from objectives.masking import Masking, MasksConfig
 from objectives.objective import LossOutput, Objective, Rollout, labels_of
 from teachers.canvas import Batch, Canvas
 from teachers.chunks import chunk_count, in_chunks, scatter
@@ -45,14 +46,6 @@ class EditConfig(Section):
     def most(self, length: int) -> int:
         """k at t = 1."""
         return int(self.counts(torch.ones(1), torch.tensor([length])))
-
-
-def stratified_times(uniforms: Tensor, low: float = 1e-3) -> Tensor:
-    """Turn (B,) uniforms into times in [low, 1], antithetic in pairs: rows 2i and 2i+1 share u and use u, 1 − u."""
-    u = uniforms.clone()
-    odd = u[1::2].shape[0]
-    u[1::2] = 1 - u[0::2][:odd]
-    return low + (1 - low) * u
 
 
 def cross_entropy(log_probs: Tensor, targets: Tensor) -> Tensor:
@@ -129,45 +122,81 @@ class ElboRollout(Rollout):
         x0: (B, L) clean tokens.
         z: x0 masked at t, open where it is.
         edited: x0 with edits, open where the canvas is; else None.
+        times: (B, L) t of each token where blocks have their own; else None, and z says that of each row.
+        complement: x0 masked where z is not, open where it is; else None.
     """
 
     canvas: Canvas
     x0: Tensor
     z: Canvas
     edited: Canvas | None = None
+    times: Tensor | None = None
+    complement: Canvas | None = None
+
+    def token_times(self) -> Tensor:
+        """t of each token: (B, L), or (B, 1)."""
+        if self.times is not None:
+            return self.times
+        assert self.z.time is not None
+        return self.z.time[:, None]
 
 
 class MaskedElbo(Objective[ElboRollout]):
     """E_t[ w(t) · Σ_masked −log p(x₀ᵢ | z_t) ], w = −α'/(1−α): an upper bound on −log p(x₀), in nats a token.
 
+    With a complement it is the mean of two such estimates, of a mask m at t and of ¬m, whose weight is −α'/α. A model
+    of blocks has one t a block, and the bound is Σ_b E_t[ w(t) · Σ_masked −log p(x₀ᵢ | z_t of block b, x₀ before it) ]
+    (2503.09573, eq. 8): all blocks are learned in one pass, on [z_t ⊕ x₀].
+
     Args:
         edit: adds E_t[ Σᵢ −log p(x₀ᵢ | edited_t) ] in the second stage; `begin` says when it comes.
+        masks: what else is masked, and seen; until `begin`, as at the end of training.
     """
 
     needs = "rows"
     asks = ()
     group = 2  # antithetic pairs
 
-    def __init__(self, denoiser: Denoiser, process: MaskedProcess, edit: EditConfig | None = None):
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        process: MaskedProcess,
+        edit: EditConfig | None = None,
+        masks: MasksConfig | None = None,
+    ):
         self.student, self.process, self.edit = denoiser, process, edit
+        self.masks = masks or MasksConfig()
+        self.masking = Masking(self.masks, denoiser.spec)
         self.editing = False
 
     def begin(self, update: int, updates: int) -> bool:
-        """Whether this update edits follows from its number."""
+        """Whether this update edits, and what its masks are, follows from its number."""
         self.editing = self.edit is not None and update >= self.edit.first(updates)
+        self.masking.begin(update / updates)
         return False
 
     def rollout(self, batch: Batch, randomness: RowStreams) -> ElboRollout:
         """Corrupt real rows at antithetic times."""
         canvas, x0, spec = batch.canvas, labels_of(batch), self.student.spec
-        t = stratified_times(uniform(randomness, len(batch)))
-        z = self.process.corrupt(x0, canvas, t, spec.mask_id, randomness)
+        # 1. times and masks, (B,) or (B, L), and (B, L)
+        uniforms = uniform(randomness, len(batch))
+        context = self.masking.context(x0, randomness)
+        t = self.masking.times(uniforms, context)
+        z = replace(self.process.corrupt(x0, canvas, t, spec.mask_id, randomness), context=context)
         if not self.editing:
-            return ElboRollout(canvas, x0, z)
+            complement = self._complement(canvas, x0, z) if self.masks.complementary else None
+            return ElboRollout(canvas, x0, z, times=None if t.dim() == 1 else t, complement=complement)
+        # 2. edits
         assert self.edit is not None
         counts = self.edit.counts(t, canvas.open.sum(1))
         tokens = edited(x0, canvas.open, counts, spec, randomness, self.edit.most(canvas.length))
         return ElboRollout(canvas, x0, z, replace(canvas, tokens=tokens, time=t))
+
+    def _complement(self, canvas: Canvas, x0: Tensor, z: Canvas) -> Canvas:
+        """What is unmasked in z is masked, and the other way; at the time at which so much is."""
+        masked = canvas.open & ~z.open
+        time = None if z.time is None else self.process.time_of(1 - self.process.alpha(z.time))
+        return replace(z, tokens=torch.where(masked, self.student.spec.mask_id, x0), open=masked, time=time)
 
     def outline(self, canvas: Canvas) -> ElboRollout:
         """See `Objective.outline`."""
@@ -180,13 +209,17 @@ class MaskedElbo(Objective[ElboRollout]):
 
     def loss(self, phase: str, rollout: ElboRollout) -> LossOutput:
         """The bound, and in the second stage the edit loss, summed over tokens."""
-        z, t = rollout.z, rollout.z.time
-        assert t is not None
-        # 1. Σ_masked −log p(x₀ᵢ | z_t), weighted by row
+        z, t = rollout.z, rollout.token_times()
+        # 1. Σ_masked −log p(x₀ᵢ | z_t), weighted by time
         loss = masked_cross_entropy(self.student, z, rollout.x0)  # (B, L)
-        weighted = (loss * self.process.elbo_weight(t).to(loss)[:, None]).sum()
+        weighted = (loss * self.process.elbo_weight(t).to(loss)).sum()
         metrics = {"masked_nats": (loss.detach().sum(), z.open.sum().to(loss))}
-        # 2. Σᵢ −log p(x₀ᵢ | edited_t) at every open position
+        # 2. the same of the complement, and the mean of both
+        if rollout.complement is not None:
+            rest = masked_cross_entropy(self.student, rollout.complement, rollout.x0)  # (B, L)
+            weighted = (weighted + (rest * self.process.complement_weight(t).to(rest)).sum()) / 2
+            metrics["masked_nats"] = ((loss + rest).detach().sum(), rollout.canvas.open.sum().to(loss))
+        # 3. Σᵢ −log p(x₀ᵢ | edited_t) at every open position
         if rollout.edited is not None:
             undone = masked_cross_entropy(self.student, rollout.edited, rollout.x0).sum()
             weighted = weighted + undone

@@ -15,18 +15,43 @@ from torch import Tensor
 
 from teachers.errors import UserError
 
-AnyRows = TypeVar("AnyRows", "Canvas", "Batch")
+AnyRows = TypeVar("AnyRows", "Canvas", "Batch", "Context")
 
 
 def _mapped(rows: AnyRows, function: Callable[[Tensor], Tensor]) -> AnyRows:
     """The same with ``function`` applied to every tensor of it."""
     values = {f.name: getattr(rows, f.name) for f in fields(rows)}
-    changed = {
-        name: _mapped(value, function) if isinstance(value, Canvas) else function(value)
-        for name, value in values.items()
-        if value is not None
-    }
-    return replace(rows, **changed)
+    return replace(rows, **{name: _changed(value, function) for name, value in values.items() if value is not None})
+
+
+def _changed(value: Tensor | Canvas | Context, function: Callable[[Tensor], Tensor]) -> Tensor | Canvas | Context:
+    if isinstance(value, Canvas):
+        return _mapped(value, function)
+    return _mapped(value, function) if isinstance(value, Context) else function(value)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What each token of a canvas may look at while a network learns, where `DenoiserSpec.attention` is not all of it.
+
+    Attributes:
+        documents: (B, L) int64, the number of each token's document, counted from left to right: it looks at no other,
+            and positions start again in each. None: a row is one document.
+        opened: (B, L, L) bool, which later tokens each looks at beside all earlier ones; None: all.
+        blocks: (B, L) int64, the number of each token's block, counted from left to right and starting again nowhere:
+            it looks at its own and at earlier ones. None: there are none.
+        clean: (B, L) int64, for blocks: a token reads its own block as it is on the canvas, and earlier ones as they
+            are here. None: all as it is on the canvas.
+    """
+
+    documents: Tensor | None = None
+    opened: Tensor | None = None
+    blocks: Tensor | None = None
+    clean: Tensor | None = None
+
+    def rows(self, part: Tensor | slice) -> Context:
+        """Of some of the rows: by index, mask or slice."""
+        return _mapped(self, lambda tensor: tensor[part])
 
 
 @dataclass(frozen=True)
@@ -38,12 +63,14 @@ class Canvas:
         open: (B, L) bool, what is still to be written.
         real: (B, L) bool, False where a token is padding; None where none is.
         time: (B,) t of the noise process, for whoever knows it; None to have it read off the open share.
+        context: what tokens may look at, in training; None: what the denoiser's `spec` says.
     """
 
     tokens: Tensor
     open: Tensor
     real: Tensor | None = None
     time: Tensor | None = None
+    context: Context | None = None
 
     @staticmethod
     def blank(rows: int, length: int, mask_id: int, device: torch.device | str = "cpu") -> Canvas:
@@ -125,13 +152,23 @@ class Canvas:
         return self.open.double().sum(1) / tokens
 
     def position_ids(self) -> Tensor | None:
-        """(B, L) the place of each token among its row's real ones; None where nothing is padding.
+        """(B, L) the place of each token among its document's real ones; None where it is that in the row.
 
         Padding has some place as well, 0 in front of a row's first token: nobody reads it.
         """
+        if self.context is not None and self.context.documents is not None:
+            return places(self.context.documents)
         if self.real is None:
             return None
         return (self.real.long().cumsum(1) - 1).clamp(min=0)
+
+
+def places(documents: Tensor) -> Tensor:
+    """(B, L) the place of each token within its document, from the documents' numbers (B, L)."""
+    place = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return place - torch.where(begins, place, 0).cummax(1).values
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from teachers.denoiser import DenoiserSpec
+from teachers.canvas import Canvas, Context
+from teachers.denoiser import Attention, DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import resolve
 from teachers.families.family import Checkpoint
+from teachers.families.stock import Stock
 from teachers.families.stock.denoiser import StockDenoiser
 from teachers.families.stock.loading import load_model
 from teachers.source import reason
 from teachers.vocabulary import read_tokenizer
 from teachers.weights import weight_of
 
+PROBE = 3
+"""Tokens of each of the two texts that a model is tried on."""
+CLOSE = 1e-3
+"""How far, of its largest, hidden states may be apart that ought to be the same [own]."""
 
-def from_autoregressive(name: str, tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec) -> StockDenoiser:
+
+def from_autoregressive(
+    name: str, tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec, in_context: bool = False
+) -> StockDenoiser:
     """Load an autoregressive model as the start of a denoiser.
 
     Embedding rows that the vocabulary lacks (the mask's) are added; the mask's embedding starts as the mean of the
@@ -26,12 +37,18 @@ def from_autoregressive(name: str, tokenizer: PreTrainedTokenizerBase, spec: Den
 
     A table with more rows than the tokenizer has entries stays as it is: published models pad theirs.
 
+    Args:
+        in_context: it will be trained on canvases with a `Context`.
+
     Raises:
-        UserError: the model comes with a tokenizer that gives other ids, or lacks rows for ordinary tokens.
+        UserError: the model comes with a tokenizer that gives other ids, or lacks rows for ordinary tokens; it is not
+            autoregressive, has fewer positions than ``spec``, or can not look at what it should.
     """
     checkpoint = resolve(name)
     checkpoint.require({"stock class": "a model to convert must be one; set model.init to a causal language model"})
+    _check_autoregressive(checkpoint, checkpoint.config)
     model = load_model(checkpoint)
+    _check_positions(checkpoint, model.config, spec, in_context)
     had = weight_of(model.get_input_embeddings()).shape[0]
     _check_extends(checkpoint, had, tokenizer)
     if had < len(tokenizer):
@@ -41,7 +58,78 @@ def from_autoregressive(name: str, tokenizer: PreTrainedTokenizerBase, spec: Den
             mean = table[:had].mean(0)
             table[had:] = mean
             table[spec.mask_id] = mean
-    return StockDenoiser(model, replace(spec, vocabulary=max(had, len(tokenizer))))
+    spec = replace(spec, vocabulary=max(had, len(tokenizer)))
+    if spec.attention != "causal":
+        _check_sight(checkpoint, model, spec, in_context)
+    return StockDenoiser(model, spec)
+
+
+def _check_autoregressive(checkpoint: Checkpoint, config: dict[str, Any]) -> None:
+    """Refuse what is a denoiser already: its mask means something, and its attention is no longer causal."""
+    ours = config.get("fewstep") or {}
+    if not isinstance(checkpoint.family, Stock) or ours.get("attention", "causal") != "causal":
+        raise UserError(
+            f"model {checkpoint.name!r} is a diffusion model already; distil it as teacher.path, or set model.init to "
+            "an autoregressive one"
+        )
+
+
+def _check_positions(checkpoint: Checkpoint, config: PretrainedConfig, spec: DenoiserSpec, in_context: bool) -> None:
+    values = config.to_dict()
+    most, window = values.get("max_position_embeddings"), values.get("sliding_window")
+    if most is not None and spec.max_length > most:
+        raise UserError(
+            f"data.length {spec.max_length} is more than the {most} positions of model {checkpoint.name!r}; set "
+            f"data.length to at most {most}"
+        )
+    slides = "sliding_attention" in values.get("layer_types", ["sliding_attention"])
+    if in_context and slides and window is not None and window < spec.max_length:
+        raise UserError(
+            f"model {checkpoint.name!r} has layers that look at {window} tokens alone, which block attention, "
+            f"masks.anneal and masks.documents would undo; set data.length to at most {window}, or leave them out"
+        )
+
+
+@torch.no_grad()
+def _check_sight(checkpoint: Checkpoint, model: PreTrainedModel, spec: DenoiserSpec, in_context: bool) -> None:
+    """Refuse a model that does not look where it should, by what it makes of a few tokens.
+
+    Recurrent layers read from left to right whatever they are told; others take no mask or no positions.
+    """
+    device = weight_of(model.get_input_embeddings()).device
+    tokens = torch.arange(2 * PROBE, device=device)[None] % (spec.vocabulary - 1)
+    other = tokens.clone()
+    other[:, -1] = (other[:, -1] + 1) % spec.vocabulary
+    one, two = Canvas.of(tokens, spec.mask_id), Canvas.of(other, spec.mask_id)
+    if not _same(_states(model, spec, one, "causal")[:, :1], _states(model, spec, two, "causal")[:, :1]):
+        raise UserError(
+            f"model {checkpoint.name!r} ({model.config.model_type}) is not autoregressive: it looks at later tokens "
+            "from the start; set model.init to a causal language model"
+        )
+    if _same(_states(model, spec, one, "full")[:, :1], _states(model, spec, two, "full")[:, :1]):
+        raise UserError(
+            f"model {checkpoint.name!r} ({model.config.model_type}) can not look at later tokens, so that it can not "
+            "fill in masks; set model.init to a model all of whose layers are attention"
+        )
+    documents = torch.arange(2 * PROBE, device=device)[None] // PROBE
+    packed = _states(model, spec, replace(one, context=Context(documents)), "full")
+    alone = _states(model, spec, Canvas.of(tokens[:, PROBE:], spec.mask_id), "full")
+    if (in_context or spec.attention == "block") and not _same(packed[:, PROBE:], alone):
+        raise UserError(
+            f"model {checkpoint.name!r} ({model.config.model_type}) takes no attention mask or positions of ours, "
+            "which block attention, masks.anneal and masks.documents need; set model.attention to full and leave "
+            "those out, or convert another model"
+        )
+
+
+def _states(model: PreTrainedModel, spec: DenoiserSpec, canvas: Canvas, attention: Attention) -> Tensor:
+    """(B, L, H) hidden states under that attention."""
+    plain = replace(spec, attention=attention, block_size=None, shift=False)
+    return StockDenoiser(model, plain).hidden_states(canvas)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).abs().max() <= CLOSE * one.abs().max())
 
 
 def _check_extends(checkpoint: Checkpoint, rows: int, tokenizer: PreTrainedTokenizerBase) -> None:

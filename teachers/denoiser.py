@@ -112,7 +112,8 @@ class Denoiser(nn.Module, ABC):
         All-masked canvases are. Padded rows, and rows at times of their own, are never taken for the same.
         """
         z = canvas.tokens
-        if len(z) < 2 or self.spec.time_conditioned or canvas.real is not None or not bool((z == z[:1]).all()):
+        alone = canvas.real is not None or canvas.context is not None or self.spec.time_conditioned
+        if len(z) < 2 or alone or not bool((z == z[:1]).all()):
             return self.features(canvas, select)
         wanted = select.any(0)
         shared = self.features(canvas.rows(slice(0, 1)), wanted[None])

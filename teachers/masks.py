@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from teachers.canvas import Context
 from teachers.denoiser import Attention
 from teachers.errors import UserError
 
@@ -22,8 +23,12 @@ def attention_mask_4d(
 
     Arguments as `visible_mask`.
     """
-    visible = visible_mask(attention, length, device, block_size, padding, columns)
-    return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill(~visible, torch.finfo(dtype).min)
+    return additive(visible_mask(attention, length, device, block_size, padding, columns), dtype)
+
+
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to attention scores: 0 where a query may look, the dtype's minimum where it may not."""
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
 
 
 def visible_mask(
@@ -55,18 +60,16 @@ def visible_mask(
     return visible
 
 
-def doubled_mask(
-    length: int, device: torch.device | str = "cpu", block_size: int | None = None, padding: Tensor | None = None
-) -> Tensor:
+def doubled_mask(block: Tensor, padding: Tensor | None = None) -> Tensor:
     """Where a query may look in [x_t ⊕ x₀], a noised row and then its clean text: (1 or B, 1, 2L, 2L) bool.
 
     As BD3-LM trains (2503.09573): a noised token sees its own noised block and the earlier clean ones; a clean token
     sees clean blocks up to its own.
 
     Args:
-        length: L, of one half. block_size, padding: (B, L), as in `visible_mask`.
+        block: (1 or B, L) the number of each token's block.
+        padding: (B, L), as in `visible_mask`.
     """
-    block = blocks_of(length, device, block_size, padding)
     query, key = block[:, None, :, None], block[:, None, None, :]
     noised = torch.cat([query == key, query > key], -1)
     clean = torch.cat([torch.zeros_like(query == key), query >= key], -1)
@@ -74,6 +77,28 @@ def doubled_mask(
     if padding is not None:
         visible = visible & padding.bool().repeat(1, 2)[:, None, None, :]
     return visible
+
+
+def context_mask(context: Context, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The (1 or B, 1, L, L) additive mask of a context, or (B, 1, 2L, 2L) where there is clean text beside the canvas.
+
+    Args:
+        length: L.
+    """
+    # 1. without blocks: all, or all that came before and what is open of the rest, (1 or B, 1, L, L)
+    visible = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
+    if context.opened is not None:
+        visible = visible.tril() | context.opened[:, None]
+    # 2. blocks: own and earlier ones, twice as wide with clean text, (B, 1, L, L) or (B, 1, 2L, 2L)
+    block = context.blocks
+    if block is not None:
+        clean = context.clean is not None
+        visible = doubled_mask(block) if clean else block[:, None, :, None] >= block[:, None, None, :]
+    # 3. of one's own document
+    if context.documents is not None:
+        document = context.documents if context.clean is None else context.documents.repeat(1, 2)
+        visible = visible & (document[:, None, :, None] == document[:, None, None, :])
+    return additive(visible, dtype)
 
 
 def blocks_of(length: int, device: torch.device | str, block_size: int | None, padding: Tensor | None) -> Tensor:
@@ -88,3 +113,12 @@ def blocks_of(length: int, device: torch.device | str, block_size: int | None, p
     if padding is not None:
         place = (padding.long().cumsum(1) - 1).clamp(min=0)
     return place // block_size
+
+
+def block_numbers(places: Tensor, size: int) -> Tensor:
+    """(B, L) places of tokens in their documents → (B, L) number of each one's block, which begins with its document.
+
+    Args:
+        size: tokens a block; the last one of a document may be shorter.
+    """
+    return (places % size == 0).long().cumsum(1) - 1

@@ -42,6 +42,13 @@ class MaskedProcess:
         """−α'(t) / (1 − α(t)), the weight of the masked cross-entropy in the ELBO; 1/t for log-linear noise."""
         return -self.alpha_prime(t) / (1 - self.alpha(t))
 
+    def complement_weight(self, t: Tensor) -> Tensor:
+        """−α'(t) / α(t), the ELBO's weight where the tokens that are *unmasked* at t are masked instead.
+
+        They are as many as at t' with α(t') = 1 − α(t), and −α'(t')/(1 − α(t')) · |dt'/dt| is this.
+        """
+        return -self.alpha_prime(t) / self.alpha(t)
+
     def reveal_probability(self, t: Tensor, s: Tensor) -> Tensor:
         """P(unmasked at s | masked at t) for s ≤ t: (α(s) − α(t)) / (1 − α(t))."""
         return (self.alpha(s) - self.alpha(t)) / (1 - self.alpha(t))
@@ -52,14 +59,15 @@ class MaskedProcess:
         Args:
             x0: (B, L) clean tokens.
             canvas: which of them are open; prompts, suffixes and padding are never masked.
-            t: (B,) times.
+            t: (B,) times; or (B, L), a time for each token.
 
         Returns:
-            The canvas at time t, open where it is masked.
+            The canvas at time t, open where it is masked; it says the time where a row has one.
         """
-        masked = uniform(randomness, *x0.shape) < (1 - self.alpha(t.double()))[:, None]
+        one_a_row = t.dim() == 1
+        masked = uniform(randomness, *x0.shape) < (1 - self.alpha(t.double())).view(len(t), -1)
         masked &= canvas.open
-        return Canvas(torch.where(masked, mask_id, x0), masked, canvas.real, t)
+        return Canvas(torch.where(masked, mask_id, x0), masked, canvas.real, t if one_a_row else None)
 
     def reverse_step(
         self, z: Tensor, log_probs: Tensor, t: Tensor, s: Tensor, mask_id: int, generator: Randomness

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from teachers.errors import UserError
+from teachers.errors import UserError, nearest
 from teachers.quiet import quiet_transformers
 
 
@@ -24,6 +24,35 @@ def token_id(tokenizer: PreTrainedTokenizerBase, role: Literal["mask", "eos", "p
     """The entry that plays a role, None where the tokenizer has none; transformers declares no type of its own."""
     entry: Any = getattr(tokenizer, f"{role}_token_id")
     return entry
+
+
+NEW_MASK = "<|mask|>"
+
+
+def set_mask(tokenizer: PreTrainedTokenizerBase, token: str | int | None) -> None:
+    """Give a tokenizer a mask token: the one named; or else its own; or else `NEW_MASK`, added where there is none.
+
+    Args:
+        token: the text or the id of a special token that it has.
+
+    Raises:
+        UserError: it has no such token, or one that texts hold, which a denoiser could never write.
+    """
+    if token is None:
+        if tokenizer.mask_token is None:
+            tokenizer.add_special_tokens({"mask_token": NEW_MASK})
+        return
+    special = {entry.content: key for key, entry in tokenizer.added_tokens_decoder.items()}
+    text = token if isinstance(token, str) else tokenizer.convert_ids_to_tokens(token)
+    if text not in special:
+        what = "an ordinary token, which texts hold" if text in tokenizer.get_vocab() else "no token of the tokenizer"
+        raise UserError(
+            f"tokenizer.mask {token!r} is {what}{nearest(str(token), list(special))}; name a special token that no "
+            "text needs, or leave it out to have one added"
+        )
+    if text == tokenizer.eos_token:
+        raise UserError(f"tokenizer.mask {token!r} is the end-of-text token, which texts hold; name another one")
+    tokenizer.add_special_tokens({"mask_token": text})
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int, mask_id: int, name: str) -> None:

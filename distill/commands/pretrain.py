@@ -1,4 +1,4 @@
-"""`fewstep pretrain`: a masked-diffusion teacher or an autoregressive judge, from text."""
+"""`fewstep pretrain`: a masked-diffusion teacher or an autoregressive judge, from text; and `fewstep convert`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from distill.config import PretrainConfig
 from distill.runtime.messages import say
 from distill.training.pretraining import from_text
+from teachers.errors import UserError
 
 
 def pretrain(config: PretrainConfig, run_path: str | Path, resume: bool = False, allow_changes: bool = False) -> Path:
@@ -22,3 +23,18 @@ def pretrain(config: PretrainConfig, run_path: str | Path, resume: bool = False,
             f"({'ELBO, an upper bound' if config.objective == 'elbo' else 'exact'}); model in {folder}"
         )
     return folder
+
+
+def convert(config: PretrainConfig, run_path: str | Path, resume: bool = False, allow_changes: bool = False) -> Path:
+    """Pretrain from an autoregressive model, ``model.init``; see `pretrain`.
+
+    Raises:
+        UserError: the config trains an autoregressive model, or makes a network of a shape of its own.
+    """
+    if config.objective != "elbo":
+        raise UserError(
+            f"objective {config.objective!r} makes no diffusion model; leave it out, or use fewstep pretrain"
+        )
+    if config.model.shape:
+        raise UserError("model.shape is set, but a converted model has that of its start; leave it out")
+    return pretrain(config, run_path, resume, allow_changes)

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, field_va
 from distill.config.deepspeed import check_deepspeed
 from objectives import DISTILLERS
 from objectives.elbo import EditConfig
+from objectives.masking import MasksConfig
 from objectives.objective import ObjectiveConfig, Surroundings
 from students.adapters import AdapterConfig
 from students.samplers import SAMPLERS, Ancestral, Sampler
@@ -134,7 +135,10 @@ class StudentConfig(Section):
 
 
 class NewModelConfig(Section):
-    """A model to pretrain: a stock transformers architecture from scratch, or ``init`` from a checkpoint."""
+    """A model to pretrain: a stock transformers architecture from scratch, or ``init`` from an autoregressive one.
+
+    With ``shift`` what predicts a token is read where the one before it is, as in an autoregressive model.
+    """
 
     type: str = "qwen3"
     shape: PassedOn = Field(default={})
@@ -151,9 +155,14 @@ class NewModelConfig(Section):
 
 
 class TokenizerConfig(Section):
-    """An existing tokenizer (``path``), or a byte-level BPE trained on the corpus."""
+    """An existing tokenizer (``path``, or that of ``model.init``), or a byte-level BPE trained on the corpus.
+
+    ``mask`` is the text or the id of a special token that it has, to be the mask from now on; without, it is the
+    tokenizer's own mask token, or one that is added.
+    """
 
     path: ModelName | None = None
+    mask: str | int | None = None
     vocabulary: int = Field(default=4096, ge=259)
     plain_punctuation: bool = False
 
@@ -181,6 +190,18 @@ class DataConfig(Section):
         return self
 
 
+class RatesConfig(Section):
+    """How many times ``lr`` a kind of layer learns at: attention, feed-forward, or neither (embeddings, norms, head).
+
+    A converted autoregressive model keeps what it knows in its feed-forward layers and has to learn to look elsewhere,
+    so RND1 gives attention a higher rate than the rest.
+    """
+
+    attention: float = Field(default=1.0, gt=0)
+    mlp: float = Field(default=1.0, gt=0)
+    rest: float = Field(default=1.0, gt=0)
+
+
 class OptimizerConfig(Section):
     """AdamW with linear warm-up, a constant part and a decay to ``final`` × lr over the last ``decay`` of the run."""
 
@@ -191,6 +212,7 @@ class OptimizerConfig(Section):
     decay: float = Field(default=0.0, ge=0, le=1)
     final: float = Field(default=0.0, ge=0, le=1)
     clip: float = Field(default=1.0, ge=0)
+    rates: RatesConfig = RatesConfig()
 
 
 class TrainConfig(Section):
@@ -334,13 +356,15 @@ class DistillConfig(Section):
 
 
 class PretrainConfig(Section):
-    """Training a masked-diffusion teacher ("elbo") or an autoregressive judge ("autoregressive") from scratch.
+    """Training a masked-diffusion teacher ("elbo") or an autoregressive judge ("autoregressive"), from scratch or from
+    an autoregressive model.
 
-    With ``edit`` the last part of a teacher's updates also learns to undo edits.
+    ``masks`` says what a teacher learns from; with ``edit`` the last part of its updates also learns to undo edits.
     """
 
     objective: Literal["elbo", "autoregressive"] = "elbo"
     process: Schedule = "log-linear"
+    masks: MasksConfig = MasksConfig()
     edit: EditConfig | None = None
     model: NewModelConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -351,15 +375,45 @@ class PretrainConfig(Section):
     @model_validator(mode="after")
     def _cross_checks(self) -> PretrainConfig:
         _check_batch(self.train, self.group)
+        self._check_masks()
+        self._check_blocks()
         self._check_edit()
         check_deepspeed(self.deepspeed, self.train.precision)
         return self
+
+    def _check_masks(self) -> None:
+        if self.objective != "elbo" and self.masks != MasksConfig():
+            raise ValueError(f"masks is set, but objective {self.objective!r} masks nothing; leave it out")
+        if self.masks.anneal is not None and self.model.attention == "block":
+            raise ValueError(
+                f"masks.anneal {self.masks.anneal} opens a causal mask to full attention, but model.attention is "
+                "'block'; set it to full, or let blocks grow by masks.block_sizes"
+            )
+
+    def _check_blocks(self) -> None:
+        size, stages = self.model.block_size, self.masks.block_sizes
+        if stages and stages[-1][1] != size:
+            raise ValueError(
+                f"masks.block_sizes end with {stages[-1][1]} tokens a block and model.block_size is {size}, the one "
+                "that the model is saved with; set model.attention to block and both to the same"
+            )
+        for tokens in [*(stage[1] for stage in stages), *([] if size is None else [size])]:
+            if self.objective == "elbo" and self.data.length % tokens:
+                raise ValueError(
+                    f"data.length {self.data.length} is not a multiple of a block of {tokens} tokens; change "
+                    "data.length, or model.block_size and masks.block_sizes"
+                )
 
     def _check_edit(self) -> None:
         if self.edit is None:
             return
         if self.objective != "elbo":
             raise ValueError(f"edit is set, but objective {self.objective!r} corrupts nothing; leave it out")
+        if self.masks != MasksConfig() or self.model.attention == "block":
+            raise ValueError(
+                "edit moves tokens along whole rows of full attention, and neither masks nor block attention go with "
+                "it; leave out edit, or the others"
+            )
         if self.edit.most(self.data.length) == 0:
             raise ValueError(
                 f"edit.rate {self.edit.rate} of data.length {self.data.length} is less than one edit; set it to "

@@ -6,9 +6,10 @@ by the same names, so that either continues what the other has saved.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,34 @@ def micro_batch(train: TrainConfig, world: World, group: int = 1) -> int:
     return micro
 
 
+def layer_kind(name: str) -> Literal["attention", "mlp", "rest"]:
+    """What kind of layer a parameter is of, by its name: in a block, what is neither attention nor a norm is "mlp"."""
+    parts = name.split(".")
+    in_block = any(part.isdecimal() for part in parts)
+    if not in_block or any("norm" in part or re.fullmatch(r"ln_?\w*", part) for part in parts):
+        return "rest"
+    return "attention" if any("attn" in part or "attention" in part for part in parts) else "mlp"
+
+
+def parameter_groups(trained: list[tuple[str, nn.Parameter]], config: OptimizerConfig) -> list[tuple[float, list[int]]]:
+    """Which parameters learn at how many times the rate: (factor, indices into ``trained``), in order of appearance.
+
+    Raises:
+        UserError: a kind of layer has a rate of its own, and none of it trains.
+    """
+    rates: dict[str, float] = config.rates.model_dump()
+    kinds = [layer_kind(name) for name, _ in trained]
+    for kind, factor in rates.items():
+        if factor != 1 and kind not in kinds:
+            raise UserError(
+                f"rates.{kind} is {factor:g}, but no layer of that kind trains; leave it out, or train all weights"
+            )
+    groups: dict[float, list[int]] = {}
+    for index, kind in enumerate(kinds):
+        groups.setdefault(rates[kind], []).append(index)
+    return list(groups.items())
+
+
 def adam_settings(config: OptimizerConfig) -> dict[str, Any]:
     """What `torch.optim.AdamW` is built with."""
     return {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
@@ -89,7 +118,12 @@ class Engine(ABC):
             enable_gradient_checkpointing(network)
         self._trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
         self._shapes = {name: p.shape for name, p in self._trained}  # ZeRO 3 empties the parameters themselves
+        self._groups = parameter_groups(self._trained, optimizer)
         self.parameters = sum(p.numel() for _, p in self._trained)
+
+    def _grouped(self, tensors: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """What stands for the trained parameters, in their order, as Adam's parameter groups."""
+        return [{"params": [tensors[index] for index in indices]} for _, indices in self._groups]
 
     @abstractmethod
     def masters(self) -> list[Tensor]:
@@ -128,7 +162,7 @@ class Engine(ABC):
         """Release what the engine holds beside the network."""
 
     def learning_rate(self, update: int) -> float:
-        """The rate of an update's step, counted from 0."""
+        """The rate of an update's step, counted from 0, before `RatesConfig`."""
         return self.optimizer.lr * learning_rate_factor(update, self.optimizer, self.updates)
 
     @property
@@ -180,5 +214,5 @@ class Engine(ABC):
             }
 
     def _set_learning_rate(self, update: int) -> None:
-        for group in self._adam.param_groups:
-            group["lr"] = self.learning_rate(update)
+        for group, (factor, _) in zip(self._adam.param_groups, self._groups, strict=True):
+            group["lr"] = self.learning_rate(update) * factor

@@ -25,7 +25,7 @@ class PlainEngine(Engine):
         self._accumulation = train.batch // micro_batch(train, world)
         self._masters = [parameter.detach().float() for _, parameter in self._trained]
         self._master = dict(zip(self._shapes, self._masters, strict=True))
-        self._adam = torch.optim.AdamW(self._masters, **adam_settings(optimizer))
+        self._adam = torch.optim.AdamW(self._grouped(self._masters), **adam_settings(optimizer))
         self._zero_moments()
 
     def masters(self) -> list[Tensor]:

@@ -23,14 +23,15 @@ from distill.training.engines import deepspeed_section
 from distill.training.loop import train
 from distill.training.opening import create_run, leave, open_run
 from objectives.elbo import Autoregressive, MaskedElbo
+from objectives.masking import MasksConfig
 from objectives.objective import Objective
 from teachers.convert import from_autoregressive
 from teachers.denoiser import Denoiser, DenoiserSpec
-from teachers.errors import UserError
 from teachers.families.stock.loading import create_denoiser
 from teachers.files import publish
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
+from teachers.vocabulary import set_mask, token_id
 
 
 def from_text(
@@ -64,7 +65,7 @@ def from_text(
     say(f"{sum(p.numel() for p in denoiser.parameters()):,} parameters, {len(corpus.tokens):,} tokens")
     process = MaskedProcess(config.process)
     elbo = config.objective == "elbo"
-    objective = MaskedElbo(denoiser, process, config.edit) if elbo else Autoregressive(denoiser)
+    objective = MaskedElbo(denoiser, process, config.edit, config.masks) if elbo else Autoregressive(denoiser)
 
     def watch(update: int, average: Denoiser | None, state: dict[str, Any]) -> tuple[dict[str, float], bool, None]:
         figures = held_out_figures(config, average, heldout, process) if average is not None else None
@@ -93,37 +94,55 @@ def from_text(
 
 
 def tokenizer_of(config: PretrainConfig, run: RunFolder) -> PreTrainedTokenizerBase:
-    """The run's own tokenizer when it is continued, else the one that the config names, else a new one."""
-    path = str(run.tokenizer) if run.tokenizer.exists() else config.tokenizer.path
-    return load_tokenizer(path) if path else train_tokenizer(config.tokenizer, config.data)
+    """The run's own tokenizer when it is continued, else the one that the config names, else that of the model to
+    convert, else a new one; with a mask token.
+
+    Raises:
+        UserError: see `load_tokenizer` and `set_mask`.
+    """
+    path = str(run.tokenizer) if run.tokenizer.exists() else config.tokenizer.path or config.model.init
+    tokenizer = load_tokenizer(path) if path else train_tokenizer(config.tokenizer, config.data)
+    set_mask(tokenizer, config.tokenizer.mask)
+    return tokenizer
 
 
-def new_denoiser(config: PretrainConfig, tokenizer: Any) -> Denoiser:
+def new_denoiser(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> Denoiser:
     """Build the network to train: from scratch, or converted from an autoregressive model."""
-    if tokenizer.mask_token_id is None:
-        raise UserError("the tokenizer has no mask token; train one, or add a mask_token to it")
     autoregressive = config.objective == "autoregressive"
+    mask_id = token_id(tokenizer, "mask")
+    assert mask_id is not None, "it has been given one"
     spec = DenoiserSpec(
-        mask_id=tokenizer.mask_token_id,
+        mask_id=mask_id,
         vocabulary=len(tokenizer),
         max_length=config.data.length,
-        eos_id=tokenizer.eos_token_id,
-        pad_id=tokenizer.pad_token_id,
+        eos_id=token_id(tokenizer, "eos"),
+        pad_id=token_id(tokenizer, "pad"),
         shift=autoregressive or config.model.shift,
         attention="causal" if autoregressive else config.model.attention,
         block_size=config.model.block_size,
     )
-    if config.model.init:
-        return from_autoregressive(config.model.init, tokenizer, spec)
-    return create_denoiser(config.model.type, config.model.shape, spec)
+    if config.model.init is None:
+        return create_denoiser(config.model.type, config.model.shape, spec)
+    return from_autoregressive(config.model.init, tokenizer, spec, in_context(config))
+
+
+def in_context(config: PretrainConfig) -> bool:
+    """Whether tokens look at what a `Context` says in training, and not all at all."""
+    masks = config.masks
+    return masks.documents or masks.anneal is not None or config.model.attention == "block"
 
 
 @torch.no_grad()
 def held_out_figures(
     config: PretrainConfig, average: Denoiser, heldout: Corpus, process: MaskedProcess, rows: int = 256
 ) -> dict[str, float]:
-    """Nats a token and bits per byte of the averaged model on held-out rows: the ELBO bound, or exact for a judge."""
-    objective: Objective = MaskedElbo(average, process) if config.objective == "elbo" else Autoregressive(average)
+    """Nats a token and bits per byte of the averaged model on held-out rows: the ELBO bound, or exact for a judge.
+
+    Read as the finished model will be: with its own attention and block size, and its documents apart if it learned so.
+    """
+    masks = MasksConfig(documents=config.masks.documents)
+    elbo = config.objective == "elbo"
+    objective: Objective = MaskedElbo(average, process, masks=masks) if elbo else Autoregressive(average)
     rows = min(rows, heldout.rows) // 2 * 2 or 2
     total, count = 0.0, 0.0
     for start in track(range(0, rows, 32), "held-out text", total=math.ceil(rows / 32)):

@@ -53,7 +53,7 @@ class ZeroEngine(Engine):
         else:
             network.to(world.device)
         tensors = [p for _, p in self._trained]
-        self._adam = GuardedAdamW(tensors, **adam_settings(optimizer))
+        self._adam = GuardedAdamW(self._grouped(tensors), **adam_settings(optimizer))
         config = deepspeed_config(section, optimizer, train, world)
         self._engine = deepspeed.initialize(
             model=network, model_parameters=tensors, optimizer=self._adam, config=config

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from objectives.elbo import Autoregressive, ElboRollout, MaskedElbo, masked_cross_entropy, stratified_times
+from objectives.elbo import Autoregressive, ElboRollout, MaskedElbo, masked_cross_entropy
+from objectives.masking import stratified_times
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.families.stock.loading import create_denoiser

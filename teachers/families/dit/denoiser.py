@@ -16,7 +16,7 @@ from teachers.capability import Capability
 from teachers.denoiser import Compression, Contexts, Denoiser, DenoiserSpec, log_probabilities
 from teachers.errors import UserError
 from teachers.families.dit.network import DiffusionTransformer
-from teachers.masks import doubled_mask, visible_mask
+from teachers.masks import blocks_of, doubled_mask, visible_mask
 from teachers.weights import write_weights
 
 WEIGHTS_FILE = "model.safetensors"
@@ -83,7 +83,7 @@ class DitDenoiser(Denoiser):
         positions = canvas.position_ids()
         if positions is None:
             positions = torch.arange(length, device=canvas.device)[None]
-        visible = doubled_mask(length, canvas.device, self.spec.block_size, canvas.real)
+        visible = doubled_mask(blocks_of(length, canvas.device, self.spec.block_size, canvas.real), canvas.real)
         embeddings, sigma = self.transformer.vocab_embed(tokens), self._noise_level(canvas)
         return self.transformer(embeddings, sigma, visible, positions.repeat(1, 2))[:, :length]
 

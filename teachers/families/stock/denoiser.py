@@ -20,6 +20,7 @@ from teachers.canvas import Canvas
 from teachers.denoiser import Attention, Compression, Contexts, Denoiser, DenoiserSpec, log_probabilities
 from teachers.errors import UserError
 from teachers.families.stock import CAPABILITIES
+from teachers.families.stock.context import states_in_context
 from teachers.families.stock.release import Release
 from teachers.families.stock.saving import save_network
 from teachers.masks import attention_mask_4d
@@ -67,6 +68,9 @@ class StockDenoiser(Denoiser):
 
         A row's first token has none before it: there it is read at its own.
         """
+        if canvas.context is not None:
+            assert embeddings is None, "a context is of training, which reads tokens"
+            return states_in_context(self.model, canvas, canvas.context, self.spec.shift)
         z, real = canvas.tokens, canvas.real
         attention_mask = real
         if self.spec.attention == "block":
