@@ -2,7 +2,7 @@
 
 import torch
 
-from teachers.canvas import Canvas
+from teachers.canvas import Canvas, Context
 from teachers.randomness import RowStreams
 from tests.batches import batch_of
 
@@ -45,12 +45,16 @@ def check_rows_stand_alone(objective, real, rows=8):
 
 
 def tensors_of(rollout):
-    """Name → tensor of a rollout, those of its canvases by dotted names."""
-    tensors = {}
-    for name, value in rollout.parts().items():
-        fields = {f"{name}.{key}": tensor for key, tensor in vars(value).items()} if isinstance(value, Canvas) else None
-        tensors |= {name: value} if fields is None else {k: v for k, v in fields.items() if v is not None}
-    return tensors
+    """Name → tensor of a rollout, those of its canvases and their contexts by dotted names."""
+    return dict(_tensors(rollout.parts(), ""))
+
+
+def _tensors(values, prefix):
+    for name, value in values.items():
+        if isinstance(value, Canvas | Context):
+            yield from _tensors(vars(value), f"{prefix}{name}.")
+        elif value is not None:
+            yield prefix + name, value
 
 
 def check_phases_are_separate(objective, real, rows=8):
