@@ -128,7 +128,7 @@ def load_frozen(config: ModelConfig, checkpoint: Checkpoint, tokenizer: PreTrain
     teacher = checkpoint.load(tokenizer, **options_of(config))
     if teacher.spec.attention == "causal":
         raise UserError(
-            f"teacher.path {config.path!r} is an autoregressive model; convert it with fewstep pretrain and model.init"
+            f"teacher.path {config.path!r} is an autoregressive model; make a teacher of it with fewstep convert"
         )
     return frozen(teacher)
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from teachers.canvas import Batch, Canvas
+from teachers.canvas import Batch, Canvas, Context
 from teachers.errors import UserError
 from teachers.markov import random_source
 from tests.networks import mdlm, shape, stock
@@ -72,14 +72,17 @@ def test_time_and_positions_do_not_count_padding():
 @pytest.mark.parametrize("part", [slice(1, 3), torch.tensor([1, 2]), torch.tensor([False, True, True])])
 def test_some_of_the_rows_have_all_that_the_whole_has(part):
     canvas = Canvas.prompted(PROMPTS, 2, MASK, SUFFIXES, 0, "left")
-    canvas = Canvas(canvas.tokens, canvas.open, canvas.real, torch.rand(3))
+    context = Context(*torch.arange(3 * 4).view(4, 3, 1))
+    canvas = Canvas(canvas.tokens, canvas.open, canvas.real, torch.rand(3), context)
     labels = torch.arange(15).view(3, 5)
     some = Batch(canvas, labels).rows(part)
     assert len(some) == 2
     assert some.order is None
     assert torch.equal(some.labels, labels[1:])
-    for field in fields(canvas):
-        assert torch.equal(getattr(some.canvas, field.name), getattr(canvas, field.name)[1:])
+    for whole, cut in ((canvas, some.canvas), (context, some.canvas.context)):
+        for field in fields(whole):
+            value = getattr(whole, field.name)
+            assert value is context or torch.equal(getattr(cut, field.name), value[1:])
     moved = Batch(canvas, labels).to("meta")
     assert {moved.labels.device.type, moved.canvas.real.device.type, moved.canvas.device.type} == {"meta"}
 

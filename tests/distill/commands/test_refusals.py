@@ -214,7 +214,7 @@ def test_truncated_teacher(refused, home, tmp_path):
 
 
 def test_autoregressive_teacher(refused, home):
-    refused("distill", f"teacher.path={home}/judge", says=[home / "judge", "autoregressive", "model.init"])
+    refused("distill", f"teacher.path={home}/judge", says=[home / "judge", "autoregressive", "fewstep convert"])
 
 
 def test_rows_longer_than_the_teacher(refused):
@@ -235,7 +235,8 @@ def test_judge_of_another_vocabulary(refused, home):
 
 
 def test_model_to_convert_with_another_vocabulary(refused, home):
-    refused("pretrain", f"model.init={home}/judge", says=[home / "judge", "280", "259", "tokenizer"])
+    words = [f"model.init={home}/judge", f"tokenizer.path={home}/teacher"]
+    refused("pretrain", *words, says=[home / "judge", "280", "259", "tokenizer"])
 
 
 # --- output folder -------------------------------------------------------------------------------------------------

@@ -31,7 +31,11 @@ each = pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(CONFIGS)) f
 
 
 def kind(path):
-    return PretrainConfig if path.parent.name == "pretrain" else DistillConfig
+    return PretrainConfig if trains_from_text(path) else DistillConfig
+
+
+def trains_from_text(path):
+    return path.parent.name in ("pretrain", "convert") or path == CONFIGS / "convert.yaml"
 
 
 def header(path):
@@ -124,7 +128,7 @@ def test_how_it_is_sampled(path):
         low, high = min(config.evaluate.steps), max(config.evaluate.steps)
         steps = f"{low} to {high} steps" if low < high else f"{high} steps"
         assert text == f"{config.evaluate.sampler.name}, {steps}, {config.evaluate.samples} rows"
-    assert texts(path, "Samples") or path.parent.name in ("pretrain", "plan")
+    assert texts(path, "Samples") or path.parent.name == "plan" or trains_from_text(path)
 
 
 @each
@@ -132,7 +136,9 @@ def test_the_paper_is_that_of_the_method(path):
     """Its number stands where the objective, or a part that is chosen, is defined."""
     config = load_config(kind(path), path)
     sections = (
-        [config.edit] if isinstance(config, PretrainConfig) else [config.objective, *dict(config.objective).values()]
+        [config.edit, config.masks]
+        if isinstance(config, PretrainConfig)
+        else [config.objective, *dict(config.objective).values()]
     )
     sources = "".join(inspect.getsource(inspect.getmodule(type(s))) for s in sections if hasattr(s, "model_fields"))
     for number in texts(path, "Paper"):
