@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ from teachers.denoiser import Attention, DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import resolve
 from teachers.families.family import Checkpoint
-from teachers.families.stock import Stock
 from teachers.families.stock.denoiser import StockDenoiser
 from teachers.families.stock.loading import load_model
 from teachers.source import reason
@@ -46,7 +44,7 @@ def from_autoregressive(
     """
     checkpoint = resolve(name)
     checkpoint.require({"stock class": "a model to convert must be one; set model.init to a causal language model"})
-    _check_autoregressive(checkpoint, checkpoint.config)
+    _check_autoregressive(checkpoint)
     model = load_model(checkpoint)
     _check_positions(checkpoint, model.config, spec, in_context)
     had = weight_of(model.get_input_embeddings()).shape[0]
@@ -64,10 +62,9 @@ def from_autoregressive(
     return StockDenoiser(model, spec)
 
 
-def _check_autoregressive(checkpoint: Checkpoint, config: dict[str, Any]) -> None:
-    """Refuse what is a denoiser already: its mask means something, and its attention is no longer causal."""
-    ours = config.get("fewstep") or {}
-    if not isinstance(checkpoint.family, Stock) or ours.get("attention", "causal") != "causal":
+def _check_autoregressive(checkpoint: Checkpoint) -> None:
+    """Refuse what is a denoiser of ours already: its mask means something, and its attention is no longer causal."""
+    if (checkpoint.config.get("fewstep") or {}).get("attention", "causal") != "causal":
         raise UserError(
             f"model {checkpoint.name!r} is a diffusion model already; distil it as teacher.path, or set model.init to "
             "an autoregressive one"
