@@ -124,10 +124,11 @@ class LanguageFamily(Stock):
             block_size = (config.get(self.block_key) if self.block_key else None) or self.block_size
         return {"shift": self.shift, "attention": attention, "block_size": block_size}
 
-    def released_mask(self, vocabulary: int) -> int | None:
+    def released_mask(self, config: Mapping[str, Any], vocabulary: int) -> int | None:
         """The mask's id in the releases; None where it does not fit.
 
         Args:
+            config: the checkpoint's.
             vocabulary: rows of the embedding.
         """
         return self.mask_id if self.mask_id is not None and self.mask_id < vocabulary else None
@@ -140,7 +141,7 @@ class LanguageFamily(Stock):
         values = {stock: config[own] for stock, own in names.items() if config.get(own) is not None}
         if self.rotary:
             values["rope_parameters"] = _rotary_positions(config, place, self.title)
-        values |= {**self.fixed, **self.derived(config), "model_type": self.stock_type}
+        values |= {"model_type": self.stock_type, **self.fixed, **self.derived(config)}
         values["fewstep"] = self.spec_fields(config, self.settings(config, {}))
         if not _are_whole(values):
             values["experts_implementation"] = "eager"

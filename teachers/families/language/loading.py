@@ -68,7 +68,7 @@ def _mask_of(
     words = _own_tokenizer(checkpoint) if tokenizer is None else tokenizer
     declared = None if words is None else token_id(words, "mask")
     spelled = None if words is None or family.mask_token is None else words.get_vocab().get(family.mask_token)
-    for mask_id in (declared, spelled, family.released_mask(vocabulary)):
+    for mask_id in (declared, spelled, family.released_mask(checkpoint.config, vocabulary)):
         if mask_id is not None:
             return mask_id
     raise UserError(
