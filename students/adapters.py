@@ -18,6 +18,7 @@ from pydantic import Field, PositiveInt, field_validator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from students.planner import PlannedDenoiser
 from teachers.canvas import Canvas
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # PEFT takes as long to import as the rest of this floor, and
 
 AnyDenoiser = TypeVar("AnyDenoiser", bound=Denoiser)
 
+EXPERT_PARTS = (".gate_proj", ".up_proj", ".down_proj")
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
 
 
@@ -42,7 +44,7 @@ class AdapterConfig(Section):
         rank: columns of A's output [own].
         alpha: the adapter's output is multiplied by alpha/rank [own].
         targets: "all-linear", every linear layer but the head (2305.14314 [paper]), or the last parts of the names of
-            linear layers, e.g. ``[q_proj, v_proj]`` (2106.09685 [paper]).
+            linear layers, e.g. ``[q_proj, v_proj]`` (2106.09685 [paper]). In networks with experts, those of attention.
     """
 
     rank: PositiveInt = 16
@@ -221,14 +223,23 @@ def check_targets(base: Denoiser, config: AdapterConfig) -> None:
 
 
 def linear_names(base: Denoiser) -> list[str]:
-    """The names of a network's linear layers, but for the head's."""
+    """The names of a network's linear layers, but for the head's.
+
+    Of a network with experts, none that is called as a part of an expert is: PEFT would adapt the experts instead.
+    """
     adapters = tuple(f"{name}." for name in lora_layers(base.network))
-    return [
+    names = [
         name.removesuffix(".base_layer")
         for name, module in base.network.named_modules()
-        if isinstance(module, nn.Linear) and module is not base.output_layer
+        if isinstance(module, nn.Linear | Conv1D) and module is not base.output_layer
         if not name.startswith(adapters) or name.endswith(".base_layer")
     ]
+    return [name for name in names if not (has_experts(base.network) and name.endswith(EXPERT_PARTS))]
+
+
+def has_experts(network: nn.Module) -> bool:
+    """Whether weights of several layers are kept as one, as those of experts are."""
+    return any(parameter.ndim > 2 for parameter in network.parameters())
 
 
 def insert_adapter(base: Denoiser, config: AdapterConfig) -> tuple[str, list[str]]:
@@ -244,8 +255,9 @@ def insert_adapter(base: Denoiser, config: AdapterConfig) -> tuple[str, list[str
 
     model, targets = base.network, config.targets
     of_transformers = isinstance(model, PreTrainedModel)
-    if targets == "all-linear" and not of_transformers:
-        targets = linear_names(base)  # which layer is the head, PEFT knows of models of transformers alone
+    if targets == "all-linear" and (has_experts(model) or not of_transformers):
+        # which layer is the head, PEFT knows of models of transformers alone; and it would adapt experts, too
+        targets = linear_names(base)
     before = list(lora_layers(model).values())
     active = before[0]._active_adapter if before else []
     assert isinstance(active, list), "the one that this function has put there"
@@ -259,6 +271,7 @@ def insert_adapter(base: Denoiser, config: AdapterConfig) -> tuple[str, list[str
         r=config.rank,
         lora_alpha=alpha,
         target_modules=targets,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # several is the point
@@ -301,6 +314,7 @@ def merged(denoiser: Denoiser, dtype: torch.dtype = torch.float32) -> Denoiser:
         for path, layer in denoiser.layers.items():
             weight = weight_of(copied.network.get_submodule(path))
             low_rank = weight_of(layer["lora_B"]).float() @ weight_of(layer["lora_A"]).float()
+            low_rank = low_rank.T if isinstance(copied.network.get_submodule(path), Conv1D) else low_rank
             weight.data = (weight.float() + scale * low_rank).to(dtype)
     for parameter in copied.parameters():
         parameter.data = parameter.data.to(dtype)

@@ -46,7 +46,7 @@ class DiffuGpt(LanguageFamily):
     name = "diffugpt"
     title = "DiffuGPT"
     releases = ("diffusionfamily/diffugpt-s", "diffusionfamily/diffugpt-m")
-    capabilities = LanguageFamily.capabilities - {"adapters", "compression"}  # its layers are GPT-2's Conv1D
+    capabilities = LanguageFamily.capabilities - {"compression"}  # of linear layers, and its are GPT-2's Conv1D
     model_types = ("gpt2",)
     stock_type = "gpt2"
     key_names: ClassVar[Names] = {r"^denoise_model\.": "transformer.", r"^embed_tokens\.": "transformer.wte."}
