@@ -17,7 +17,7 @@ from teachers.families.dit.duo import Duo
 from teachers.families.dit.mdlm import Mdlm
 from teachers.families.dit.sdtt import Sdtt
 from teachers.families.dit.sedd import Sedd
-from teachers.families.family import Checkpoint, Family
+from teachers.families.family import Checkpoint, Family, unknown_family
 from teachers.families.language import LANGUAGE
 from teachers.families.markov import Markov
 from teachers.families.stock import Stock
@@ -89,10 +89,7 @@ def recognise(config: Mapping[str, Any], name: str, folder: Path) -> Family:
     for family in FAMILIES:
         if family.recognises_files(config, name, folder):
             return family
-    raise UserError(
-        f"the config.json of model {name!r} is of no family that is read here ({', '.join(f.name for f in FAMILIES)}); "
-        "it must name its model_type"
-    )
+    raise unknown_family(config, name, [family.name for family in FAMILIES])
 
 
 def load_denoiser(

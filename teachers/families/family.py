@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from teachers.capability import Capability
-from teachers.errors import UserError
+from teachers.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -222,3 +222,21 @@ class Family(ABC):
             )
         meaningless = torch.arange(expected.shape[-1], device=tokens.device) == denoiser.spec.mask_id
         return expected.masked_fill(meaningless, 0), written.masked_fill(meaningless, 0)
+
+
+def unknown_family(config: Mapping[str, Any], name: str, known: list[str]) -> UserError:
+    """One line on a checkpoint that nobody reads: what was found, and what is nearest to it.
+
+    Args:
+        config: its config.json.
+        name: the model's.
+        known: names of families, and what their checkpoints call themselves.
+    """
+    kind, classes = config.get("model_type"), config.get("architectures")
+    found = f"model_type {kind!r:.60}, architectures {classes!r:.100}"
+    if kind is None and classes is None:
+        found = f"no model_type, but {', '.join(config):.100}"
+    return UserError(
+        f"the config.json of model {name!r} has {found}, of no family that is read here{nearest(str(kind), known)}; "
+        "correct model_type, or set teacher.family to one of those that fewstep teachers lists"
+    )

@@ -22,12 +22,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError, nearest
-from teachers.families.family import Checkpoint, Reading
+from teachers.families.family import Checkpoint, Reading, unknown_family
+from teachers.families.language import LANGUAGE
+from teachers.families.rules import check_together, check_values
 from teachers.families.stock import Stock
 from teachers.families.stock.denoiser import StockDenoiser
+from teachers.families.stock.outline import outline
 from teachers.families.stock.reading import read_network
 from teachers.families.stock.release import Release
-from teachers.headers import read_headers
+from teachers.headers import Headers, read_headers
 from teachers.source import check_code, reason
 from teachers.vocabulary import check_tokenizer, token_id
 from teachers.weights import weight_of
@@ -94,26 +97,53 @@ def untrained_denoiser(shape: PretrainedConfig, options: Mapping[str, Any], laye
     return StockDenoiser(AutoModelForCausalLM.from_config(shape, dtype=torch.float32), DenoiserSpec(**spec))
 
 
-def read_shape(checkpoint: Checkpoint) -> PretrainedConfig:
+def read_shape(checkpoint: Checkpoint, headers: Headers | None = None) -> PretrainedConfig:
     """The stock config of a checkpoint in the format of a family's release.
+
+    Args:
+        headers: of its weights.
 
     Raises:
         UserError: it is of no network that the installed transformers has, or its values make none.
     """
     family, place = checkpoint.family, checkpoint.folder / "config.json"
     assert isinstance(family, Stock), "others have no stock class"
-    values = family.stock_config(checkpoint.config, place)
+    check_values(checkpoint.config, place, headers)
+    values = {} if family.runs_code else _stock_values(checkpoint)
+    try:
+        shape = (
+            AutoConfig.for_model(**values)
+            if values
+            else AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=checkpoint.trusted)
+        )
+    except Exception as error:  # whatever a value of another kind or out of range meets first
+        raise UserError(
+            f"{place} describes no {family.title} ({reason(error)}); put the release's config.json back"
+        ) from error
+    fields = shape.to_dict()
+    check_together(fields | {name: fields.get(own) for name, own in shape.attribute_map.items()}, place)
+    return shape
+
+
+def _stock_values(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The fields of the stock class that a family's release is read by."""
+    family = checkpoint.family
+    assert isinstance(family, Stock), "others have no stock class"
+    values = family.stock_config(checkpoint.config, checkpoint.folder / "config.json")
     if values["model_type"] not in CONFIG_MAPPING:
         raise UserError(
             f"{family.title} is read as {values['model_type']}, which transformers {transformers.__version__} does not "
             f"have; install transformers {family.since} or later"
         )
-    try:
-        return AutoConfig.for_model(**values)
-    except Exception as error:  # whatever a value of another kind or out of range meets first
-        raise UserError(
-            f"{place} describes no {family.title} ({reason(error)}); put the release's config.json back"
-        ) from error
+    return values
+
+
+def _check_known(checkpoint: Checkpoint) -> None:
+    """Refuse what is no causal language model of transformers, nor brings code that may run."""
+    kind, stock = checkpoint.config.get("model_type"), list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    if not checkpoint.trusted and not (isinstance(kind, str) and kind in stock):
+        released = [name for family in LANGUAGE for name in (family.name, *family.model_types)]
+        raise unknown_family(checkpoint.config, checkpoint.name, [*released, *stock])
 
 
 FLOAT32 = Reading(torch.float32)
@@ -123,11 +153,17 @@ def load_model(checkpoint: Checkpoint, reading: Reading = FLOAT32) -> PreTrained
     """Load a causal language model, from safetensors only; every failure is a `UserError`."""
     family = checkpoint.family
     assert isinstance(family, Stock), "others have no stock class"
+    if family.runs_code:
+        check_code(checkpoint.folder, checkpoint.config, checkpoint.trusted)
+        _check_known(checkpoint)
     headers = read_headers(checkpoint.folder, checkpoint.config)
-    if not family.runs_code:
-        return read_network(checkpoint, headers, reading, read_shape(checkpoint), family.key_names)
-    check_code(checkpoint.folder, checkpoint.config, checkpoint.trusted)
-    return read_network(checkpoint, headers, reading)
+    shape = read_shape(checkpoint, headers)
+    model = outline(checkpoint, shape, headers)
+    if reading.empty:
+        return model
+    if family.runs_code:
+        return read_network(checkpoint, headers, reading)
+    return read_network(checkpoint, headers, reading, shape, family.key_names)
 
 
 def load_stock(

@@ -18,16 +18,43 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 
+from teachers.errors import UserError
+from teachers.families.family import Checkpoint
+from teachers.families.stock import Stock
 from teachers.headers import Headers, Shapes, check_shapes
+from teachers.source import reason
 
 BUFFERS = re.compile(r"rotary_emb\.inv_freq$|(^|\.)position_ids$|\.attn\.(masked_)?bias$")
 """What older versions of transformers wrote beside the weights, and no network reads any more."""
 
 
-def outline(config: PretrainedConfig) -> PreTrainedModel:
-    """The network of a config on torch's meta device."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+def outline(checkpoint: Checkpoint, shape: PretrainedConfig, headers: Headers) -> PreTrainedModel:
+    """A checkpoint's network on torch's meta device, whose tensors are those of its files.
+
+    Compressed weights, and those of code that comes with a model, are left to whoever reads them.
+
+    Args:
+        shape: its stock config.
+        headers: of its files.
+
+    Raises:
+        UserError: no network can be made of the shape, or the files hold another one.
+    """
+    family, name = checkpoint.family, checkpoint.name
+    assert isinstance(family, Stock), "others have no stock class"
+    try:
+        with torch.device("meta"):
+            made = AutoModelForCausalLM.from_config(shape, dtype=torch.float32, trust_remote_code=checkpoint.trusted)
+    except Exception as error:  # whatever a value out of range meets first: transformers or torch
+        place = checkpoint.folder / "config.json"
+        raise UserError(f"no network can be made of {place} ({reason(error)}); put the release's back") from error
+    if "quantization_config" in checkpoint.config or made.is_custom_code():
+        return made
+    if family.runs_code:
+        check_stock(made, headers, name)
+    else:
+        check_release(made, headers, family.key_names, name)
+    return made
 
 
 def check_release(model: PreTrainedModel, headers: Headers, key_names: Mapping[str, str], name: str) -> None:
