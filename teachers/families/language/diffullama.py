@@ -18,7 +18,7 @@ NEW_MASK = 50257  # of DiffuGPT's medium size, the first entry after GPT-2's own
 
 
 class DiffuLlama(LanguageFamily):
-    """Known by its name alone: the user's word, or the folder's."""
+    """Known by its name alone: the user's word, or where it is."""
 
     name = "diffullama"
     title = "DiffuLLaMA"
@@ -35,9 +35,11 @@ class DiffuLlama(LanguageFamily):
         return False
 
     def recognises_files(self, config: Mapping[str, Any], name: str, folder: Path) -> bool:
-        """By the name that the release has."""
-        last = name.partition("@")[0].rstrip("/").rpartition("/")[-1]
-        return super().recognises(config) and self.name in last.lower()
+        """By the name that the release has: the repository's, the folder's, or that of the folder it is in."""
+        if "fewstep" in config:  # a stock folder of ours says what it is
+            return False
+        places = Path(name.partition("@")[0]).parts[-2:]
+        return super().recognises(config) and any(self.name in place.lower() for place in places)
 
 
 class DiffuGpt(LanguageFamily):

@@ -141,7 +141,7 @@ class LanguageFamily(Stock):
         values = {stock: config[own] for stock, own in names.items() if config.get(own) is not None}
         if self.rotary:
             values["rope_parameters"] = _rotary_positions(config, place, self.title)
-        values |= {"model_type": self.stock_type, **self.fixed, **self.derived(config)}
+        values |= {"model_type": self.stock_type, "is_causal": False, **self.fixed, **self.derived(config)}
         values["fewstep"] = self.spec_fields(config, self.settings(config, {}))
         if not _are_whole(values):
             values["experts_implementation"] = "eager"
