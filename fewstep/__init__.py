@@ -50,6 +50,9 @@ if TYPE_CHECKING:  # for editors and type checkers: the names below, imported
     from students.adapters import AdapterConfig as Adapter
     from students.samplers.ancestral import Ancestral as Ancestral
     from students.samplers.dilated import Dilated as Dilated
+    from students.samplers.edit import Edit as Edit
+    from students.samplers.entropy_bound import EntropyBound as EntropyBound
+    from students.samplers.factor import Factor as Factor
     from students.samplers.planner import Planner as Planner
     from students.samplers.random_start import RandomStart as RandomStart
     from students.samplers.rgas import Rgas as Rgas
@@ -69,7 +72,10 @@ __all__ = [
     "Dilated",
     "Dimo",
     "Distiller",
+    "Edit",
+    "EntropyBound",
     "Evaluation",
+    "Factor",
     "Generated",
     "Idlm",
     "IntegralKL",
@@ -126,6 +132,9 @@ _PLACES = {
     # samplers
     "Ancestral": "students.samplers.ancestral",
     "Dilated": "students.samplers.dilated",
+    "Edit": "students.samplers.edit",
+    "EntropyBound": "students.samplers.entropy_bound",
+    "Factor": "students.samplers.factor",
     "Planner": "students.samplers.planner",
     "RandomStart": "students.samplers.random_start",
     "Rgas": "students.samplers.rgas",

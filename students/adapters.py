@@ -103,7 +103,7 @@ class AdaptedDenoiser(Denoiser):
     def __init__(self, base: Denoiser, config: AdapterConfig):
         super().__init__()
         object.__setattr__(self, "base", base.requires_grad_(False))  # not registered: its parameters are not ours
-        self.spec, self.config = base.spec, config
+        self.spec, self.config, self.columns = base.spec, config, base.columns
         self.capabilities = base.capabilities - {"adapters", "blocks", "compression"}
         check_targets(base, config)
         network = base.network

@@ -9,13 +9,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from students.planner import summary
 from teachers.chunks import in_chunks
 from teachers.errors import UserError
 from teachers.randomness import Randomness, categorical, gumbel_float32
 from teachers.section import Section
 
 Draw = Literal["exact", "greedy", "float32-gumbel"]
+Summary = Callable[[Tensor, Tensor], Tensor]
+"""What a rule reads of n positions, from the denoiser's own law and from that which tokens are drawn from: (n, S)."""
 
 
 class Tokens(NamedTuple):
@@ -25,7 +26,7 @@ class Tokens(NamedTuple):
         tokens: (N,) int64.
         log_prob: (N,) their log-probabilities under the law that they were drawn from.
         confidence: (N,) their log-probabilities under the denoiser's own law, whatever the temperature.
-        summaries: (N, 2), `students.planner.summary` of the denoiser's own law; (N, 0) where nobody asked.
+        summaries: (N, S), what the rule's `Summary` says; (N, 0) where it has none.
     """
 
     tokens: Tensor
@@ -41,15 +42,36 @@ class Drawing(Section):
         draw: "exact" categorical draws in float64; "greedy", the most probable token; or "float32-gumbel" as published
             code makes them, which can not draw improbable tokens.
         temperature: divides the log-probabilities of tokens: below 1 text is sharper than the model says.
+        top_k: only so many tokens are drawn at a position, the most probable ones; None for all.
+        top_p: only the most probable tokens are drawn, as few as have this probability together; None for all. After
+            ``temperature`` and ``top_k``.
     """
 
     draw: Draw = "exact"
     temperature: float = Field(default=1.0, gt=0)
+    top_k: int | None = Field(default=None, ge=1)
+    top_p: float | None = Field(default=None, gt=0, le=1)
 
     @property
     def exact(self) -> bool:
         """Whether a token has exactly the probability that `Tokens.log_prob` says."""
         return self.draw == "exact"
+
+    @property
+    def plain(self) -> bool:
+        """Whether tokens are drawn from the denoiser's own law."""
+        return self.temperature == 1 and self.top_k is None and self.top_p is None
+
+    def drawn_law(self, own: Tensor) -> Tensor:
+        """The law (n, V) that tokens are drawn from, of the denoiser's ``own``; log-probabilities."""
+        if self.plain:
+            return own
+        law = own / self.temperature
+        if self.top_k is not None:
+            law = most_probable(law, self.top_k)
+        if self.top_p is not None:
+            law = nucleus(law, self.top_p)
+        return law.log_softmax(-1)
 
     def tokens(
         self,
@@ -59,7 +81,7 @@ class Drawing(Section):
         randomness: Randomness,
         *tensors: Tensor,
         given: Tensor | None = None,
-        summarise: bool = False,
+        summary: Summary | None = None,
     ) -> Tokens:
         """One token at each of N positions, V wide for a chunk of them at a time.
 
@@ -68,17 +90,18 @@ class Drawing(Section):
             uniforms: (N,) float64 in [0, 1), for exact draws. randomness: for the other kinds.
             tensors: (N, …) each.
             given: (N,) tokens to take instead of drawing any.
-            summarise: whether summaries are wanted.
+            summary: what to say of each position beside its token.
         """
 
         def at_positions(uniforms: Tensor | None, given: Tensor | None, *parts: Tensor) -> tuple[Tensor, ...]:
             own = law(*parts)
-            log_probs = own if self.temperature == 1 else (own / self.temperature).log_softmax(-1)
+            log_probs = self.drawn_law(own)
             tokens = self._draw(log_probs, uniforms, randomness) if given is None else given
             log_prob = log_probs.gather(-1, tokens[:, None]).squeeze(-1)
-            confidence = log_prob if self.temperature == 1 else own.gather(-1, tokens[:, None]).squeeze(-1)
+            confidence = log_prob if self.plain else own.gather(-1, tokens[:, None]).squeeze(-1)
             # a view such as own[:, :0] would keep all chunks' log-probabilities in memory until the last is done
-            return tokens, log_prob, confidence, summary(own) if summarise else own.new_empty(len(own), 0)
+            said = own.new_empty(len(own), 0) if summary is None else summary(own, log_probs)
+            return tokens, log_prob, confidence, said
 
         return Tokens(*in_chunks(at_positions, chunks, uniforms, given, *tensors))
 
@@ -94,3 +117,20 @@ class Drawing(Section):
                 "evaluate.sampler, or choose exact"
             )
         return gumbel_float32(log_probs, randomness)
+
+
+def most_probable(law: Tensor, count: int) -> Tensor:
+    """Only the ``count`` largest of (n, V) log-probabilities, and what ties with the last of them; −∞ elsewhere."""
+    least = law.topk(min(count, law.shape[-1]), -1).values[:, -1:]
+    return law.masked_fill(law < least, -torch.inf)
+
+
+def nucleus(law: Tensor, share: float) -> Tensor:
+    """Only the largest of (n, V) log-probabilities, as few as have probability ``share`` together; −∞ elsewhere."""
+    # 1. from the most probable token to the least, what those before it have together
+    ordered, order = law.sort(-1, descending=True)
+    p = ordered.softmax(-1)
+    before = p.cumsum(-1) - p
+    # 2. the first token always stays
+    kept = ordered.masked_fill(before > share, -torch.inf)
+    return torch.empty_like(law).scatter_(-1, order, kept)

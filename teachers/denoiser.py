@@ -92,11 +92,13 @@ class Denoiser(nn.Module, ABC):
         capabilities: what it can do beyond predicting; asking for another one is a `UserError`.
         collective: passes are collective, as under ZeRO 3, where each process holds a part of the parameters: all
             processes must make equally many, with equally many head calls, whatever their data. The engine sets it.
+        columns: block attention counts a canvas's columns, padding included, not a row's tokens.
     """
 
     spec: DenoiserSpec
     capabilities: frozenset[Capability] = frozenset()
     collective: bool = False
+    columns: bool = False
 
     @abstractmethod
     def features(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:
@@ -255,7 +257,7 @@ class DelegatingDenoiser(Denoiser):
 
     def __init__(self, inner: Denoiser):
         super().__init__()
-        self.inner, self.spec, self.capabilities = inner, inner.spec, inner.capabilities
+        self.inner, self.spec, self.capabilities, self.columns = inner, inner.spec, inner.capabilities, inner.columns
 
     def features(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:
         """See `Denoiser.features`."""

@@ -6,6 +6,9 @@ from pydantic import ValidationError
 
 from students.samplers.ancestral import Ancestral
 from students.samplers.dilated import Dilated
+from students.samplers.edit import Edit
+from students.samplers.entropy_bound import EntropyBound
+from students.samplers.factor import Factor
 from students.samplers.planner import Planner
 from students.samplers.random_start import RandomStart
 from students.samplers.rgas import Rgas
@@ -21,6 +24,9 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "rgas": Rgas,
     "top_k": TopK,
     "threshold": Threshold,
+    "factor": Factor,
+    "entropy_bound": EntropyBound,
+    "edit": Edit,
     "planner": Planner,
 }
 """What a ``sampler:`` section may name."""
@@ -53,6 +59,9 @@ __all__ = [
     "SAMPLERS",
     "Ancestral",
     "Dilated",
+    "Edit",
+    "EntropyBound",
+    "Factor",
     "Planner",
     "RandomStart",
     "Rgas",

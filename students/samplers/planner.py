@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from students.planner import base_logits, draw_commits, surroundings
+from students.drawing import Summary
+from students.planner import base_logits, draw_commits, summary, surroundings
 from students.samplers.sampler import Prediction, StepwiseSampler
 from teachers.chunks import scatter
 from teachers.denoiser import Denoiser
@@ -24,9 +25,15 @@ class Planner(StepwiseSampler):
     """
 
     adaptive: ClassVar[bool] = True
-    summarises: ClassVar[bool] = True
     name: Literal["planner"] = "planner"
     bias: float = 0.0  # [own]
+    block_length: None = None  # a planner is trained to choose from the whole canvas
+    stop: Literal[False] = False
+
+    @property
+    def summary(self) -> Summary:
+        """What the head was trained to read, of the denoiser's own law whatever the temperature."""
+        return lambda own, drawn_from: summary(own)
 
     @property
     def label(self) -> str:

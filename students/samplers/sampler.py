@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from students.drawing import Drawing, Tokens
+from students.drawing import Drawing, Summary, Tokens
+from students.samplers.blocks import Blocks, number_events
 from students.session import Session
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, DenoiserSpec
+from teachers.errors import UserError
 from teachers.process import MaskedProcess
 from teachers.randomness import Randomness, of_rows, uniform_at
 
@@ -45,22 +48,27 @@ class Asked:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a rule that decides pass by pass looks at, N being the open positions of R rows, in row-major order.
+    """What a rule that decides pass by pass looks at, N being the candidates of R rows, in row-major order.
+
+    Where a canvas is written in blocks, passes and positions are those of the block that a row is at.
 
     Attributes:
         canvas: the rows before the pass.
-        number: n of the pass, from 0. steps: (R,) how many there may be.
+        candidates: (R, L) the open positions that may be committed: all of them, or those of a block.
+        number: (R,) n of the pass, from 0. steps: (R,) how many there may be.
         to_write: (R,) how many positions were open at the start.
         features: (N, H) what the denoiser's head read.
-        confidence, summaries: (N,) and (N, 2), see `students.drawing.Tokens`.
+        log_prob, confidence, summaries: (N,), (N,) and (N, S), see `students.drawing.Tokens`.
         denoiser: which may have an opinion. randomness: of these rows.
     """
 
     canvas: Canvas
-    number: int
+    candidates: Tensor
+    number: Tensor
     steps: Tensor
     to_write: Tensor
     features: Tensor
+    log_prob: Tensor
     confidence: Tensor
     summaries: Tensor
     denoiser: Denoiser
@@ -87,11 +95,13 @@ class Work:
         session: the denoiser, counted.
         canvas: as it is now. to_write: (B,) positions that were open at the start.
         steps, process, randomness, critic, until, given, uniforms: as of `fill`; steps are (B,).
-        number: n of the pass. passes: how many there may be, in every process.
-        schedule: of a `PlannedSampler`.
+        number: n of the pass. most: the largest of the steps, in every process. passes: how many there may be, in every
+            process: no more than there are tokens.
+        schedule: of a `PlannedSampler`. blocks: of a `StepwiseSampler`.
     """
 
     schedule: Schedule
+    blocks: Blocks
 
     def __init__(
         self,
@@ -106,8 +116,8 @@ class Work:
         uniforms: Tensor | None = None,
         passes: int | None = None,
     ):
-        most = max(steps.tolist(), default=0) if passes is None else passes
-        self.passes = min(most, canvas.length)
+        self.most = max(steps.tolist(), default=0) if passes is None else passes
+        self.passes = min(self.most, canvas.length)
         self.session, self.steps, self.process, self.randomness = session, steps, process, randomness
         self.critic, self.until, self.given, self.uniforms = critic, until, given, uniforms
         self.canvas = Canvas(canvas.tokens.clone(), canvas.open.clone(), canvas.real, canvas.time)
@@ -131,13 +141,18 @@ class Sampler(Drawing, ABC):
         needs_critic: whether `fill` must be given a critic; where there is none, as for a teacher, the reference is
             plain ancestral sampling.
         adaptive: how many passes a row takes depends on what the network says; ``steps`` is then only a cap.
-        summarises: whether the rule reads `Prediction.summaries`.
+        edits: whether what is committed may be changed again, so that a row may take more passes than it has tokens.
     """
 
     needs_critic: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
-    summarises: ClassVar[bool] = False
+    edits: ClassVar[bool] = False
     name: str
+
+    @property
+    def summary(self) -> Summary | None:
+        """What the rule reads of each position beside its token; None for nothing."""
+        return None
 
     @property
     def blind(self) -> bool:
@@ -148,7 +163,12 @@ class Sampler(Drawing, ABC):
     def label(self) -> str:
         """What tables call it: its name, and what a reader must know to compare its figures."""
         temperature = "" if self.temperature == 1 else f", temperature {self.temperature:g}"
-        return self.name + temperature + f", {self.draw}" * (self.draw == "greedy")
+        filters = "".join(
+            f", {name.replace('_', '-')} {value:g}"
+            for name, value in (("top_k", self.top_k), ("top_p", self.top_p))
+            if value is not None
+        )
+        return self.name + temperature + filters + f", {self.draw}" * (self.draw == "greedy")
 
     def check(self, critic: nn.Module | None) -> None:
         """Refuse a run without what the rule needs.
@@ -192,7 +212,7 @@ class Sampler(Drawing, ABC):
             uniforms = uniform_at(of_rows(work.randomness, asked.rows), asked.positions, len(features))
         return self.tokens(
             work.session.denoiser.head, work.session.chunks(len(features)), uniforms, work.randomness, features,
-            given=given, summarise=self.summarises,
+            given=given, summary=self.summary,
         )  # fmt: skip
 
 
@@ -235,38 +255,100 @@ class PlannedSampler(Sampler):
 
 
 class StepwiseSampler(Sampler):
-    """A rule that decides pass by pass."""
+    """A rule that decides pass by pass.
+
+    Attributes:
+        block_length: tokens of the blocks that a canvas is written in, one after the other
+            (students/samplers/blocks.py); None for the whole canvas at once. Where the denoiser has block attention
+            and predicts the next token, the first token of an attention block is committed alone: what predicts it
+            sees nothing of its block (Fast-dLLM v2, which takes it from the pass that stores the block before).
+        stop: a row ends with the first block that holds an end token: what follows is filled with end tokens.
+    """
+
+    block_length: int | None = Field(default=None, ge=1)
+    stop: bool = False
+
+    @model_validator(mode="after")
+    def _stops_after_blocks(self) -> StepwiseSampler:
+        if self.stop and self.block_length is None:
+            raise ValueError("stop ends a text after one of its blocks; set block_length as well, or leave stop out")
+        return self
+
+    @property
+    def label(self) -> str:
+        """See `Sampler.label`."""
+        blocks = "" if self.block_length is None else f", blocks of {self.block_length}"
+        return super().label + blocks
 
     @abstractmethod
     def commit(self, prediction: Prediction) -> Tensor:
-        """Which open positions to commit: (R, L) bool, some of them, at least one in every row.
+        """Which of the candidates to commit: (R, L) bool, at least one in every row.
 
-        What it says of a row's last step is not heeded: that one commits everything.
+        What it says of a row's last step, or its last within a block, is not heeded: that one commits everything.
         """
 
     def begin(self, work: Work) -> int:
         """See `Sampler.begin`."""
+        if self.stop and work.session.spec.eos_id is None:
+            raise UserError("sampler.stop waits for an end token, and this model has none; set sampler.stop=false")
+        work.blocks = self.blocks(work)
         return work.passes
 
+    def blocks(self, work: Work) -> Blocks:
+        """Of the canvas before the first pass."""
+        return Blocks(work.canvas, work.session.denoiser, work.steps, self.block_length)
+
     def ask(self, work: Work) -> Asked | None:
-        """All that is open."""
-        unfinished = work.canvas.open.any(1)
+        """What is open in each row's current block."""
+        work.blocks.move(self.current(work), work.number)
+        if self.stop:
+            self.end(work)
+        unfinished = work.blocks.current < work.blocks.count
         if work.until is not None:
             unfinished &= work.number < work.until
         rows = unfinished.nonzero().squeeze(1)
         if len(rows) == 0:
             return None
-        part = work.canvas.rows(rows)
-        return Asked(rows, part.open, work.process.time_of(1 - part.open_share()))
+        share = work.canvas.rows(rows).open_share()
+        return Asked(rows, self.positions(work)[rows], work.process.time_of(1 - share))
+
+    def current(self, work: Work) -> Tensor:
+        """(B,) the block that each row is at: the first that has something open."""
+        blocks = work.blocks
+        return torch.where(work.canvas.open, blocks.number, blocks.count[:, None]).amin(1)
+
+    def end(self, work: Work) -> None:
+        """Fill up the rows whose last block holds an end token."""
+        blocks, canvas, eos_id = work.blocks, work.canvas, work.session.spec.eos_id
+        assert eos_id is not None
+        written = (blocks.number >= 0) & (blocks.number < blocks.current[:, None])
+        ended = (written & (canvas.tokens == eos_id)).any(1)
+        rest = canvas.open & ended[:, None]
+        canvas.tokens.masked_fill_(rest, eos_id)
+        canvas.open.logical_and_(~rest)
+        blocks.current = torch.where(ended, blocks.count, blocks.current)
+
+    def positions(self, work: Work) -> Tensor:
+        """(B, L) what is open in each row's current block, or only the first of it where that is committed alone."""
+        candidates = work.canvas.open & work.blocks.here()
+        if not work.session.spec.shift:
+            return candidates
+        first = candidates & work.blocks.first
+        alone = first.any(1) & self.going(work)
+        return torch.where(alone[:, None], first, candidates)
+
+    def going(self, work: Work) -> Tensor:
+        """(B,) whether another pass may follow in the current block."""
+        return work.number - work.blocks.began + 1 < work.blocks.budget()
 
     def settle(self, work: Work, asked: Asked, before: Canvas, features: Tensor) -> tuple[Tokens, Tensor]:
         """See `Sampler.settle`."""
         drawn, commit = self.draw_tokens(work, asked, features), asked.positions.clone()
-        going = work.number + 1 < work.steps[asked.rows]
+        going = self.going(work)[asked.rows]
         if work.number + 1 < work.passes:
             at = going[:, None].expand_as(commit)[commit]
             part = Tokens(*(values[at] for values in drawn))
-            commit[going] = self._commit(work, asked.rows[going], before.rows(going), features[at], part)
+            commit[going] = self.choice(work, asked.rows[going], before.rows(going), commit[going], features[at], part)
         return drawn, commit
 
     def idle(self, work: Work) -> None:
@@ -274,28 +356,21 @@ class StepwiseSampler(Sampler):
         features = work.session.idle(work.canvas)
         if work.number + 1 < work.passes:
             rows, none = work.steps.new_zeros(0), features.new_zeros(0)
-            self._commit(work, rows, work.canvas.rows(rows), features, Tokens(rows, none, none, none.view(0, 2)))
+            nothing = Tokens(rows, none, none, none.view(0, 2))
+            self.choice(work, rows, work.canvas.rows(rows), work.canvas.open[rows], features, nothing)
 
-    def _commit(self, work: Work, rows: Tensor, before: Canvas, features: Tensor, drawn: Tokens) -> Tensor:
+    def choice(
+        self, work: Work, rows: Tensor, before: Canvas, candidates: Tensor, features: Tensor, drawn: Tokens
+    ) -> Tensor:
+        """What `commit` says of R rows: (R, L).
+
+        Args:
+            candidates: (R, L), N positions. features: (N, H) there. drawn: the N tokens there.
+        """
+        blocks = work.blocks
         prediction = Prediction(
-            before, work.number, work.steps[rows], work.to_write[rows], features, drawn.confidence, drawn.summaries,
-            work.session.denoiser, of_rows(work.randomness, rows),
+            before, candidates, work.number - blocks.began[rows], blocks.budget()[rows], blocks.here().sum(1)[rows],
+            features, drawn.log_prob, drawn.confidence, drawn.summaries, work.session.denoiser,
+            of_rows(work.randomness, rows),
         )  # fmt: skip
         return self.commit(prediction)
-
-
-def number_events(transition: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-    """Number each row's distinct transitions at the positions of ``where`` (B, L) in order.
-
-    Returns:
-        (B, L) the number of the one that writes each of these positions, −1 elsewhere; (B,) how many a row has.
-    """
-    # 1. a row's transitions in order, (B, L); those that do not count are behind all others
-    never = torch.iinfo(transition.dtype).max
-    ordered, order = transition.masked_fill(~where, never).sort(dim=1)
-    # 2. how many other transitions come before each
-    rank = torch.zeros_like(ordered)
-    rank[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(1)
-    # 3. back to the positions
-    event = torch.empty_like(rank).scatter_(1, order, rank).masked_fill_(~where, -1)
-    return event, event.amax(1) + 1

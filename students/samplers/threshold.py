@@ -14,7 +14,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from students.drawing import Summary
 from students.samplers.sampler import Prediction, StepwiseSampler
+from students.samplers.score import Score, ranks, score_summary, scores
+from students.samplers.timetable import Timetable
+from students.samplers.top_k import counts
 
 Confidence = Literal["largest", "drawn"]
 
@@ -24,14 +28,25 @@ class Threshold(StepwiseSampler):
 
     Attributes:
         threshold: a probability.
+        strict: whether confidence must exceed it, as in SDAR, LLaDA2 and Fast-dLLM v2; else reaching it is enough.
         confidence: "largest" probability of the position, or that of the token "drawn" there.
+        tempered: whether under the law that tokens are drawn from, after ``temperature``, ``top_k`` and ``top_p``, as
+            SDAR does; else under the denoiser's own.
+        timetable: every pass commits at least as many as this says, as SDAR and LLaDA2.0 do ("sdar"); None: at least 1.
     """
 
     adaptive: ClassVar[bool] = True
-    summarises: ClassVar[bool] = True
     name: Literal["threshold"] = "threshold"
     threshold: float = Field(default=0.9, gt=0, le=1)  # [paper]
+    strict: bool = False  # [code]
     confidence: Confidence = "largest"  # [own]
+    tempered: bool = False  # [own]
+    timetable: Timetable | None = None  # [paper]
+
+    @property
+    def score(self) -> Score:
+        """What positions are ranked by."""
+        return "largest" if self.confidence == "largest" else "confidence"
 
     @property
     def blind(self) -> bool:
@@ -42,21 +57,33 @@ class Threshold(StepwiseSampler):
     def label(self) -> str:
         """See `Sampler.label`."""
         drawn = ", of the drawn token" * (self.confidence == "drawn")
-        return super().label.replace(self.name, f"{self.name} {self.threshold:g}{drawn}")
+        least = "" if self.timetable is None else f", at least {self.timetable}'s timetable"
+        return super().label.replace(self.name, f"{self.name} {self.threshold:g}{drawn}", 1) + least
+
+    @property
+    def summary(self) -> Summary | None:
+        """See `Sampler.summary`."""
+        return score_summary(self.score, self.tempered)
 
     def commit(self, prediction: Prediction) -> Tensor:
         """See `StepwiseSampler.commit`."""
-        log_confidence = prediction.confidence if self.confidence == "drawn" else prediction.summaries[:, 1]
-        return confident(log_confidence, prediction.canvas.open, self.threshold)
+        score = scores(self.score, self.tempered, prediction)
+        least = 1 if self.timetable is None else counts(self.timetable, self.block_length, prediction)
+        return confident(score, prediction.candidates, self.threshold, least, self.strict)
 
 
-def confident(log_confidence: Tensor, open_: Tensor, threshold: float) -> Tensor:
-    """The positions to commit: (B, L) bool, at least one in a row that has open ones.
+def confident(
+    log_confidence: Tensor, candidates: Tensor, threshold: float, least: int | Tensor = 1, strict: bool = False
+) -> Tensor:
+    """The positions to commit: (B, L) bool.
 
     Args:
-        log_confidence: (N,) at the positions of ``open_`` (B, L), in row-major order. threshold: a probability.
+        log_confidence: (N,) at the positions of ``candidates`` (B, L), in row-major order.
+        threshold: a probability. strict: whether it must be exceeded.
+        least: how many are committed in any case, the most confident ones, (B,) or the same for all rows.
     """
-    scores = torch.full(open_.shape, -torch.inf, dtype=log_confidence.dtype, device=open_.device)
-    scores = scores.masked_scatter(open_, log_confidence)
-    place = torch.arange(open_.shape[1], device=open_.device)
-    return open_ & ((scores.exp() >= threshold) | (place == scores.argmax(1, keepdim=True)))
+    p = torch.zeros(candidates.shape, dtype=log_confidence.dtype, device=candidates.device)
+    p = p.masked_scatter(candidates, log_confidence.exp())
+    sure = p > threshold if strict else p >= threshold
+    least = torch.as_tensor(least, device=candidates.device).view(-1, 1)
+    return candidates & (sure | (ranks(log_confidence, candidates) < least))

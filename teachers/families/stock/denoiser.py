@@ -59,7 +59,7 @@ class StockDenoiser(Denoiser):
         model.config.use_cache = False
         model.config.mask_token_id = spec.mask_id
         model.config.fewstep = spec.as_dict()
-        self.model, self.spec, self.release = model, spec, release
+        self.model, self.spec, self.release, self.columns = model, spec, release, release is not None
         if release is not None:
             self.capabilities = release.capabilities
 
@@ -75,7 +75,7 @@ class StockDenoiser(Denoiser):
         attention_mask = real
         if self.spec.attention == "block":
             attention_mask = attention_mask_4d(
-                "block", z.shape[1], self.model.dtype, z.device, self.spec.block_size, real, self.release is not None
+                "block", z.shape[1], self.model.dtype, z.device, self.spec.block_size, real, self.columns
             )
         read = {"input_ids": z} if embeddings is None else {"inputs_embeds": embeddings}
         position_ids = canvas.position_ids() if self.release is None else None

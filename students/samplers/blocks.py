@@ -1,0 +1,93 @@
+"""Blocks that are written one after the other, from left to right (semi-autoregressive sampling).
+
+Under block attention they are counted as the attention counts them, so that a prompt may end within one; elsewhere from
+a row's first open column on, as LLaDA's sampler does after its prompt.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from teachers.canvas import Canvas
+from teachers.denoiser import Denoiser
+from teachers.errors import UserError
+
+
+class Blocks:
+    """Where each row's blocks are, which of them it is at, and how many passes they may take.
+
+    A row's passes are shared out evenly among the blocks that hold something to write, the remainder to the first ones;
+    what a block does not need is not handed on [as released].
+
+    Attributes:
+        number: (B, L) which of the row's blocks writes a position, from 0 on; −1 where nothing is written.
+        count: (B,) blocks of each row. steps: (B,) passes of each row.
+        current: (B,) the block that a row is at; ``count`` where all are written. began: (B,) its first pass.
+        first: (B, L) where a block of the denoiser's own attention begins.
+    """
+
+    def __init__(self, canvas: Canvas, denoiser: Denoiser, steps: Tensor, length: int | None):
+        self.number, self.count = block_numbers(canvas, denoiser, length)
+        self.steps = steps
+        self.current, self.began = torch.full_like(self.count, -1), torch.zeros_like(self.count)
+        self.first = torch.zeros_like(canvas.open)
+        if length is not None and denoiser.spec.block_size is not None:
+            self.first = places(canvas, denoiser) % denoiser.spec.block_size == 0
+        if bool((steps < self.count).any()):
+            row = int((self.count - steps).argmax())
+            raise UserError(
+                f"steps is {int(steps[row])}, but a text has {int(self.count[row])} blocks of {length} tokens and each "
+                f"takes a pass or more; set steps to at least {int(self.count[row])}, or a larger block_length"
+            )
+
+    def move(self, current: Tensor, number: int) -> None:
+        """Rows whose block is not what it was begin another one in pass ``number``."""
+        self.began = torch.where(current != self.current, number, self.began)
+        self.current = current
+
+    def here(self) -> Tensor:
+        """(B, L) what the current block was to write."""
+        return self.number == self.current[:, None]
+
+    def budget(self) -> Tensor:
+        """(B,) how many passes the current block may take."""
+        count = self.count.clamp(min=1)
+        return self.steps // count + (self.current < self.steps % count)
+
+
+def block_numbers(canvas: Canvas, denoiser: Denoiser, length: int | None) -> tuple[Tensor, Tensor]:
+    """Number each row's blocks of ``length`` tokens that have open positions; None for one block.
+
+    Returns:
+        (B, L) the number of a position's block, −1 where it is not open; (B,) how many there are.
+    """
+    if length is None:
+        return canvas.open.long() - 1, canvas.open.any(1).long()
+    return number_events(places(canvas, denoiser) // length, canvas.open)
+
+
+def places(canvas: Canvas, denoiser: Denoiser) -> Tensor:
+    """(B, L) the place of each position among those that blocks are counted from."""
+    column = torch.arange(canvas.length, device=canvas.device).expand_as(canvas.tokens)
+    if denoiser.spec.attention != "block":
+        return (column - canvas.open.int().argmax(1, keepdim=True)).clamp(min=0)
+    position = None if denoiser.columns else canvas.position_ids()
+    return column if position is None else position
+
+
+def number_events(transition: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+    """Number each row's distinct transitions at the positions of ``where`` (B, L) in order.
+
+    Returns:
+        (B, L) the number of the one that writes each of these positions, −1 elsewhere; (B,) how many a row has.
+    """
+    # 1. a row's transitions in order, (B, L); those that do not count are behind all others
+    never = torch.iinfo(transition.dtype).max
+    ordered, order = transition.masked_fill(~where, never).sort(dim=1)
+    # 2. how many other transitions come before each
+    rank = torch.zeros_like(ordered)
+    rank[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(1)
+    # 3. back to the positions
+    event = torch.empty_like(rank).scatter_(1, order, rank).masked_fill_(~where, -1)
+    return event, event.amax(1) + 1
