@@ -46,9 +46,7 @@ def test_a_config_names_its_family(family, tmp_path):
     files = checkpoint.config, checkpoint.name, checkpoint.folder
     claims = [other.name for other in FAMILIES[:-1] if other.recognises_files(*files)]
     assert checkpoint.family is family
-    assert claims == ([] if family.name == "stock" else [family.name]), (
-        "one; stock has the rest"
-    )
+    assert claims == ([] if family.name == "stock" else [family.name]), "one; stock has the rest"
     assert checkpoint.load().capabilities == checkpoint.family.capabilities
 
 
