@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from teachers.canvas import Canvas, Context
-from teachers.denoiser import Attention, DenoiserSpec
+from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import resolve
 from teachers.families.family import Checkpoint
@@ -97,32 +97,30 @@ def _check_sight(checkpoint: Checkpoint, model: PreTrainedModel, spec: DenoiserS
     tokens = torch.arange(2 * PROBE, device=device)[None] % (spec.vocabulary - 1)
     other = tokens.clone()
     other[:, -1] = (other[:, -1] + 1) % spec.vocabulary
-    one, two = Canvas.of(tokens, spec.mask_id), Canvas.of(other, spec.mask_id)
-    if not _same(_states(model, spec, one, "causal")[:, :1], _states(model, spec, two, "causal")[:, :1]):
+    as_it_is = [model.base_model(input_ids=z, use_cache=False).last_hidden_state[:, :1] for z in (tokens, other)]
+    if not _same(*as_it_is):
         raise UserError(
             f"model {checkpoint.name!r} ({model.config.model_type}) is not autoregressive: it looks at later tokens "
             "from the start; set model.init to a causal language model"
         )
-    if _same(_states(model, spec, one, "full")[:, :1], _states(model, spec, two, "full")[:, :1]):
+    full = StockDenoiser(model, replace(spec, attention="full", block_size=None, shift=False))
+    one, two = Canvas.of(tokens, spec.mask_id), Canvas.of(other, spec.mask_id)
+    if _same(full.hidden_states(one)[:, :1], full.hidden_states(two)[:, :1]):
         raise UserError(
             f"model {checkpoint.name!r} ({model.config.model_type}) can not look at later tokens, so that it can not "
             "fill in masks; set model.init to a model all of whose layers are attention"
         )
+    if not in_context:
+        return
     documents = torch.arange(2 * PROBE, device=device)[None] // PROBE
-    packed = _states(model, spec, replace(one, context=Context(documents)), "full")
-    alone = _states(model, spec, Canvas.of(tokens[:, PROBE:], spec.mask_id), "full")
-    if (in_context or spec.attention == "block") and not _same(packed[:, PROBE:], alone):
+    packed = full.hidden_states(replace(one, context=Context(documents)))
+    alone = full.hidden_states(Canvas.of(tokens[:, PROBE:], spec.mask_id))
+    if not _same(packed[:, PROBE:], alone):
         raise UserError(
             f"model {checkpoint.name!r} ({model.config.model_type}) takes no attention mask or positions of ours, "
             "which block attention, masks.anneal and masks.documents need; set model.attention to full and leave "
             "those out, or convert another model"
         )
-
-
-def _states(model: PreTrainedModel, spec: DenoiserSpec, canvas: Canvas, attention: Attention) -> Tensor:
-    """(B, L, H) hidden states under that attention."""
-    plain = replace(spec, attention=attention, block_size=None, shift=False)
-    return StockDenoiser(model, plain).hidden_states(canvas)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
