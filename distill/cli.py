@@ -271,6 +271,17 @@ def export(
 
 
 @command
+def unpickle(
+    model: Annotated[str, typer.Argument(help="A folder, or a hub name with its commit, org/name@<40 hex digits>.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the safetensors, the config and the tokenizer.")],
+) -> None:
+    """Write weights that were released as a pickle as safetensors, without running what the pickle would."""
+    from distill.commands.unpickle import unpickle_command
+
+    unpickle_command(model, out)
+
+
+@command
 def generate(
     folder: Annotated[str, typer.Argument(help="An exported folder, a run, or bundled:teacher.")],
     steps: Annotated[

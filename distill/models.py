@@ -24,6 +24,7 @@ from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import Checkpoint, resolve
 from teachers.families.family import OPTIONS
+from teachers.headers import read_headers
 from teachers.process import MaskedProcess, Schedule
 from teachers.source import model_folder, parse_source, read_object
 
@@ -114,9 +115,20 @@ def load_teacher(config: ModelConfig, checkpoint: Checkpoint | None = None) -> t
         UserError: it can not be loaded, is autoregressive, or has no masks.
     """
     checkpoint = find_teacher(config) if checkpoint is None else checkpoint
-    checkpoint.require(MASKS)
+    check_usable(checkpoint)
     tokenizer = tokenizer_of(checkpoint, config.tokenizer)
     return load_frozen(config, checkpoint, tokenizer), tokenizer
+
+
+def check_usable(checkpoint: Checkpoint) -> None:
+    """Refuse what can not be sampled or read, before a tokenizer is looked for.
+
+    Raises:
+        UserError: it has no mask, or its weight files are not what they must be.
+    """
+    checkpoint.require(MASKS)
+    if "weights" in checkpoint.family.capabilities:
+        read_headers(checkpoint.folder, checkpoint.config)
 
 
 def load_frozen(config: ModelConfig, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None) -> Denoiser:
@@ -212,7 +224,7 @@ def load_named(names: dict[str, str]) -> tuple[dict[str, Denoiser], PreTrainedTo
     """
     checkpoints = {kind: resolve(name) for kind, name in names.items()}
     for checkpoint in checkpoints.values():
-        checkpoint.require(MASKS)
+        check_usable(checkpoint)
     tokenizer = tokenizer_of(next(iter(checkpoints.values())))
     return {kind: load_planned(checkpoint, tokenizer) for kind, checkpoint in checkpoints.items()}, tokenizer
 
@@ -333,7 +345,7 @@ def _open_model(name: str) -> Student:
             f"{name} is neither a run folder (config.yaml) nor a model folder (config.json); give one of the two"
         )
     checkpoint = resolve(name)
-    checkpoint.require(MASKS)
+    check_usable(checkpoint)
     tokenizer = tokenizer_of(checkpoint)
     denoiser = load_planned(checkpoint, tokenizer)
     settings = folder / "generation_config.json"

@@ -58,6 +58,8 @@ def evaluate(
     first = student or teacher
     if first is None:
         raise UserError("there is nothing to evaluate; give a student, a teacher or both")
+    for model in models.values():
+        model.denoiser.spec.check_mask()
     rule = first.finished.sampler if sampler is None else sampler
     values = {
         "judge": str(judge),

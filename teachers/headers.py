@@ -152,10 +152,14 @@ def _why_none(folder: Path) -> str:
         )
     if pickles:
         return (
-            f"{folder} has its weights only as a pickle, {pickles[0]}, which runs code when it is read; convert it to "
-            "safetensors where you trust it, with save_pretrained of transformers 5"
+            f"{folder} has its weights only as a pickle, {pickles[0]}, which runs code when it is read; write it as "
+            f"safetensors, once: fewstep unpickle {folder} --out NEW runs none (nor trusts it, as save_pretrained of "
+            "transformers 5 does)"
         )
-    return f"{folder} holds no weights; it must have {SINGLE}, or {INDEX} with its shards: download them, too"
+    return (
+        f"{folder} holds no weights; it must have {SINGLE}, or {INDEX} with its shards: download them, too (a release "
+        "that is a pickle is written as safetensors, once: fewstep unpickle NAME --out NEW)"
+    )
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -21,6 +21,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 # what is downloaded of a model; never a pickle, and Python only where it was asked for
 TOKENIZER_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 MODEL_FILES = ["*.safetensors", *TOKENIZER_FILES]
+PICKLED_FILES = ["*.bin", "*.ckpt", "*.pt", "*.pth"]
 READ = {Path(pattern).suffix for pattern in MODEL_FILES} | {".py"}
 
 
@@ -100,13 +101,16 @@ def check_trust(source: Source, trust_remote_code: Any) -> bool:
     return True
 
 
-def model_folder(name: str, revision: str | None = None, code: bool = False, weights: bool = True) -> Path:
+def model_folder(
+    name: str, revision: str | None = None, code: bool = False, weights: bool = True, pickles: bool = False
+) -> Path:
     """The folder of a model or tokenizer, downloaded if it is a hub name.
 
     Args:
         name, revision: see `parse_source`.
         code: Python files are downloaded, too.
         weights: False for what a tokenizer needs.
+        pickles: weights that are pickled are downloaded, too; read them with `teachers.pickles` alone.
 
     Raises:
         UserError: see `parse_source`; it does not exist, cannot be downloaded, or a file in it is a link to elsewhere
@@ -114,7 +118,7 @@ def model_folder(name: str, revision: str | None = None, code: bool = False, wei
     """
     source = parse_source(name, revision)
     if source.revision is not None:
-        folder = _download(source, name, (MODEL_FILES if weights else TOKENIZER_FILES) + ["*.py"] * code)
+        folder = _download(source, name, _patterns(code, weights, pickles))
     elif os.path.exists(source.path):
         folder = Path(source.path)
     else:
@@ -126,19 +130,23 @@ def model_folder(name: str, revision: str | None = None, code: bool = False, wei
     return folder
 
 
+def _patterns(code: bool, weights: bool, pickles: bool) -> list[str]:
+    return (MODEL_FILES if weights else TOKENIZER_FILES) + ["*.py"] * code + PICKLED_FILES * pickles
+
+
 def _download(source: Source, name: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
+    answers = _answers(source)
     try:
         # the folders of a repository hold other formats of the same weights
         found = snapshot_download(
             source.path, revision=source.revision, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"],
-            local_files_only=not _answers(source),
+            local_files_only=not answers,
         )  # fmt: skip
     except Exception as error:  # the hub, the connection and the disk raise a dozen types
-        raise UserError(
-            f"cannot download model {name!r} ({reason(error)}); check name, commit, access and connection"
-        ) from error
+        why = reason(error) if answers else "the hub does not answer, and nothing was downloaded before"
+        raise UserError(f"cannot download model {name!r} ({why}); check name, commit, access and connection") from error
     return Path(found)
 
 

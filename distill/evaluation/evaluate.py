@@ -187,8 +187,6 @@ def check(
     models = [model for model in (teacher, student) if model is not None]
     if not models:
         raise UserError("there is no model to evaluate; give a run, a student or a teacher")
-    for model in models:
-        model.spec.check_mask()
     if teacher is not None and student is not None:
         _check_same_tokens(teacher, student)
     check_length(models, length)
