@@ -153,8 +153,8 @@ def _why_none(folder: Path) -> str:
     if pickles:
         return (
             f"{folder} has its weights only as a pickle, {pickles[0]}, which runs code when it is read; write it as "
-            f"safetensors, once: fewstep unpickle {folder} --out NEW runs none (nor trusts it, as save_pretrained of "
-            "transformers 5 does)"
+            f"safetensors, once: fewstep unpickle {folder} --out NEW, which runs nothing, or where you trust it "
+            "save_pretrained of transformers 5"
         )
     return (
         f"{folder} holds no weights; it must have {SINGLE}, or {INDEX} with its shards: download them, too (a release "
