@@ -190,7 +190,7 @@ def check_code(folder: Path, config: dict[str, Any], trusted: bool) -> None:
 def _is_stock(model_type: Any) -> bool:
     from transformers import CONFIG_MAPPING
 
-    return model_type in CONFIG_MAPPING
+    return isinstance(model_type, str) and model_type in CONFIG_MAPPING
 
 
 def _code_elsewhere(config: Any) -> str | None:

@@ -20,6 +20,7 @@ from teachers.families.dit.sedd import Sedd
 from teachers.families.family import Checkpoint, Family, unknown_family
 from teachers.families.language import LANGUAGE
 from teachers.families.markov import Markov
+from teachers.families.rules import check_section
 from teachers.families.stock import Stock
 from teachers.source import check_trust, model_folder, parse_source, read_object
 
@@ -54,6 +55,7 @@ def resolve(
     if not (folder / "config.json").is_file():
         raise UserError(f"{name} is not a model folder: it has no config.json; give a folder saved by save_pretrained")
     config = read_object(folder / "config.json")
+    check_section(config, folder / "config.json")
     found = recognise(config, name, folder) if family is None else named_family(family)
     if trusted and not found.runs_code:
         raise UserError(f"model {name!r} is {found.title}, read by no code of its own; leave out trust_remote_code")

@@ -26,7 +26,8 @@ COUNTS = (
     "dense_intermediate_size", "expert_intermediate_size", "shared_expert_intermediate_size", "first_k_dense_replace",
     "sliding_window", "mask_token_id",
 )  # fmt: skip
-POSITIVE = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "rope_theta", "routed_scaling_factor")
+EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
+POSITIVE = ("rope_theta", "routed_scaling_factor")
 MOST_LAYERS = 10_000  # of a network whose weights are not at hand [own]
 
 
@@ -47,14 +48,27 @@ def _is_share(value: Any) -> bool:
     return _is_positive(value) and value <= 1
 
 
+def _is_table(value: Any) -> bool:
+    return value is False or isinstance(value, dict)
+
+
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(SIZES, (is_size, "it must be a whole number of at least 1")),
     **dict.fromkeys(COUNTS, (_is_count, "it must be a whole number of at least 0")),
     **dict.fromkeys(POSITIVE, (_is_positive, "it must be a number above 0")),
-    "partial_rotary_factor": (_is_share, "it must be a number above 0 and at most 1"),
-    "fewstep": (lambda value: isinstance(value, dict), "it must be a section, as an export of ours has it"),
+    **dict.fromkeys((*EPSILONS, "partial_rotary_factor"), (_is_share, "it must be a number above 0 and at most 1")),
+    **dict.fromkeys(("rope_scaling", "rope_parameters"), (_is_table, "it must be an object with a rope_type, or null")),
 }
-"""Field → what its value must be, where it has one. Lists, one value a layer, are for transformers to judge."""
+"""Field → what its value must be, where it has one."""
+IS_FLAG = (lambda value: type(value) is bool, "it must be true or false")
+SECTION: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("vocabulary", "max_length", "trained_length", "block_size"), RULES["vocab_size"]),
+    **dict.fromkeys(("mask_id", "eos_id", "pad_id"), RULES["mask_token_id"]),
+    **dict.fromkeys(("shift", "time_conditioned"), IS_FLAG),
+    "attention": (lambda value: value in ("full", "block", "causal"), "it must be full, block or causal"),
+    "family": (lambda value: isinstance(value, str), "it must be a name that fewstep teachers lists"),
+}
+"""The same for the section "fewstep" of a config.json, which an export of ours has."""
 ROTARY = ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -63,20 +77,38 @@ def refusal(place: str | Path, name: str, value: Any, rule: str) -> UserError:
     return UserError(f"{place} has {name} {value!r:.80}; {rule}: put the release's config.json back, or correct it")
 
 
-def check_values(config: Mapping[str, Any], place: str | Path, headers: Headers | None = None) -> None:
+def check_section(config: Mapping[str, Any], place: str | Path) -> None:
+    """Refuse a section "fewstep" that no export of ours has.
+
+    Raises:
+        UserError: it is none, or one of its values is of the wrong type.
+    """
+    section = config.get("fewstep")
+    if section is not None and not isinstance(section, dict):
+        raise refusal(place, "fewstep", section, "it must be a section, as an export of ours has it")
+    for name, (is_allowed, rule) in SECTION.items():
+        value = (section or {}).get(name)
+        if value is not None and not is_allowed(value):
+            raise refusal(place, f"fewstep.{name}", value, rule)
+
+
+def check_values(
+    config: Mapping[str, Any], place: str | Path, headers: Headers | None = None, lists: bool = False
+) -> None:
     """Refuse fields that no network can have.
 
     Args:
         config: a config.json.
         place: where it is, for the message.
         headers: of the weights that belong to it, which say how many layers there can be.
+        lists: whether a field may have one value a layer, as some stock classes have it.
 
     Raises:
         UserError: a field is of the wrong type or out of range.
     """
     for name, (is_allowed, rule) in RULES.items():
         value = config.get(name)
-        if value is not None and not isinstance(value, list) and not is_allowed(value):
+        if value is not None and not (lists and isinstance(value, list)) and not is_allowed(value):
             raise refusal(place, name, value, rule)
     layers = MOST_LAYERS if headers is None else len(headers.tensors)
     rows = 0 if headers is None else max((shape[0] for shape in headers.shapes.values() if shape), default=0)

@@ -108,7 +108,7 @@ def read_shape(checkpoint: Checkpoint, headers: Headers | None = None) -> Pretra
     """
     family, place = checkpoint.family, checkpoint.folder / "config.json"
     assert isinstance(family, Stock), "others have no stock class"
-    check_values(checkpoint.config, place, headers)
+    check_values(checkpoint.config, place, headers, lists=family.runs_code)
     values = {} if family.runs_code else _stock_values(checkpoint)
     try:
         shape = (

@@ -40,20 +40,22 @@ def outline(checkpoint: Checkpoint, shape: PretrainedConfig, headers: Headers) -
     Raises:
         UserError: no network can be made of the shape, or the files hold another one.
     """
-    family, name = checkpoint.family, checkpoint.name
+    family = checkpoint.family
     assert isinstance(family, Stock), "others have no stock class"
     try:
         with torch.device("meta"):
             made = AutoModelForCausalLM.from_config(shape, dtype=torch.float32, trust_remote_code=checkpoint.trusted)
+        if "quantization_config" in checkpoint.config or made.is_custom_code():
+            return made
+        if family.runs_code:
+            check_stock(made, headers, checkpoint.name)
+        else:
+            check_release(made, headers, family.key_names, checkpoint.name)
+    except UserError:
+        raise
     except Exception as error:  # whatever a value out of range meets first: transformers or torch
         place = checkpoint.folder / "config.json"
         raise UserError(f"no network can be made of {place} ({reason(error)}); put the release's back") from error
-    if "quantization_config" in checkpoint.config or made.is_custom_code():
-        return made
-    if family.runs_code:
-        check_stock(made, headers, name)
-    else:
-        check_release(made, headers, family.key_names, name)
     return made
 
 
