@@ -11,6 +11,7 @@ from students.samplers.entropy_bound import EntropyBound
 from students.samplers.factor import Factor
 from students.samplers.planner import Planner
 from students.samplers.random_start import RandomStart
+from students.samplers.released import RELEASED, released_sampler
 from students.samplers.rgas import Rgas
 from students.samplers.sampler import LOG_LINEAR, Sampler
 from students.samplers.threshold import Threshold
@@ -56,6 +57,7 @@ def written_sampler(written: Any) -> Sampler:
 
 __all__ = [
     "LOG_LINEAR",
+    "RELEASED",
     "SAMPLERS",
     "Ancestral",
     "Dilated",
@@ -68,5 +70,6 @@ __all__ = [
     "Sampler",
     "Threshold",
     "TopK",
+    "released_sampler",
     "written_sampler",
 ]
