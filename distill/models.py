@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,12 @@ from distill.runtime.run_folder import RunFolder
 from students.adapters import AdaptedDenoiser, is_adapter, merge_adapter, merged
 from students.planner import load_planned, load_planner
 from students.samplers import Sampler, written_sampler
-from students.student import cast, frozen, trainable_copy
+from students.student import cast, frozen, trainable, trainable_copy
 from teachers.capability import Capability
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import Checkpoint, resolve
-from teachers.families.family import OPTIONS
+from teachers.families.family import OPTIONS, Spread
 from teachers.headers import read_headers
 from teachers.process import MaskedProcess, Schedule
 from teachers.source import model_folder, parse_source, read_object
@@ -105,11 +105,17 @@ def _needs_of_critic(config: DistillConfig) -> dict[Capability, str]:
     return needs
 
 
-def load_teacher(config: ModelConfig, checkpoint: Checkpoint | None = None) -> tuple[Denoiser, PreTrainedTokenizerBase]:
-    """The frozen teacher, a network in float32 or an exact source, and its tokenizer, checked against each other.
+def load_teacher(
+    config: ModelConfig,
+    checkpoint: Checkpoint | None = None,
+    precision: torch.dtype = torch.float32,
+    spread: Spread | None = None,
+) -> tuple[Denoiser, PreTrainedTokenizerBase]:
+    """The frozen teacher, a network or an exact source, and its tokenizer, checked against each other.
 
     Args:
         checkpoint: of `find_teacher`, for whoever has it.
+        precision, spread: see `teachers.families.family.Reading`.
 
     Raises:
         UserError: it can not be loaded, is autoregressive, or has no masks.
@@ -117,7 +123,7 @@ def load_teacher(config: ModelConfig, checkpoint: Checkpoint | None = None) -> t
     checkpoint = find_teacher(config) if checkpoint is None else checkpoint
     check_usable(checkpoint)
     tokenizer = tokenizer_of(checkpoint, config.tokenizer)
-    return load_frozen(config, checkpoint, tokenizer), tokenizer
+    return load_frozen(config, checkpoint, tokenizer, precision, spread), tokenizer
 
 
 def check_usable(checkpoint: Checkpoint) -> None:
@@ -131,13 +137,29 @@ def check_usable(checkpoint: Checkpoint) -> None:
         read_headers(checkpoint.folder, checkpoint.config)
 
 
-def load_frozen(config: ModelConfig, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None) -> Denoiser:
+def load_base(config: DistillConfig, precision: torch.dtype) -> tuple[Denoiser, PreTrainedTokenizerBase]:
+    """The teacher of a run that is measured, see `load_teacher`.
+
+    A discriminator on an adapter is added to it in float32 before both are cast; see `load_discriminator`.
+    """
+    checkpoint = find_teacher(config.teacher)
+    merges = config.evaluate.sampler.needs_critic and config.objective.adapters
+    return load_teacher(config.teacher, checkpoint, checkpoint.lossless(precision) if merges else precision)
+
+
+def load_frozen(
+    config: ModelConfig,
+    checkpoint: Checkpoint,
+    tokenizer: PreTrainedTokenizerBase | None,
+    precision: torch.dtype = torch.float32,
+    spread: Spread | None = None,
+) -> Denoiser:
     """A frozen denoiser as a config describes it, of any process, with or without a tokenizer.
 
     Raises:
         UserError: it can not be loaded, or is autoregressive.
     """
-    teacher = checkpoint.load(tokenizer, **options_of(config))
+    teacher = checkpoint.load(tokenizer, precision, spread, **options_of(config))
     if teacher.spec.attention == "causal":
         raise UserError(
             f"teacher.path {config.path!r} is an autoregressive model; make a teacher of it with fewstep convert"
@@ -168,23 +190,31 @@ def tokenizer_of(checkpoint: Checkpoint, name: str | None = None) -> PreTrainedT
         ) from error
 
 
-def load_student(config: DistillConfig, teacher: Denoiser, checkpoint: Checkpoint | None = None) -> Denoiser:
+def load_student(
+    config: DistillConfig,
+    teacher: Denoiser,
+    checkpoint: Checkpoint | None = None,
+    precision: torch.dtype = torch.float32,
+    original: Callable[[], Denoiser] | None = None,
+) -> Denoiser:
     """The network to train: an adapter on the teacher, a copy of it, or a checkpoint with the same vocabulary.
 
     Args:
         checkpoint: of ``student.init``, for whoever has it.
+        precision: of its weights as they are read.
+        original: reads the teacher again, where it is not whole in this process; None to copy it.
     """
     if config.student.adapter is not None:
         # the same seed as the critic's: their adapters start equal, as do a student and a critic that are copies
         torch.manual_seed(config.train.seed)
         return AdaptedDenoiser(teacher, config.student.adapter)
     if config.student.init == "teacher":
-        return trainable_copy(teacher)
+        return trainable_copy(teacher) if original is None else trainable(original())
     checkpoint = resolve(config.student.init) if checkpoint is None else checkpoint
     options: dict[str, Any] = {"mask_id": teacher.spec.mask_id} if "mask_id" in checkpoint.family.options else {}
-    student = load_planned(checkpoint, **options)
+    student = load_planned(checkpoint, precision=precision, **options)
     _check_start(config, student.spec, teacher.spec)
-    return trainable_copy(student)
+    return trainable(student)
 
 
 def _check_start(config: DistillConfig, student: DenoiserSpec, teacher: DenoiserSpec) -> None:
@@ -201,7 +231,12 @@ def _check_start(config: DistillConfig, student: DenoiserSpec, teacher: Denoiser
         )
 
 
-def load_averaged(folder: Path, tokenizer: PreTrainedTokenizerBase, teacher: ModelConfig | None) -> Denoiser:
+def load_averaged(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: ModelConfig | None,
+    precision: torch.dtype = torch.float32,
+) -> Denoiser:
     """The averaged network in a checkpoint's ``folder``; an adapter comes merged into the teacher it was trained on.
 
     A planner that lies there comes on it.
@@ -210,13 +245,17 @@ def load_averaged(folder: Path, tokenizer: PreTrainedTokenizerBase, teacher: Mod
         teacher: what the run's config says; None for a run without one.
     """
     if not is_adapter(folder):
-        return load_planned(resolve(str(folder)), tokenizer)
+        return load_planned(resolve(str(folder)), tokenizer, precision)
     if teacher is None:
         raise UserError(f"{folder} is an adapter, but its run's config names no teacher; put the config.yaml back")
-    return load_planner(merge_adapter(load_teacher(teacher)[0], folder), folder)
+    base = find_teacher(teacher)
+    network, _ = load_teacher(teacher, base, base.lossless(precision))
+    return load_planner(merge_adapter(network, folder, precision), folder)
 
 
-def load_named(names: dict[str, str]) -> tuple[dict[str, Denoiser], PreTrainedTokenizerBase]:
+def load_named(
+    names: dict[str, str], precision: torch.dtype = torch.float32
+) -> tuple[dict[str, Denoiser], PreTrainedTokenizerBase]:
     """Models of one vocabulary, by folder or name, with the tokenizer of the first.
 
     Args:
@@ -226,14 +265,22 @@ def load_named(names: dict[str, str]) -> tuple[dict[str, Denoiser], PreTrainedTo
     for checkpoint in checkpoints.values():
         check_usable(checkpoint)
     tokenizer = tokenizer_of(next(iter(checkpoints.values())))
-    return {kind: load_planned(checkpoint, tokenizer) for kind, checkpoint in checkpoints.items()}, tokenizer
+    models = {kind: load_planned(checkpoint, tokenizer, precision) for kind, checkpoint in checkpoints.items()}
+    return models, tokenizer
 
 
-def as_distillation(config: DistillConfig, teacher: Denoiser, student: Denoiser) -> Distillation:
-    """What an objective is built on; critics start as the teacher, or as the student where it has no weights."""
+def as_distillation(
+    config: DistillConfig, teacher: Denoiser, student: Denoiser, start: Denoiser | None = None
+) -> Distillation:
+    """What an objective is built on.
+
+    Args:
+        start: what critics start as; by default the teacher, or the student where that has no weights.
+    """
     from objectives.objective import Distillation
 
-    start = teacher if "weights" in teacher.capabilities else student
+    if start is None:
+        start = teacher if "weights" in teacher.capabilities else student
     return Distillation(
         teacher, student, MaskedProcess(config.teacher.process), config.sequence_length, start, config.sampler
     )

@@ -139,6 +139,11 @@ class ObjectiveConfig(Section, ABC):
         the first ones of a network of which only these are read. 0 where all are alike."""
         return 0
 
+    @property
+    def unrounded(self) -> bool:
+        """Whether it measures a network as it is loaded, or keeps it so, where others only see it cast."""
+        return False
+
     def with_adapter(self, adapter: AdapterConfig) -> ObjectiveConfig:
         """The same with its critic on an adapter of the teacher; as it is where it has one already, or no critic."""
         return self

@@ -88,6 +88,11 @@ class RepresentationMmdConfig(ObjectiveConfig):
         """Those that features are read after; see `ObjectiveConfig.counted_blocks`."""
         return self.blocks or 0
 
+    @property
+    def unrounded(self) -> bool:
+        """The bandwidth is measured."""
+        return self.bandwidth is None and self.kernel != "linear"
+
     def without_weights(self) -> RepresentationMmdConfig:
         """With a bandwidth, which is otherwise measured; see `ObjectiveConfig.without_weights`."""
         return self if self.bandwidth is not None else self.model_copy(update={"bandwidth": 1.0})

@@ -126,6 +126,11 @@ class StepReductionConfig(ObjectiveConfig):
         return self.steps
 
     @property
+    def unrounded(self) -> bool:
+        """The law of the tokens stays as it is loaded where the planner alone trains."""
+        return self.trains == "planner"
+
+    @property
     def capabilities(self) -> frozenset[Capability]:
         """The discriminator's."""
         return frozenset({"hidden states", "blocks"} if self.verifier == "discriminator" else ())

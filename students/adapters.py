@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -114,7 +115,7 @@ class AdaptedDenoiser(Denoiser):
             if self.name in layer.lora_A
         }
         self.adapter = nn.ModuleDict({path.replace(".", "-"): layer for path, layer in self.layers.items()})
-        self.float().requires_grad_(True).eval()
+        self.float().to(base.device).requires_grad_(True).eval()
 
     def features(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:
         """See `Denoiser.features`."""
@@ -275,7 +276,8 @@ def insert_adapter(base: Denoiser, config: AdapterConfig) -> tuple[str, list[str
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # several is the point
-        inject_adapter_in_model(lora, model, name)
+        with as_drawn():
+            inject_adapter_in_model(lora, model, name)
     for parameter, requires_grad in zip(others, trained, strict=True):
         parameter.requires_grad_(requires_grad)
     for layer in lora_layers(model).values():
@@ -284,6 +286,20 @@ def insert_adapter(base: Denoiser, config: AdapterConfig) -> tuple[str, list[str
             if part in layer._modules:  # still found by PEFT, but no longer among the base's own parameters
                 object.__setattr__(layer, part, layer._modules.pop(part))
     return name, active
+
+
+@contextmanager
+def as_drawn() -> Iterator[None]:
+    """Leave new adapters in the float32 that they are drawn in: PEFT rounds them to what the base is in."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    name = "_move_adapter_to_device_of_base_layer"
+    moving = getattr(BaseTunerLayer, name)
+    setattr(BaseTunerLayer, name, lambda layer, adapter, device=None: None)
+    try:
+        yield
+    finally:
+        setattr(BaseTunerLayer, name, moving)
 
 
 def plain_copy(denoiser: AnyDenoiser) -> AnyDenoiser:
@@ -326,8 +342,9 @@ def is_adapter(folder: str | Path) -> bool:
     return (Path(folder) / CONFIG_FILE).is_file()
 
 
-def merge_adapter(base: AnyDenoiser, folder: str | Path) -> AnyDenoiser:
-    """Merge a saved adapter into ``base`` itself, in place.
+@torch.no_grad()
+def merge_adapter(base: AnyDenoiser, folder: str | Path, dtype: torch.dtype = torch.float32) -> AnyDenoiser:
+    """Merge a saved adapter into ``base`` itself, in place; it is added in float32 and rounded once, to ``dtype``.
 
     Raises:
         UserError: the adapter can not be read, or is of another model.
@@ -340,10 +357,16 @@ def merge_adapter(base: AnyDenoiser, folder: str | Path) -> AnyDenoiser:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name it is giving up
             warnings.filterwarnings("error", message="Found missing adapter keys")  # PEFT would make them up
-            PeftModel.from_pretrained(base.network, str(folder)).merge_and_unload()
+            adapted = PeftModel.from_pretrained(base.network, str(folder))
+        for layer in lora_layers(base.network).values():
+            weight = weight_of(layer.get_base_layer())
+            weight.data = (weight.float() + layer.get_delta_weight(adapted.active_adapter)).to(dtype)
+        adapted.unload()
     except Exception as error:  # PEFT, safetensors and torch raise different types for one thing: it does not fit
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"cannot put adapter {folder} on its base ({reason}); give the base it was trained on"
         ) from error
+    for parameter in base.parameters():
+        parameter.data = parameter.data.to(dtype)
     return base

@@ -227,6 +227,14 @@ def load_planner(denoiser: Denoiser, folder: str | Path) -> Denoiser:
     return planned
 
 
-def load_planned(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any) -> Denoiser:
-    """`Checkpoint.load`, with the planner that lies in the model's folder, if one does."""
-    return load_planner(checkpoint.load(tokenizer, **options), checkpoint.folder)
+def load_planned(
+    checkpoint: Checkpoint,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    precision: torch.dtype = torch.float32,
+    **options: Any,
+) -> Denoiser:
+    """`Checkpoint.load`, with the planner that lies in the model's folder, if one does, in the same precision."""
+    denoiser = load_planner(checkpoint.load(tokenizer, precision, **options), checkpoint.folder)
+    if isinstance(denoiser, PlannedDenoiser):
+        denoiser.planner.to(precision)
+    return denoiser

@@ -29,9 +29,14 @@ def cast(network: Network, dtype: torch.dtype) -> Network:
     return network
 
 
+def trainable(denoiser: Denoiser) -> Denoiser:
+    """The denoiser itself, to train. In eval mode: a policy's sampling and gradient passes must be the same network."""
+    return denoiser.requires_grad_(True).eval()
+
+
 def trainable_copy(denoiser: Denoiser) -> Denoiser:
-    """A copy to train. It stays in eval mode: a policy's sampling and gradient passes must be the same network."""
-    return plain_copy(denoiser).requires_grad_(True).eval()
+    """A copy to train; see `trainable`."""
+    return trainable(plain_copy(denoiser))
 
 
 def twin(denoiser: Denoiser) -> Denoiser:

@@ -39,6 +39,12 @@ def weight_of(layer: nn.Module | None) -> nn.Parameter:
     return weight
 
 
+def rows_of(layer: nn.Module | None) -> int:
+    """Entries of an embedding's table, or outputs of a linear layer, also where DeepSpeed holds it in shards."""
+    weight = weight_of(layer)
+    return getattr(weight, "ds_shape", weight.shape)[0]
+
+
 def write_weights(tensors: dict[str, Tensor], path: Path) -> None:
     """Write tensors as safetensors, into a folder that is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)

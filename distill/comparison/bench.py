@@ -14,7 +14,7 @@ from distill.evaluation.reference import reference_text
 from distill.evaluation.results import Evaluation
 from distill.evaluation.sample import sampler_of
 from distill.evaluation.subject import frozen_on
-from distill.models import load_averaged, load_discriminator, load_teacher
+from distill.models import load_averaged, load_base, load_discriminator
 from distill.runtime.checkpoints import AVERAGE
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
@@ -31,7 +31,8 @@ class SharedBench:
         """Load the judge and, to be measured first, the teacher."""
         self.evaluation = config.evaluate
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        teacher, self.tokenizer = load_teacher(config.teacher)
+        self._precision = getattr(torch, config.evaluate.precision)
+        teacher, self.tokenizer = load_base(config, self._precision)
         judge = load_judge(self.evaluation.judge, self.tokenizer, self.evaluation.retokenize, self.device)
         length = self.evaluation.length or config.sequence_length
         self._students = Bench(judge, self.evaluation, length, MaskedProcess(config.teacher.process))
@@ -52,8 +53,9 @@ class SharedBench:
 
     def measure_student(self, checkpoint: Path, config: DistillConfig) -> Evaluation:
         """The evaluation of a checkpoint's averaged student, with its own critic where the sampler asks one."""
-        student, critic = load_averaged(checkpoint / AVERAGE, self.tokenizer, config.teacher), None
+        folder = checkpoint / AVERAGE
+        student, critic = load_averaged(folder, self.tokenizer, config.teacher, self._precision), None
         if config.evaluate.sampler.needs_critic:
-            teacher, _ = load_teacher(config.teacher)
+            teacher, _ = load_base(config, self._precision)
             critic = load_discriminator(config, checkpoint, teacher, student).to(self.device)
         return self._students.evaluate(None, frozen_on(student, self.device), critic)

@@ -17,7 +17,7 @@ from distill.evaluation.bench import Bench
 from distill.evaluation.judge import load_judge
 from distill.evaluation.reference import heldout_text, reference_text
 from distill.evaluation.results import Evaluation, ModelDescription
-from distill.models import load_averaged, load_discriminator, load_named, load_released, load_teacher
+from distill.models import load_averaged, load_base, load_discriminator, load_named, load_released
 from distill.runtime.checkpoints import AVERAGE, best_checkpoint, verify_checkpoint
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
@@ -102,9 +102,10 @@ def run_subject(run: RunFolder, overrides: list[str], world: World) -> Subject:
     """
     config, checkpoint = world.on_main(lambda: _read_run(run, overrides))
     tokenizer = load_tokenizer(str(run.tokenizer))
-    teacher = load_teacher(config.teacher)[0]
-    student = load_averaged(checkpoint / AVERAGE, tokenizer, config.teacher)
     evaluation = config.evaluate
+    precision = getattr(torch, evaluation.precision)
+    teacher = load_base(config, precision)[0]
+    student = load_averaged(checkpoint / AVERAGE, tokenizer, config.teacher, precision)
     if evaluation.length is None:
         evaluation = evaluation.model_copy(update={"length": config.sequence_length})
     return Subject(
@@ -147,7 +148,7 @@ def named_subject(student: str | None, teacher: str | None, overrides: list[str]
     names = {kind: name for kind, name in (("teacher", teacher), ("student", student)) if name}
     if not names:
         raise UserError("there is nothing to evaluate; give a run folder, or --student and/or --teacher")
-    models, tokenizer = load_named(names)
+    models, tokenizer = load_named(names, getattr(torch, config.precision))
     critic = None
     if student and config.sampler.needs_critic:
         critic = load_released(resolve(student), getattr(torch, config.precision))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,15 @@ from distill.config import DistillConfig, OptimizerConfig
 from distill.data.corpus import Corpus, load_corpus
 from distill.data.teacher_rows import training_rows
 from distill.evaluation.evaluate import check_length
-from distill.models import as_distillation, find_checkpoints, load_student, load_teacher
+from distill.models import as_distillation, find_checkpoints, load_frozen, load_student, load_teacher
 from distill.runtime.messages import say
 from distill.runtime.run_folder import RunFolder
-from distill.runtime.world import World, start_world
+from distill.runtime.world import ALONE, World, start_world
 from distill.training.engine import micro_batch
 from distill.training.engines import deepspeed_section
 from distill.training.loop import Outcome, train
 from distill.training.opening import create_run, leave, open_run
-from distill.training.placement import place_teacher
+from distill.training.placement import offload_folder, place_teacher, placing
 from distill.training.trainer import Trainer
 from distill.training.watch import CollapseWatch
 from objectives.objective import Objective
@@ -36,19 +38,37 @@ class Networks:
     teacher: Denoiser
     student: Denoiser
     tokenizer: PreTrainedTokenizerBase
+    original: Callable[[], Denoiser] | None = None
 
 
-def load_networks(config: DistillConfig, loaded: tuple[Denoiser, PreTrainedTokenizerBase] | None = None) -> Networks:
-    """Load teacher and student, and check that they are as long as their rows.
+def load_networks(
+    config: DistillConfig,
+    loaded: tuple[Denoiser, PreTrainedTokenizerBase] | None = None,
+    world: World = ALONE,
+    run: Path | None = None,
+) -> Networks:
+    """Load teacher and student in the precision they train in, and check that they are as long as their rows.
+
+    A teacher that is sharded or dispatched goes there as it is read, and is whole on no process: what would be a copy
+    of it is read from its files again.
 
     Args:
         loaded: the teacher and its tokenizer, for whoever has them.
+        run: the run's folder.
 
     Raises:
         UserError: they can not be loaded, can not do what the config asks for, or are too short.
     """
     checkpoints = find_checkpoints(config)
-    teacher, tokenizer = loaded or load_teacher(config.teacher, checkpoints.teacher)
+    precision = getattr(torch, config.train.precision)
+    first = checkpoints.teacher.lossless(precision) if config.objective.unrounded else precision
+    if loaded is None:
+        with placing(config.teacher, config.train, world, offload_folder(run)) as spread:
+            teacher, tokenizer = load_teacher(config.teacher, checkpoints.teacher, first, spread)
+        if config.teacher.placement != "replicated":  # a replicated one is copied first
+            place_teacher(teacher, config.teacher, config.train, world, offload_folder(run))
+    else:
+        teacher, tokenizer = loaded
     if config.sequence_length > teacher.spec.max_length:
         raise UserError(
             f"data.length {config.sequence_length} is longer than the teacher's {teacher.spec.max_length} positions; "
@@ -57,10 +77,14 @@ def load_networks(config: DistillConfig, loaded: tuple[Denoiser, PreTrainedToken
     if config.sequence_length > teacher.spec.length:
         longer = f"more than the {teacher.spec.length} that the teacher was trained on"
         say(f"rows have {config.sequence_length} tokens, {longer}")
-    student = load_student(config, teacher, checkpoints.student)
+    original = None
+    if loaded is None and config.teacher.placement != "replicated":
+        original = partial(load_frozen, config.teacher, checkpoints.teacher, tokenizer, first)
+    first = checkpoints.student.lossless(precision) if config.objective.unrounded else precision
+    student = load_student(config, teacher, checkpoints.student, first, original)
     if config.evaluate.length is not None:
         check_length([teacher, student], config.evaluate.length)
-    return Networks(teacher, student, tokenizer)
+    return Networks(teacher, student, tokenizer, original)
 
 
 def load_rows(config: DistillConfig, tokenizer: PreTrainedTokenizerBase) -> Corpus | None:
@@ -71,9 +95,23 @@ def load_rows(config: DistillConfig, tokenizer: PreTrainedTokenizerBase) -> Corp
 
 
 def build_objective(config: DistillConfig, networks: Networks) -> Objective:
-    """The objective with networks of its own, which are copied while their original is whole and in float32."""
+    """The objective with networks of its own, which are copied while their original is whole."""
+    start = critic_start(config, networks)
     torch.manual_seed(config.train.seed)  # the discriminator's head and the critic's adapter start at random
-    return config.objective.build(as_distillation(config, networks.teacher, networks.student))
+    return config.objective.build(as_distillation(config, networks.teacher, networks.student, start))
+
+
+def critic_start(config: DistillConfig, networks: Networks) -> Denoiser | None:
+    """What critics start as where the teacher is not whole in this process; None where it is.
+
+    An adapter sits on the teacher wherever that is. A copy is made of the student, which starts as the teacher does, or
+    else of the teacher's files.
+    """
+    copies = "critic" in config.objective.phases or config.objective.capabilities
+    if networks.original is None or config.objective.adapters or not copies:
+        return None
+    is_teacher = config.student.init == "teacher" and config.student.adapter is None
+    return networks.student if is_teacher else networks.original()
 
 
 def optimizers(config: DistillConfig, objective: Objective) -> dict[str, OptimizerConfig]:
@@ -89,7 +127,7 @@ def in_memory(config: DistillConfig, networks: Networks, world: World) -> Traine
     """
     corpus = load_rows(config, networks.tokenizer)
     objective = build_objective(config, networks)
-    place_teacher(networks.teacher, config.teacher, config.train, world, Path("offload"))
+    place_teacher(networks.teacher, config.teacher, config.train, world, offload_folder())
     rows = training_rows(objective, config, networks.teacher, corpus, None, world)
     trained = optimizers(config, objective)
     return Trainer(objective, trained, rows, config.train, None, world, config.sequence_length)
@@ -121,7 +159,7 @@ def in_run_folder(
     micro_batch(config.train, world, config.objective.group)
     run = RunFolder(path)
     config = open_run(run, config, world, resume, allow_changes)
-    networks = load_networks(config, loaded)
+    networks = load_networks(config, loaded, world, run.path)
     watch = CollapseWatch(config, networks.teacher, networks.tokenizer, world) if config.evaluate.every else None
     corpus = load_rows(config, networks.tokenizer)
 
@@ -129,7 +167,7 @@ def in_run_folder(
     objective = build_objective(config, networks)
     if watch is not None:
         watch.reference = objective.reference
-    place_teacher(networks.teacher, config.teacher, config.train, world, run.path / "offload")
+    place_teacher(networks.teacher, config.teacher, config.train, world, offload_folder(run.path))
     data = corpus.identity() if corpus is not None and objective.needs != "nothing" and not allow_changes else None
     rows = training_rows(objective, config, networks.teacher, corpus, run, world)
     deepspeed: dict[str, Any] | None = deepspeed_section(config.deepspeed, world, config.teacher.placement == "sharded")

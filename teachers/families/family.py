@@ -25,6 +25,10 @@ OPTIONS = ("mask_id", "shift", "attention", "block_size", "time_conditioned")
 """What a config may say of a checkpoint that does not say it itself, see `teachers.denoiser.DenoiserSpec`."""
 
 
+HELD = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
+"""A precision as safetensors writes it."""
+
+
 @dataclass(frozen=True)
 class Spread:
     """What the layers of a network are spread over as they are read: the devices of one process, and its disk.
@@ -109,6 +113,18 @@ class Checkpoint:
         options = {key: value for key, value in options.items() if value is not None}
         self.check_options(options)
         return self.family.load(self, Reading(torch.float32, empty=True), tokenizer, **options)
+
+    def lossless(self, precision: torch.dtype) -> torch.dtype:
+        """``precision`` where the files hold it, else float32: for what is computed before weights are cast."""
+        import torch
+
+        from teachers.headers import read_headers
+
+        if precision == torch.float32 or "weights" not in self.family.capabilities:
+            return torch.float32
+        tensors = read_headers(self.folder, self.config).tensors.values()
+        held = {tensor.dtype for tensor in tensors if tensor.dtype[0] in "BF" and tensor.dtype != "BOOL"}
+        return precision if held == {HELD[str(precision)]} else torch.float32
 
     def check_options(self, options: Mapping[str, Any], section: str = "") -> None:
         """Refuse to be told what the checkpoint says itself.

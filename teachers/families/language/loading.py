@@ -17,7 +17,7 @@ from teachers.families.stock.release import Release
 from teachers.headers import read_headers
 from teachers.source import reason
 from teachers.vocabulary import read_tokenizer, token_id
-from teachers.weights import weight_of
+from teachers.weights import rows_of
 
 
 def load_released(
@@ -31,7 +31,7 @@ def load_released(
     settings = family.settings(checkpoint.config, options)
     model = load_model(checkpoint, reading)
     model.generation_config = GenerationConfig()  # how the release samples is no part of the network
-    vocabulary = len(weight_of(model.get_output_embeddings()))
+    vocabulary = rows_of(model.get_output_embeddings())
     mask_id = _mask_of(family, checkpoint, tokenizer, settings, vocabulary)
     dtypes = plain_dtypes(read_headers(checkpoint.folder, checkpoint.config))
     named = {} if family.recognises_files(checkpoint.config, "", checkpoint.folder) else {"family": family.name}

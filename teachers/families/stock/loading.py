@@ -33,7 +33,7 @@ from teachers.families.stock.release import Release
 from teachers.headers import Headers, read_headers
 from teachers.source import check_code, reason
 from teachers.vocabulary import check_tokenizer, token_id
-from teachers.weights import weight_of
+from teachers.weights import rows_of
 
 
 def create_denoiser(model_type: str, shape: dict[str, Any], spec: DenoiserSpec) -> StockDenoiser:
@@ -199,7 +199,7 @@ def as_denoiser(
     Raises:
         UserError: the tokenizer is of another model, or the fields contradict each other.
     """
-    vocabulary = len(weight_of(model.get_output_embeddings()))
+    vocabulary = rows_of(model.get_output_embeddings())
     if tokenizer is not None:
         check_tokenizer(tokenizer, vocabulary, mask_id, checkpoint.name)
     values = {"max_length": model.config.max_position_embeddings, **fields}
