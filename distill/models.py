@@ -23,7 +23,7 @@ from teachers.capability import Capability
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import Checkpoint, resolve
-from teachers.families.family import OPTIONS, Spread
+from teachers.families.family import OPTIONS, Partition, Spread
 from teachers.headers import read_headers
 from teachers.process import MaskedProcess, Schedule
 from teachers.source import model_folder, parse_source, read_object
@@ -109,7 +109,7 @@ def load_teacher(
     config: ModelConfig,
     checkpoint: Checkpoint | None = None,
     precision: torch.dtype = torch.float32,
-    spread: Spread | None = None,
+    spread: Spread | Partition | None = None,
 ) -> tuple[Denoiser, PreTrainedTokenizerBase]:
     """The frozen teacher, a network or an exact source, and its tokenizer, checked against each other.
 
@@ -152,7 +152,7 @@ def load_frozen(
     checkpoint: Checkpoint,
     tokenizer: PreTrainedTokenizerBase | None,
     precision: torch.dtype = torch.float32,
-    spread: Spread | None = None,
+    spread: Spread | Partition | None = None,
 ) -> Denoiser:
     """A frozen denoiser as a config describes it, of any process, with or without a tokenizer.
 

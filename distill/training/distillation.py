@@ -23,7 +23,7 @@ from distill.training.engine import micro_batch
 from distill.training.engines import deepspeed_section
 from distill.training.loop import Outcome, train
 from distill.training.opening import create_run, leave, open_run
-from distill.training.placement import offload_folder, place_teacher, placing
+from distill.training.placement import offload_folder, place_teacher, spread_of
 from distill.training.trainer import Trainer
 from distill.training.watch import CollapseWatch
 from objectives.objective import Objective
@@ -63,8 +63,8 @@ def load_networks(
     precision = getattr(torch, config.train.precision)
     first = checkpoints.teacher.lossless(precision) if config.objective.unrounded else precision
     if loaded is None:
-        with placing(config.teacher, config.train, world, offload_folder(run)) as spread:
-            teacher, tokenizer = load_teacher(config.teacher, checkpoints.teacher, first, spread)
+        spread = spread_of(config.teacher, config.train, world, run)
+        teacher, tokenizer = load_teacher(config.teacher, checkpoints.teacher, first, spread)
         if config.teacher.placement != "replicated":  # a replicated one is copied first
             place_teacher(teacher, config.teacher, config.train, world, offload_folder(run))
     else:

@@ -6,8 +6,6 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +16,21 @@ from distill.runtime.deepspeed import join_deepspeed
 from distill.runtime.world import World
 from students.student import cast
 from teachers.denoiser import Denoiser
-from teachers.families.family import Spread
+from teachers.families.family import Partition, Spread
 
 
-@contextmanager
-def placing(config: TeacherConfig, train: TrainConfig, world: World, folder: Path) -> Iterator[Spread | None]:
-    """While entered, a stock network that is read goes where ``teacher.placement`` says as it is read.
+def spread_of(config: TeacherConfig, train: TrainConfig, world: World, run: Path | None) -> Spread | Partition | None:
+    """Where the teacher goes as it is read; None where it is whole on every process.
 
     Args:
-        folder: see `place_teacher`.
-
-    Yields:
-        What `Checkpoint.load` is given to dispatch it; None for the other placements.
+        run: the run's folder.
     """
-    if config.placement != "sharded":
-        yield Spread(config.max_memory, folder) if config.placement == "dispatched" else None
-        return
-    join_deepspeed(world)
-    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
-
-    partitioned = HfDeepSpeedConfig(sharding(train))  # transformers asks for it while it lives
-    try:
-        yield None
-    finally:
-        unset_hf_deepspeed_config()
-        del partitioned
+    if config.placement == "dispatched":
+        return Spread(config.max_memory, offload_folder(run))
+    if config.placement == "sharded":
+        join_deepspeed(world)
+        return Partition(sharding(train))
+    return None
 
 
 def place_teacher(teacher: Denoiser, config: TeacherConfig, train: TrainConfig, world: World, folder: Path) -> Denoiser:

@@ -43,18 +43,29 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Partition:
+    """What a network is partitioned over as it is read: the processes, which have joined DeepSpeed for it.
+
+    Attributes:
+        config: what DeepSpeed is told, of ZeRO 3.
+    """
+
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Reading:
     """How the weights of a checkpoint are read.
 
     Attributes:
         precision: of the parameters, from the file on: no copy in another one is made. Buffers keep their type.
-        spread: capability "dispatch"; None to read all into the host's memory.
+        spread: where it need not be whole; a family that knows no way reads it whole. None for the host's memory.
         empty: no weight is read: a network of the checkpoint's shapes on torch's meta device, all checks but those of
             the weights made.
     """
 
     precision: torch.dtype
-    spread: Spread | None = None
+    spread: Spread | Partition | None = None
     empty: bool = False
 
 
@@ -80,7 +91,7 @@ class Checkpoint:
         self,
         tokenizer: PreTrainedTokenizerBase | None = None,
         precision: torch.dtype | None = None,
-        spread: Spread | None = None,
+        spread: Spread | Partition | None = None,
         **options: Any,
     ) -> Denoiser:
         """The denoiser; see `Family.load`.

@@ -1,5 +1,6 @@
 """One config, every size: where weights, optimiser and teacher are kept changes memory, not what is computed."""
 
+import re
 import shutil
 
 import pytest
@@ -50,8 +51,8 @@ def test_where_things_are_kept_changes_nothing(overrides, teacher, plain, tmp_pa
         plain = here(tmp_path / "kept", *overrides[:2], teacher, "train.updates=4")
     assert_same_run(run, plain)
     if "dispatched" in overrides[0]:
-        assert "offloaded to the disk" in caplog.text
-        assert [path.name for path in tmp_path.iterdir()] == ["run"]  # what was stored as it is used is read there
+        assert re.search("offloaded to the .*disk", caplog.text)
+        assert list((tmp_path / ".run.offload").iterdir()) == []  # it is read from the model's own files
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from teachers.errors import UserError
-from teachers.families.family import Checkpoint, Reading, Spread
+from teachers.families.family import Checkpoint, Partition, Reading, Spread
 from teachers.families.stock.compressed import compression_of, plain_tensors
 from teachers.headers import Headers
 from teachers.source import reason
@@ -49,7 +49,7 @@ def read_network(
             read = _packed_reader(checkpoint, plain_tensors(headers, schemes, checkpoint.name), config)
         else:
             read = _reader(checkpoint, config)
-        with one_after_another():
+        with one_after_another(), partitioned(reading.spread):
             model, report = read(
                 **_spread_options(reading.spread),
                 key_mapping=None if key_names is None else dict(key_names),
@@ -95,12 +95,28 @@ def _packed_reader(
     return partial(stock_class.from_pretrained, None, config=config, state_dict=tensors)
 
 
-def _spread_options(spread: Spread | None) -> dict[str, Any]:
+def _spread_options(spread: Spread | Partition | None) -> dict[str, Any]:
     """Arguments of `from_pretrained` by which layers go to devices and to the disk as they are read."""
-    if spread is None:
+    if not isinstance(spread, Spread):
         return {}
     memory = spread.memory and {device: convert_file_size_to_int(size) for device, size in spread.memory.items()}
     return {"device_map": "sequential", "max_memory": memory, "offload_folder": str(spread.folder)}
+
+
+@contextmanager
+def partitioned(spread: Spread | Partition | None) -> Iterator[None]:
+    """Have transformers read a network into DeepSpeed's shards, layer by layer; the first process reads for all."""
+    if not isinstance(spread, Partition):
+        yield
+        return
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    config = HfDeepSpeedConfig(dict(spread.config))  # transformers asks for it while it lives
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del config
 
 
 @contextmanager
