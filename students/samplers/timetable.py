@@ -22,7 +22,7 @@ def tokens_per_pass(timetable: Timetable, total: int, steps: int) -> tuple[int, 
     """What each pass commits, in order; every number is at least 1 and their sum is ``total``.
 
     >>> tokens_per_pass("llada", 8, 3), tokens_per_pass("dllm", 4, 3), tokens_per_pass("dream", 6, 4)
-    ((3, 3, 2), (1, 2, 1), (1, 1, 1, 3))
+    ((3, 3, 2), (1, 1, 2), (1, 1, 1, 3))
 
     Args:
         total: tokens to write. steps: passes that there may be, at least 1.
