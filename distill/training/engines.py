@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from distill.config import OptimizerConfig, TrainConfig
 from distill.config.deepspeed import unusable
+from distill.config.schema import RatesConfig
 from distill.runtime.world import World
 from distill.training.engine import STATE, Engine, micro_batch
 from distill.training.plain import PlainEngine
@@ -71,7 +72,8 @@ def _take_a_step(section: dict[str, Any], train: TrainConfig, world: World) -> N
     network = Probe()
     precision = "float32" if train.precision == "auto" else train.precision
     tried = train.model_copy(update={"gradient_checkpointing": False, "precision": precision})
-    engine = ZeroEngine(network, train.student, tried, section, world)
+    alike = train.student.model_copy(update={"rates": RatesConfig()})  # it has layers of no kind
+    engine = ZeroEngine(network, alike, tried, section, world)
     rows = torch.ones(micro_batch(train, world), 2, device=world.device)
     for _ in range(train.batch // world.size // len(rows)):
         engine.backward(network(rows))

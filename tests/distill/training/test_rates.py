@@ -7,7 +7,7 @@ from distill.config import OptimizerConfig, TrainConfig
 from distill.config.schema import RatesConfig
 from distill.runtime.world import ALONE
 from distill.training.engine import layer_kind, parameter_groups
-from distill.training.engines import start_engine
+from distill.training.engines import rehearse, start_engine
 from teachers.canvas import Canvas
 from teachers.errors import UserError
 from tests.networks import shape, stock
@@ -78,3 +78,8 @@ def test_a_rate_of_layers_that_do_not_train_is_refused():
     train = TrainConfig(updates=4, batch=2, student=OptimizerConfig(lr=LR, rates=RatesConfig(attention=2)))
     with pytest.raises(UserError, match=r"rates\.attention is 2, but no layer of that kind trains"):
         start_engine(torch.nn.Linear(2, 2), train.student, train, None, ALONE)
+
+
+def test_a_rehearsal_has_no_layers_and_no_rates():
+    train = TrainConfig(updates=4, batch=2, student=OptimizerConfig(lr=LR, rates=RatesConfig(attention=2)))
+    rehearse({"zero_optimization": {"stage": 2}}, train, ALONE)
