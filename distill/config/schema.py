@@ -384,6 +384,11 @@ class PretrainConfig(Section):
     def _check_masks(self) -> None:
         if self.objective != "elbo" and self.masks != MasksConfig():
             raise ValueError(f"masks is set, but objective {self.objective!r} masks nothing; leave it out")
+        if self.masks.documents and not self.data.pack:
+            raise ValueError(
+                "masks.documents keeps the documents of a packed row apart, but data.pack is false: a row is of one; "
+                "leave either out"
+            )
         if self.masks.anneal is not None and self.model.attention == "block":
             raise ValueError(
                 f"masks.anneal {self.masks.anneal} opens a causal mask to full attention, but model.attention is "

@@ -183,6 +183,7 @@ def refusal(home, run, *words, model=None):
         (["model.attention=block", "model.block_size=4", "masks.block_sizes=[[0, 2]]"], ("end with 2", "is 4")),
         (["masks.block_sizes=[[0, 2]]"], ("end with 2", "model.block_size is None")),
         (["model.attention=block", "model.block_size=4", "masks.anneal=0.5"], ("masks.anneal 0.5", "'block'")),
+        (["masks.documents=true", "data.pack=false"], ("masks.documents", "data.pack")),
         (["masks.anneal=0"], ("masks.anneal", "greater than 0")),
         (["masks.anneal=1.5"], ("masks.anneal", "1")),
         (["masks={complementary: true}", "edit={rate: 0.2}"], ("edit", "masks")),
