@@ -6,10 +6,15 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+import transformers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from teachers.errors import UserError, nearest
 from teachers.quiet import quiet_transformers
+from teachers.source import read_object
+
+STOCK_CLASSES = {"DreamTokenizer": "Qwen2Tokenizer"}
+"""Tokenizer classes that releases bring as code → the stock class that makes the same of the same files."""
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -17,7 +22,19 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     with quiet_transformers(), warnings.catch_warnings():  # the config.json beside it may be one it does not know
         warnings.simplefilter("ignore", FutureWarning)
         # said outright, because transformers would ask on the terminal
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return _tokenizer_class(folder).from_pretrained(folder, trust_remote_code=False)
+
+
+def _tokenizer_class(folder: Path) -> Any:
+    """What reads a folder's files, where the class that they name would be code of their own."""
+    path = folder / "tokenizer_config.json"
+    settings = read_object(path) if path.is_file() else {}
+    name = settings.get("tokenizer_class")
+    if "auto_map" not in settings or not isinstance(name, str) or hasattr(transformers, name):
+        return AutoTokenizer
+    if (folder / "tokenizer.json").is_file():
+        return PreTrainedTokenizerFast
+    return getattr(transformers, STOCK_CLASSES[name]) if name in STOCK_CLASSES else AutoTokenizer
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, role: Literal["mask", "eos", "pad"]) -> int | None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from teachers.denoiser import Denoiser
 
+GPT2 = "openai-community/gpt2@607a30d783dfa663caf39e06633721c8d4cfcd7e"
 OPTIONS = ("mask_id", "shift", "attention", "block_size", "time_conditioned")
 """What a config may say of a checkpoint that does not say it itself, see `teachers.denoiser.DenoiserSpec`."""
 
@@ -177,6 +178,7 @@ class Family(ABC):
         capabilities: what its denoisers can do.
         options: those of `OPTIONS` that its checkpoints leave open.
         runs_code: whether Python that comes with a checkpoint can be what computes it.
+        lent_tokenizer: the hub name of the one that the release's own code asks for, where a checkpoint has none.
     """
 
     name: ClassVar[str]
@@ -184,6 +186,7 @@ class Family(ABC):
     capabilities: ClassVar[frozenset[Capability]]
     options: ClassVar[frozenset[str]] = frozenset()
     runs_code: ClassVar[bool] = False
+    lent_tokenizer: ClassVar[str | None] = None
 
     @abstractmethod
     def recognises(self, config: Mapping[str, Any]) -> bool:
@@ -214,7 +217,8 @@ class Family(ABC):
 
     def tokenizer(self, checkpoint: Checkpoint) -> str:
         """The name of the tokenizer that belongs to a checkpoint: a folder, or a hub name with its commit."""
-        return str(checkpoint.folder)
+        own = any(checkpoint.folder.glob("tokenizer*")) or any(checkpoint.folder.glob("vocab*"))
+        return str(checkpoint.folder) if own or self.lent_tokenizer is None else self.lent_tokenizer
 
     def discriminator(self, checkpoint: Checkpoint, **options: Any) -> tuple[Denoiser, nn.Module] | None:
         """What was released beside a checkpoint to guide its sampling; None where nothing was.

@@ -11,6 +11,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from teachers.canvas import Canvas
@@ -18,6 +19,7 @@ from teachers.errors import UserError
 from teachers.families import resolve
 from teachers.families.language import LANGUAGE
 from teachers.masks import attention_mask_4d
+from teachers.vocabulary import read_tokenizer
 from tests.golden.places import COPIES, checkpoint_of
 from tests.teachers.test_golden_language import NAMED
 
@@ -374,3 +376,43 @@ def test_the_mask_is_the_first_that_names_one(tmp_path):
         151669,
         None,
     ]
+
+
+def test_a_tokenizer_that_is_code_is_read_by_the_stock_class_that_makes_the_same_of_its_files(tmp_path):
+    """Dream's comes as Python, a list of words and a list of merges."""
+    plain = Tokenizer(models.BPE())
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    plain.train_from_iterator(["a word and a word"] * 3, trainer)
+    plain.model.save(str(tmp_path))
+    mask = {"content": "<|mask|>", "special": True, "normalized": False}
+    settings = {
+        "tokenizer_class": "DreamTokenizer", "mask_token": "<|mask|>", "unk_token": None,
+        "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
+        "added_tokens_decoder": {str(plain.get_vocab_size()): {**mask, "lstrip": False, "rstrip": False}},
+    }  # fmt: skip
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    tokenizer = read_tokenizer(tmp_path)
+    assert tokenizer.mask_token_id == plain.get_vocab_size()
+    tokens = plain.encode("a word and").ids
+    assert tokenizer.encode("a word and<|mask|>") == [*tokens, plain.get_vocab_size()]
+    assert tokenizer.decode(tokens) == "a word and"
+
+
+@pytest.mark.parametrize("kind", ["DreamTokenizer", "Qwen2Tokenizer"])
+def test_a_tokenizer_file_is_read_whatever_code_is_named(kind, tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(COPIES / "dream" / "checkpoint" / name, tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    named = {"tokenizer_class": kind, "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]}}
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | named), "utf-8")
+    assert (len(read_tokenizer(tmp_path)), read_tokenizer(tmp_path).mask_token_id) == (247, 246)
+
+
+def test_diffugpt_without_a_tokenizer_takes_gpt2s(tmp_path):
+    checkpoint = changed(tmp_path, "diffugpt")
+    assert checkpoint.family.tokenizer(checkpoint) == str(checkpoint.folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (checkpoint.folder / name).unlink()
+    assert checkpoint.family.tokenizer(checkpoint).startswith("openai-community/gpt2@")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from teachers.capability import Capability
 from teachers.errors import UserError
 from teachers.families.dit.shape import Shape
-from teachers.families.family import Checkpoint, Family, Reading
+from teachers.families.family import GPT2, Checkpoint, Family, Reading
 from teachers.headers import read_headers
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from teachers.denoiser import Attention
     from teachers.families.dit.denoiser import DitDenoiser
 
-GPT2 = "openai-community/gpt2@607a30d783dfa663caf39e06633721c8d4cfcd7e"
-"""The tokenizer that the code of these releases asks for; they hold none."""
 NETWORK: frozenset[Capability] = frozenset(
     {"weights", "hidden states", "embeddings", "blocks", "adapters", "checkpointing", "sharding", "dispatch"}
 )
@@ -57,6 +55,7 @@ class DitFamily(Family):
 
     capabilities = CAPABILITIES
     options = frozenset({"mask_id"})
+    lent_tokenizer = GPT2
 
     @abstractmethod
     def layout(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Layout:
@@ -81,11 +80,6 @@ class DitFamily(Family):
 
         settings = written_settings(checkpoint) | options
         return load_dit(checkpoint, reading, tokenizer, self.layout(checkpoint, settings), settings)
-
-    def tokenizer(self, checkpoint: Checkpoint) -> str:
-        """The folder's own, or GPT-2's."""
-        own = any(checkpoint.folder.glob("tokenizer*")) or any(checkpoint.folder.glob("vocab*"))
-        return str(checkpoint.folder) if own else GPT2
 
 
 def written_settings(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from teachers.families.family import GPT2
 from teachers.families.language.family import DECODER, LanguageFamily, Names, same
 from teachers.headers import read_headers
 
@@ -51,6 +52,7 @@ class DiffuGpt(LanguageFamily):
     capabilities = LanguageFamily.capabilities - {"compression"}  # of linear layers, and its are GPT-2's Conv1D
     model_types = ("gpt2",)
     stock_type = "gpt2"
+    lent_tokenizer = GPT2
     key_names: ClassVar[Names] = {r"^denoise_model\.": "transformer.", r"^embed_tokens\.": "transformer.wte."}
     fields = same(
         "n_embd", "n_layer", "n_head", "n_positions", "layer_norm_epsilon", "activation_function", "vocab_size"
