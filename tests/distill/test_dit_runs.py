@@ -1,4 +1,4 @@
-"""Every family on the diffusion transformer through the commands, nothing changed but what names the teacher."""
+"""The diffusion transformers through the commands and the facade: what is made of them, and what is refused."""
 
 import json
 import shutil
@@ -28,8 +28,8 @@ from teachers.families.stock.loading import create_denoiser
 from tests.distill.runs import ROOT
 from tests.golden.places import COPIES, checkpoint_of
 
-FAMILIES = {"mdlm": 84, "sedd": 60, "bd3lm": 84, "bd3lm-full": 64, "sdtt": 64, "didi-instruct": 48}
-"""Name → V."""
+FAMILIES = {"mdlm": 84, "bd3lm-full": 64}
+"""Name → V; the others are in tests/test_families_end_to_end.py."""
 MDLM, DUO, DIDI = (checkpoint_of(COPIES, name) for name in ("mdlm", "duo", "didi-instruct"))
 JUDGE = dict(
     hidden_size=16, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, head_dim=16,

@@ -59,6 +59,7 @@ class DitDenoiser(Denoiser):
 
     def hidden_states(self, canvas: Canvas, embeddings: Tensor | None = None) -> Tensor:
         """See `Denoiser.hidden_states`."""
+        assert canvas.context is None, "what it is for, training from text, makes stock networks alone"
         if embeddings is None:
             embeddings = self.transformer.vocab_embed(canvas.tokens)
         visible = None if canvas.real is None else canvas.real[:, None, None]
