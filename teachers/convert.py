@@ -58,7 +58,7 @@ def from_autoregressive(
             table[spec.mask_id] = mean
     spec = replace(spec, vocabulary=max(had, len(tokenizer)))
     if spec.attention != "causal":
-        _check_sight(checkpoint, model, spec, in_context)
+        _try(checkpoint, model, spec, in_context)
     return StockDenoiser(model, spec)
 
 
@@ -85,6 +85,18 @@ def _check_positions(checkpoint: Checkpoint, config: PretrainedConfig, spec: Den
             f"model {checkpoint.name!r} has layers that look at {window} tokens alone, which block attention, "
             f"masks.anneal and masks.documents would undo; set data.length to at most {window}, or leave them out"
         )
+
+
+def _try(checkpoint: Checkpoint, model: PreTrainedModel, spec: DenoiserSpec, in_context: bool) -> None:
+    try:
+        _check_sight(checkpoint, model, spec, in_context)
+    except UserError:
+        raise
+    except Exception as error:  # of any type: what a network does with arguments that it does not know
+        raise UserError(
+            f"model {checkpoint.name!r} ({model.config.model_type}) can not be read with attention and positions of "
+            f"ours ({reason(error)}); convert another model, or leave out block attention and masks"
+        ) from error
 
 
 @torch.no_grad()

@@ -226,6 +226,21 @@ def test_recurrent_models_can_not_look_ahead(home, tmp_path):
     assert "mamba" in message
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "words", "part"),
+    [
+        ("stablelm", {}, [], "can not look at later tokens"),  # it reads from left to right whatever its config says
+        ("bloom", {"n_layer": 2, "n_head": 2}, ["masks.documents=true"], "attention and positions of ours"),
+        ("gpt_neo", {"num_layers": 2, "num_heads": 2, "attention_types": [[["global"], 2]]}, [], "later tokens"),
+    ],
+)
+def test_networks_that_do_not_do_as_they_are_told(family, changes, words, part, home, tmp_path):
+    save_model(tmp_path / family, family, **changes)
+    message = refusal(home, tmp_path / "run", *words, model=tmp_path / family)
+    assert f"({family})" in message
+    assert part in message
+
+
 def test_layers_of_a_window_do_not_take_masks_of_ours(home, tmp_path):
     save_model(tmp_path / "windowed", "mistral", sliding_window=8)
     message = refusal(home, tmp_path / "run", "masks.documents=true", model=tmp_path / "windowed")
