@@ -179,6 +179,9 @@ VARIANTS = {
         {"n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 32, "vocab_size": ROWS, "attn_pdrop": 0.0,
          "resid_pdrop": 0.0, "embd_pdrop": 0.0}, renamed(diffugpt_names),
     ),
+    "a2d, of Llama": (
+        like("a2d", **SIZES, model_type="a2d-llama", head_dim=None, tie_word_embeddings=False), "llama", SIZES, dict
+    ),
     "a2d, of Qwen2": (
         like("a2d", **SIZES, model_type="a2d-qwen2", head_dim=None), "qwen2", SIZES | TIED, dict
     ),
@@ -416,3 +419,31 @@ def test_diffugpt_without_a_tokenizer_takes_gpt2s(tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (checkpoint.folder / name).unlink()
     assert checkpoint.family.tokenizer(checkpoint).startswith("openai-community/gpt2@")
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value", "rule"),
+    [
+        ("llada-moe", "moe_layer_freq", [1], "0 or 1 for each of 2 layers"),
+        ("llada-moe", "moe_layer_freq", "x", "0 or 1 for each of 2 layers"),
+        ("llada2", "n_group", 3, "it must divide the 8 experts"),
+        ("llada2", "topk_group", 9, "there are 4 groups"),
+    ],
+)
+def test_fields_at_odds_with_each_other(family, key, value, rule, tmp_path):
+    with pytest.raises(UserError, match=rf"has {key} .*{rule}"):
+        changed(tmp_path, family, **{key: value}).load()
+
+
+@pytest.mark.parametrize("family", ["a2d", "diffugpt"])
+def test_a_tied_head_may_be_in_the_files_if_it_is_the_embedding(family, tmp_path):
+    checkpoint = changed(tmp_path, family)
+    path = checkpoint.folder / "model.safetensors"
+    tensors = load_file(path)
+    table = next(tensor for name, tensor in tensors.items() if "embed_tokens" in name)
+    save_file(tensors | {"lm_head.weight": table.clone()}, path)
+    denoiser = checkpoint.load()
+    assert denoiser.output_layer.weight is denoiser.network.get_input_embeddings().weight
+    save_file(tensors | {"lm_head.weight": table + 1}, path)
+    with pytest.raises(UserError, match=r"has a lm_head.weight of its own.*set tie_word_embeddings to false"):
+        checkpoint.load()

@@ -1,4 +1,4 @@
-"""A2D, what dllm makes of an autoregressive model: Qwen's own network with full attention, or in blocks."""
+"""A2D, what dllm makes of an autoregressive model: Qwen's or Llama's own network, its attention full or in blocks."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class A2d(LanguageFamily):
         "dllm-hub/Qwen2.5-Coder-0.5B-Instruct-diffusion-mdlm-v0.1",
     )
     options = LanguageFamily.options | {"block_size", "attention"}
-    model_types = ("a2d-qwen3", "a2d-qwen2")
+    model_types = ("a2d-qwen3", "a2d-qwen2", "a2d-llama")
     stock_type = "qwen3"
     fields = DECODER
-    optional = same("tie_word_embeddings", "attention_bias", "head_dim")
+    optional = same("tie_word_embeddings", "attention_bias", "mlp_bias", "head_dim")
     mask_token, mask_id = "<|mask|>", 151669
     block_size = 32
 
@@ -33,5 +33,5 @@ class A2d(LanguageFamily):
         return {"model_type": str(config.get("model_type")).removeprefix(PREFIX)}
 
     def released_mask(self, config: Mapping[str, Any], vocabulary: int) -> int | None:
-        """On Qwen2 it is wherever the base model's tokenizer has room."""
+        """On others than Qwen3 it is wherever the base model's tokenizer has room."""
         return super().released_mask(config, vocabulary) if config.get("model_type") == "a2d-qwen3" else None

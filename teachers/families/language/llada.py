@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from teachers.errors import UserError
 from teachers.families.language.family import DECODER, EXPERTS, OFF, Allowed, LanguageFamily, Names, same
+from teachers.families.rules import refusal
 
 BLOCK = r"^model\.transformer\.blocks\.(\d+)\."
 
@@ -117,6 +118,12 @@ class LladaMoe(LanguageFamily):
 
     def derived(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The width of a head, and which layers have no experts."""
-        kinds = config.get("moe_layer_freq")
-        dense = [layer for layer, kind in enumerate(kinds) if kind == 0] if isinstance(kinds, list) else []
+        dense = [layer for layer, kind in enumerate(config.get("moe_layer_freq") or []) if kind == 0]
         return {"head_dim": config["hidden_size"] // config["num_attention_heads"], "mlp_only_layers": dense}
+
+    def check_config(self, config: Mapping[str, Any], place: str | Path) -> None:
+        """See `LanguageFamily.check_config`."""
+        super().check_config(config, place)
+        kinds, layers = config.get("moe_layer_freq"), config["num_hidden_layers"]
+        if kinds is not None and not (isinstance(kinds, list) and len(kinds) == layers and set(kinds) <= {0, 1}):
+            raise refusal(place, "moe_layer_freq", kinds, f"it must be 0 or 1 for each of {layers} layers, or null")

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from teachers.errors import UserError
 from teachers.families.language.family import DECODER, EXPERTS, OFF, Allowed, LanguageFamily, Names, same
+from teachers.families.rules import refusal
 
 MERGED = "llada2_moe_veomni"
 
@@ -51,6 +52,11 @@ class Llada2(LanguageFamily):
                 "with the script that comes with that training code, which writes model_type llada2_moe"
             )
         super().check_config(config, place)
+        experts, groups, kept = (config[key] for key in ("num_experts", "n_group", "topk_group"))
+        if groups < 1 or experts % groups:
+            raise refusal(place, "n_group", groups, f"it must divide the {experts} experts")
+        if not 1 <= kept <= groups:
+            raise refusal(place, "topk_group", kept, f"there are {groups} groups")
 
     def derived(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The width of a head, which a config may leave out."""

@@ -38,8 +38,8 @@ def load_released(
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
     release = Release(config, named | settings, family.capabilities, dtypes)
     fields = {
-        "eos_id": _entry(checkpoint.config, "eos_token_id"),
-        "pad_id": _entry(checkpoint.config, "pad_token_id"),
+        "eos_id": _entry(checkpoint.config, "eos_token_id", vocabulary),
+        "pad_id": _entry(checkpoint.config, "pad_token_id", vocabulary),
         **family.spec_fields(checkpoint.config, settings),
     }
     if tokenizer is not None:
@@ -47,11 +47,11 @@ def load_released(
     return as_denoiser(checkpoint, model, tokenizer, mask_id, fields, release)
 
 
-def _entry(config: Mapping[str, Any], key: str) -> int | None:
-    """A token's id; the first, where there are several."""
+def _entry(config: Mapping[str, Any], key: str, vocabulary: int) -> int | None:
+    """A token's id; the first, where there are several; None for one that the network does not have."""
     value = config.get(key)
     value = value[0] if isinstance(value, list) and value else value
-    return value if isinstance(value, int) else None
+    return value if isinstance(value, int) and 0 <= value < vocabulary else None
 
 
 def _mask_of(

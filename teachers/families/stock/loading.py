@@ -158,12 +158,17 @@ def load_model(checkpoint: Checkpoint, reading: Reading = FLOAT32) -> PreTrained
         _check_known(checkpoint)
     headers = read_headers(checkpoint.folder, checkpoint.config)
     shape = read_shape(checkpoint, headers)
-    model = outline(checkpoint, shape, headers)
+    empty = outline(checkpoint, shape, headers)
     if reading.empty:
-        return model
-    if family.runs_code:
-        return read_network(checkpoint, headers, reading)
-    return read_network(checkpoint, headers, reading, shape, family.key_names)
+        return empty
+    release = None if family.runs_code else shape
+    model = read_network(checkpoint, headers, reading, release, family.key_names or None)
+    for head in empty.all_tied_weights_keys.keys() - model.all_tied_weights_keys.keys():
+        raise UserError(
+            f"model {checkpoint.name!r} has a {head} of its own, and its config.json says that it is the embedding; "
+            "set tie_word_embeddings to false there if the head is to be used, or take it out of the weights"
+        )
+    return model
 
 
 def load_stock(
