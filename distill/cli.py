@@ -258,16 +258,23 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run, or the folder of a model.")],
     out: Annotated[Path, typer.Option(help="A new folder for the checkpoint.")],
     compress: Annotated[
-        str | None, typer.Option(help="int8 or int4 write the weights in 8 or 4 bits [default: float32].")
+        str | None, typer.Option(help="int8 or int4 write the weights in 8 or 4 bits [default: as the teacher's].")
     ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps that the student is meant for [default: 8, or fewer for fewer tokens].")
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="own is the format of the teacher's release, stock that of transformers, sdar that of SDAR, for "
+            "servers of block attention [default: own, or stock with --compress]."
+        ),
     ] = None,
 ) -> None:
     """Write a checkpoint in the teacher's own format, with tokenizer and model card."""
     from distill.commands.export import export_command
 
-    export_command(run, out, compress, steps)
+    export_command(run, out, compress, steps, layout)
 
 
 @command

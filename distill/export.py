@@ -8,30 +8,42 @@ from typing import cast, get_args
 from distill.models import STEPS, Student
 from distill.runtime.run_folder import new_folder
 from students.export import export_student
-from teachers.denoiser import Compression
+from teachers.denoiser import Compression, Layout
 from teachers.errors import UserError, nearest
 
 COMPRESSIONS: tuple[str, ...] = get_args(Compression)
+LAYOUTS: tuple[str, ...] = get_args(Layout)
 
 
 def export(
-    student: Student, out: str | Path, compress: str | None = None, steps: int | None = None, measured: str = ""
+    student: Student,
+    out: str | Path,
+    compress: str | None = None,
+    steps: int | None = None,
+    measured: str = "",
+    layout: str | None = None,
 ) -> Path:
     """Write a student into the new folder ``out``.
 
     Args:
-        compress: None for float32, or one of `COMPRESSIONS`.
+        compress: None for the precision of the teacher's files, or one of `COMPRESSIONS`.
         steps: forward passes the export is meant for; by default `STEPS`, or one a token where that is fewer.
         measured: Markdown for the model card.
+        layout: one of `LAYOUTS`; by default own, and stock for compressed weights, which its readers take.
 
     Raises:
-        UserError: see `export_student`; an unknown compression, steps the canvas has no tokens for, an already
-            compressed model, or an ``out`` that holds something.
+        UserError: see `export_student`; an unknown compression or layout, steps the canvas has no tokens for, a model
+            that is compressed already, or an ``out`` that holds something.
     """
     if compress is not None and compress not in COMPRESSIONS:
         raise UserError(
             f"compress {compress!r} is unknown{nearest(compress, list(COMPRESSIONS))}; allowed are "
-            f"{', '.join(COMPRESSIONS)}, or leave it out for float32"
+            f"{', '.join(COMPRESSIONS)}, or leave it out for whole weights"
+        )
+    layout = layout or ("own" if compress is None else "stock")
+    if layout not in LAYOUTS:
+        raise UserError(
+            f"layout {layout!r} is unknown{nearest(layout, list(LAYOUTS))}; allowed are {', '.join(LAYOUTS)}"
         )
     steps = min(STEPS, student.canvas_length) if steps is None else steps
     if not 1 <= steps <= student.canvas_length:
@@ -40,6 +52,7 @@ def export(
         raise UserError("the student is compressed already; export the float32 model it was made from")
     if compress is not None and "compression" not in student.denoiser.capabilities:
         raise UserError(f"compress {compress} has no meaning for a student of this family; leave it out")
+    words = None if isinstance(student.words, UserError) else student.words
     card = f"{student.origin}\n\n{measured}"
     if compress is not None:
         card += "\nFigures are of the float32 weights, before compression.\n"
@@ -47,8 +60,8 @@ def export(
     folder = new_folder(out)
     try:
         return export_student(
-            student.denoiser, student.tokenizer, folder, steps, cast("Compression | None", compress), card,
-            student.canvas_length, student.schedule, student.sampler,
+            student.denoiser, words, folder, steps, cast("Compression | None", compress), card,
+            student.canvas_length, student.schedule, student.sampler, cast("Layout", layout),
         )  # fmt: skip
     except BaseException as error:
         if not existed:

@@ -126,17 +126,21 @@ class Teacher(Model):
 class Student(Model):
     """A few-step model."""
 
-    def export(self, folder: str | Path, compress: str | None = None, steps: int | None = None) -> Path:
+    def export(
+        self, folder: str | Path, compress: str | None = None, steps: int | None = None, layout: str | None = None
+    ) -> Path:
         """Write it into a new folder, which loads wherever its teacher did, and which `load_student` reads.
 
         Args:
-            compress: "int8", "int4", or None for float32.
+            compress: "int8", "int4", or None for weights as precise as the teacher's files.
             steps: passes it is meant for; by default 8, or one a token where that is fewer.
+            layout: "own", the format of the teacher's release; "stock", that of transformers; "sdar", that of SDAR,
+                for servers of block attention. By default own, or stock for compressed weights.
 
         Raises:
             UserError: the folder holds something, or what was written does not read back as it was.
         """
-        return export(self, folder, compress, steps)
+        return export(self, folder, compress, steps, layout)
 
 
 def load_teacher(
@@ -208,7 +212,13 @@ def load_student(folder: str | Path) -> Student:
     return Student(str(folder), finished)
 
 
-def export(model: Model, folder: str | Path, compress: str | None = None, steps: int | None = None) -> Path:
+def export(
+    model: Model,
+    folder: str | Path,
+    compress: str | None = None,
+    steps: int | None = None,
+    layout: str | None = None,
+) -> Path:
     """See `Student.export`; for a teacher as well."""
     with quiet():
-        return distill.export.export(model.finished, folder, compress, steps)
+        return distill.export.export(model.finished, folder, compress, steps, layout=layout)

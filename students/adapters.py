@@ -159,6 +159,8 @@ class AdaptedDenoiser(Denoiser):
         """The base's: no adapter reaches it; see `Denoiser.commit_logits`."""
         return self.base.commit_logits(features, summaries, where)
 
+    as_read, laid_out = Denoiser.as_read, Denoiser.laid_out  # float32 tensors, in PEFT's layout alone
+
     @property
     def repulsion(self) -> Tensor | None:
         """The base's; see `Denoiser.repulsion`."""
@@ -176,7 +178,7 @@ class AdaptedDenoiser(Denoiser):
         twin.requires_grad_(False)
         return twin
 
-    def save(self, folder: str | Path, compression: Compression | None = None) -> None:
+    def save(self, folder: str | Path, compression: Compression | None = None, released: bool = False) -> None:
         """Write the adapter in PEFT's own format; `peft.PeftModel.from_pretrained` puts it on the base's model."""
         if compression is not None:
             self.require("compression", f"compression {compression!r}")

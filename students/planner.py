@@ -15,6 +15,8 @@ when they are drawn at once, and Bernoullis that are independent can not take tu
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from teachers.canvas import Canvas
-from teachers.denoiser import Compression, DelegatingDenoiser, Denoiser
+from teachers.denoiser import Compression, DelegatingDenoiser, Denoiser, Layout
 from teachers.errors import UserError
 from teachers.families import Checkpoint
 from teachers.randomness import categorical
@@ -189,12 +191,20 @@ class PlannedDenoiser(DelegatingDenoiser):
         """The planner's; see `Denoiser.repulsion`."""
         return self.planner.repulsion
 
-    def save(self, folder: str | Path, compression: Compression | None = None) -> None:
+    def save(self, folder: str | Path, compression: Compression | None = None, released: bool = False) -> None:
         """The inner denoiser's folder, which loads without us, and `PLANNER_FILE`, float32, beside its weights."""
-        self.inner.save(folder, compression)
+        self.inner.save(folder, compression, released)
         tensors = {name: p.detach().cpu().float().contiguous() for name, p in self.planner.named_parameters()}
         shape = {"base_steps": self.planner.base_steps, "width": self.planner.width}
         save_file(tensors, Path(folder) / PLANNER_FILE, metadata={"planner": json.dumps(shape)})
+
+    @contextmanager
+    def laid_out(
+        self, layout: Layout, tokenizer: PreTrainedTokenizerBase | None
+    ) -> Iterator[tuple[Denoiser, PreTrainedTokenizerBase | None]]:
+        """The inner denoiser's, with the planner; see `Denoiser.laid_out`."""
+        with self.inner.laid_out(layout, tokenizer) as (inner, words):
+            yield PlannedDenoiser(inner, self.planner), words
 
 
 def add_planner(denoiser: Denoiser, base_steps: int, width: int = 32) -> PlannedDenoiser:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,14 @@ from teachers.capability import Capability
 from teachers.errors import UserError
 from teachers.randomness import Randomness
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 Attention = Literal["full", "block", "causal"]
 Compression = Literal["int8", "int4"]
 """How weights can be written smaller, where the capability is declared."""
+Layout = Literal["own", "stock", "sdar"]
+"""How a folder is laid out: as the family's releases are, as stock transformers' are, or as SDAR's are."""
 Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
 """Makes what surrounds a forward pass, and its repetition in the backward pass."""
 
@@ -93,12 +99,14 @@ class Denoiser(nn.Module, ABC):
         collective: passes are collective, as under ZeRO 3, where each process holds a part of the parameters: all
             processes must make equally many, with equally many head calls, whatever their data. The engine sets it.
         columns: block attention counts a canvas's columns, padding included, not a row's tokens.
+        companions: files that lie beside the weights and belong to them, by name, see `teachers.companions`.
     """
 
     spec: DenoiserSpec
     capabilities: frozenset[Capability] = frozenset()
     collective: bool = False
     columns: bool = False
+    companions: Mapping[str, bytes] = MappingProxyType({})
 
     @abstractmethod
     def features(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:
@@ -208,12 +216,34 @@ class Denoiser(nn.Module, ABC):
         raise AssertionError(f"{type(self).__name__} declares adapters and has no output layer")
 
     @abstractmethod
-    def save(self, folder: str | Path, compression: Compression | None = None) -> None:
-        """Write config and safetensors weights in the family's own format, so that `load_denoiser` gives it back.
+    def save(self, folder: str | Path, compression: Compression | None = None, released: bool = False) -> None:
+        """Write a checkpoint in the family's own format, so that `load_denoiser` gives it back.
 
         Args:
-            compression: None for float32; else capability "compression".
+            compression: None for whole weights; else capability "compression".
+            released: whether whole weights are of the types that the release's files have, not all float32.
         """
+
+    @contextmanager
+    def as_read(self, compression: Compression | None = None) -> Iterator[None]:
+        """While entered, the parameters are what readers make of those that `save` writes under ``released``."""
+        yield
+
+    @contextmanager
+    def laid_out(
+        self, layout: Layout, tokenizer: PreTrainedTokenizerBase | None
+    ) -> Iterator[tuple[Denoiser, PreTrainedTokenizerBase | None]]:
+        """This denoiser as one whose `save` writes another layout, and its tokenizer; they share the parameters.
+
+        Raises:
+            UserError: it has no such layout.
+        """
+        if layout != "own":
+            raise UserError(
+                f"layout {layout!r} is for networks of stock transformers, and {type(self).__name__} is none; leave it "
+                "out, for the format of the teacher's own release"
+            )
+        yield self, tokenizer
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """`log_probs`, so that wrappers such as DeepSpeed's engine can call the module."""
@@ -258,6 +288,7 @@ class DelegatingDenoiser(Denoiser):
     def __init__(self, inner: Denoiser):
         super().__init__()
         self.inner, self.spec, self.capabilities, self.columns = inner, inner.spec, inner.capabilities, inner.columns
+        self.companions = dict(inner.companions)
 
     def features(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:
         """See `Denoiser.features`."""
@@ -310,9 +341,19 @@ class DelegatingDenoiser(Denoiser):
         """See `Denoiser.output_layer`."""
         return self.inner.output_layer
 
-    def save(self, folder: str | Path, compression: Compression | None = None) -> None:
+    def save(self, folder: str | Path, compression: Compression | None = None, released: bool = False) -> None:
         """See `Denoiser.save`."""
-        self.inner.save(folder, compression)
+        self.inner.save(folder, compression, released)
+
+    def as_read(self, compression: Compression | None = None) -> AbstractContextManager[None]:
+        """See `Denoiser.as_read`."""
+        return self.inner.as_read(compression)
+
+    def laid_out(
+        self, layout: Layout, tokenizer: PreTrainedTokenizerBase | None
+    ) -> AbstractContextManager[tuple[Denoiser, PreTrainedTokenizerBase | None]]:
+        """See `Denoiser.laid_out`."""
+        return self.inner.laid_out(layout, tokenizer)
 
     @property
     def device(self) -> torch.device:

@@ -275,7 +275,7 @@ class MarkovDenoiser(ExactLaw):
         gaps = (log_q.double() - self.log_likelihood(tokens)) / tokens.shape[1]
         return float(gaps.mean()), float(gaps.std()) / math.sqrt(len(gaps))
 
-    def save(self, folder: str | Path, compression: Compression | None = None) -> None:
+    def save(self, folder: str | Path, compression: Compression | None = None, released: bool = False) -> None:
         """See `Denoiser.save`; `load_source` reads it."""
         if compression is not None:
             self.require("compression", f"compression {compression!r}")

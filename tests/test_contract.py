@@ -152,7 +152,11 @@ DERIVED = {"features_at", "log_probs", "require", "forward"}
 """Methods of a denoiser that are made of its others."""
 METHODS = [name for name, value in vars(Denoiser).items() if callable(value) or isinstance(value, property)]
 METHODS = sorted(name for name in METHODS if not name.startswith("_") and name not in DERIVED)
-OWN = {DelegatingDenoiser: set(), PlannedDenoiser: {"commit_logits", "repulsion", "save"}, Watched: {"features"}}
+OWN = {
+    DelegatingDenoiser: set(),
+    PlannedDenoiser: {"commit_logits", "repulsion", "save", "laid_out"},
+    Watched: {"features"},
+}
 """What wrappers do themselves."""
 
 
@@ -172,7 +176,7 @@ class Answers(Denoiser):
     def features(self, canvas, select=None):
         raise AssertionError("never reached")
 
-    def save(self, folder, compression=None):
+    def save(self, folder, compression=None, released=False):
         raise AssertionError("never reached")
 
 

@@ -8,14 +8,17 @@ from distill.evaluation.results import FILE, Evaluation
 from distill.export import export
 from distill.models import open_student
 from distill.runtime.messages import say
+from students.export import precision_of
 
 
-def export_command(run: Path, out: Path, compress: str | None = None, steps: int | None = None) -> Path:
+def export_command(
+    run: Path, out: Path, compress: str | None = None, steps: int | None = None, layout: str | None = None
+) -> Path:
     """Write the student of a run folder, or a model folder, into the new folder ``out``; see `export`."""
-    folder = export(open_student(run), out, compress, steps, _measurements(run))
+    folder = export(open_student(run), out, compress, steps, _measurements(run), layout)
     megabytes = sum(p.stat().st_size for p in folder.iterdir()) / 1e6
     say(
-        f"exported to {folder}: {megabytes:.1f} MB, {compress or 'float32'}, reloaded and compared; "
+        f"exported to {folder}: {megabytes:.1f} MB, {compress or precision_of(folder)}, reloaded and compared; "
         f"next: fewstep generate {folder}",
     )
     return folder

@@ -179,6 +179,7 @@ class Family(ABC):
         options: those of `OPTIONS` that its checkpoints leave open.
         runs_code: whether Python that comes with a checkpoint can be what computes it.
         lent_tokenizer: the hub name of the one that the release's own code asks for, where a checkpoint has none.
+        served: inference engines that read its format.
     """
 
     name: ClassVar[str]
@@ -187,6 +188,7 @@ class Family(ABC):
     options: ClassVar[frozenset[str]] = frozenset()
     runs_code: ClassVar[bool] = False
     lent_tokenizer: ClassVar[str | None] = None
+    served: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def recognises(self, config: Mapping[str, Any]) -> bool:
@@ -234,10 +236,10 @@ class Family(ABC):
         """
         return None
 
-    def written_logits(self, denoiser: Denoiser, checkpoint: Checkpoint, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """What a denoiser and the checkpoint it was written to compute, as its readers would: (B, L, V) each.
+    def network_logits(self, denoiser: Denoiser, tokens: Tensor) -> Tensor:
+        """(B, L, V) float64 of what a denoiser computes, for comparison with `written_logits`.
 
-        Up to a constant a position; the mask's column means nothing.
+        Up to a constant a position; the columns of what is no text mean nothing.
 
         Args:
             tokens: (B, L), on the denoiser's device.
@@ -246,13 +248,16 @@ class Family(ABC):
 
         from teachers.canvas import Canvas
 
-        canvas = Canvas.of(tokens, denoiser.spec.mask_id)
+        time = torch.full((len(tokens),), 0.5, device=tokens.device) if denoiser.spec.time_conditioned else None
         with torch.no_grad():
-            expected, written = (
-                network.log_probs(canvas).double() for network in (denoiser, checkpoint.load().to(denoiser.device))
-            )
-        meaningless = torch.arange(expected.shape[-1], device=tokens.device) == denoiser.spec.mask_id
-        return expected.masked_fill(meaningless, 0), written.masked_fill(meaningless, 0)
+            law = denoiser.log_probs(Canvas.of(tokens, denoiser.spec.mask_id, time=time)).double()
+        return law.masked_fill(law == -torch.inf, 0)
+
+    def written_logits(
+        self, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None, tokens: Tensor
+    ) -> Tensor:
+        """The same of a checkpoint that was written, as its readers would; everything is loaded anew."""
+        return self.network_logits(checkpoint.load(tokenizer).to(tokens.device), tokens)
 
 
 def unknown_family(config: Mapping[str, Any], name: str, known: list[str]) -> UserError:

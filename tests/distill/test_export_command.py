@@ -15,7 +15,6 @@ from distill.models import open_student
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
 from distill.training.checkpoint import Checkpointer
-from students.export import LARGEST_KL
 from students.samplers import Ancestral, written_sampler
 from students.samplers.dilated import Dilated
 from students.samplers.threshold import Threshold
@@ -177,7 +176,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
 
 def test_an_export_that_does_not_reload_leaves_no_folder(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run")
-    monkeypatch.setitem(LARGEST_KL, "int8", 0.0)  # no compression is this good
+    monkeypatch.setattr("students.export.LARGEST_KL", 0.0)  # no compression is this good
     with pytest.raises(UserError, match="export without --compress"):
         export_command(run, tmp_path / "out", "int8")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]

@@ -13,7 +13,8 @@ import torch
 
 from distill.config import DataConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
-from students.export import check_export, export_student, snippet
+from students.card import snippet
+from students.export import check_export, export_student
 from students.samplers import Ancestral, Dilated
 from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
@@ -178,8 +179,9 @@ def test_an_export_of_another_network_is_refused(tmp_path):
     other, _ = make(seed=1)
     with pytest.raises(UserError, match="logits differ"):
         check_export(other, tokenizer, folder, None)
-    with pytest.raises(UserError, match="export without --compress"):
-        check_export(other, tokenizer, folder, "int8")
+    packed = export_student(denoiser, tokenizer, tmp_path / "packed", 4, "int8", "-")
+    with pytest.raises(UserError, match="logits differ"):
+        check_export(other, tokenizer, packed, "int8")
 
 
 def test_a_failed_export_leaves_nothing_behind(tmp_path, monkeypatch):

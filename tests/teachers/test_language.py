@@ -309,7 +309,8 @@ def test_files_of_half_precision(dtype, tmp_path):
     expected[..., MASK] = -torch.inf
     denoiser = resolve(str(tmp_path)).load()
     torch.testing.assert_close(denoiser.log_probs(Canvas.of(tokens, MASK)), expected.log_softmax(-1), atol=1e-4, rtol=0)
-    assert set(denoiser.release.dtypes.values()) == {{torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]}
+    assert denoiser.dtypes.usual_type == dtype
+    assert not denoiser.dtypes.others
 
 
 def changed(tmp_path, family, **changes):

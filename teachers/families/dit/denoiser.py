@@ -126,7 +126,7 @@ class DitDenoiser(Denoiser):
         """See `Denoiser.output_layer`."""
         return self.transformer.output_layer.linear
 
-    def save(self, folder: str | Path, compression: Compression | None = None) -> None:
+    def save(self, folder: str | Path, compression: Compression | None = None, released: bool = False) -> None:
         """The release's own format, whose code ignores what config.json says besides. See `Denoiser.save`."""
         if compression is not None:
             self.require("compression", f"compression {compression!r}")

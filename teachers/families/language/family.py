@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from teachers.errors import UserError
-from teachers.families.family import Checkpoint, Reading
+from teachers.families.family import Checkpoint, Family, Reading
 from teachers.families.stock import CAPABILITIES, Stock
 
 if TYPE_CHECKING:
@@ -60,7 +60,6 @@ class LanguageFamily(Stock):
         block_key: of config.json.
         releases: repositories that are known to be of the family.
         rotary: whether positions are rotated into the heads.
-        served: engines that serve the release's format.
     """
 
     capabilities = CAPABILITIES - {"stock class"}
@@ -80,7 +79,6 @@ class LanguageFamily(Stock):
     block_key: ClassVar[str | None] = None
     rotary: ClassVar[bool] = True
     releases: ClassVar[tuple[str, ...]]
-    served: ClassVar[tuple[str, ...]] = ()
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """See `Family.recognises`."""
@@ -98,11 +96,15 @@ class LanguageFamily(Stock):
 
         return load_released(self, checkpoint, reading, tokenizer, options)
 
-    def written_logits(self, denoiser: Denoiser, checkpoint: Checkpoint, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits of both networks; see `Family.written_logits`."""
-        from teachers.families.stock.loading import load_model, network_logits
+    def network_logits(self, denoiser: Denoiser, tokens: Tensor) -> Tensor:
+        """The law, as everywhere but in a stock folder; see `Family.network_logits`."""
+        return Family.network_logits(self, denoiser, tokens)
 
-        return network_logits(denoiser.network, load_model(checkpoint), tokens)
+    def written_logits(
+        self, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None, tokens: Tensor
+    ) -> Tensor:
+        """Through this door, the only one for a release's format that runs no code of it."""
+        return Family.written_logits(self, checkpoint, tokenizer, tokens)
 
     def settings(self, config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
         """What a person has set: now, or when a folder was written that says so under "fewstep"."""

@@ -10,11 +10,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from teachers.errors import UserError
 from teachers.families.family import Checkpoint, Reading
 from teachers.families.language.family import LanguageFamily
-from teachers.families.stock.compressed import plain_dtypes
 from teachers.families.stock.denoiser import StockDenoiser
 from teachers.families.stock.loading import as_denoiser, load_model
 from teachers.families.stock.release import Release
-from teachers.headers import read_headers
 from teachers.source import reason
 from teachers.vocabulary import read_tokenizer, token_id
 from teachers.weights import rows_of
@@ -33,10 +31,9 @@ def load_released(
     model.generation_config = GenerationConfig()  # how the release samples is no part of the network
     vocabulary = rows_of(model.get_output_embeddings())
     mask_id = _mask_of(family, checkpoint, tokenizer, settings, vocabulary)
-    dtypes = plain_dtypes(read_headers(checkpoint.folder, checkpoint.config))
     named = {} if family.recognises_files(checkpoint.config, "", checkpoint.folder) else {"family": family.name}
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
-    release = Release(config, named | settings, family.capabilities, dtypes)
+    release = Release(config, named | settings, family.capabilities)
     fields = {
         "eos_id": _entry(checkpoint.config, "eos_token_id", vocabulary),
         "pad_id": _entry(checkpoint.config, "pad_token_id", vocabulary),

@@ -82,8 +82,16 @@ class Stock(Family):
 
         return load_stock(checkpoint, reading, tokenizer, options)
 
-    def written_logits(self, denoiser: Denoiser, checkpoint: Checkpoint, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """As anybody's transformers computes them, no code of ours; see `Family.written_logits`."""
+    def network_logits(self, denoiser: Denoiser, tokens: Tensor) -> Tensor:
+        """Of the network, before any shift; see `Family.network_logits`."""
         from teachers.families.stock.loading import stock_logits
 
-        return stock_logits(denoiser.network, checkpoint.folder, tokens)
+        return stock_logits(denoiser.network, tokens)
+
+    def written_logits(
+        self, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None, tokens: Tensor
+    ) -> Tensor:
+        """As anybody's transformers computes them, no code of ours; see `Family.written_logits`."""
+        from teachers.families.stock.loading import load_as_others, stock_logits
+
+        return stock_logits(load_as_others(checkpoint.folder).to(tokens.device).eval(), tokens)

@@ -111,15 +111,6 @@ def plain_tensors(headers: Headers, schemes: Sequence[QuantizationScheme], name:
     return slices
 
 
-def plain_dtypes(headers: Headers) -> dict[str, str]:
-    """Name of a tensor in a plain checkpoint → dtype as safetensors writes it; a packed weight has its scale's."""
-    dtypes = {name: header.dtype for name, header in headers.tensors.items()}
-    for layer in [name.removesuffix(PACKED) for name in dtypes if name.endswith(PACKED)]:
-        parts = {part: dtypes.pop(f"{layer}.{part}") for part in PARTS if f"{layer}.{part}" in dtypes}
-        dtypes[f"{layer}.weight"] = parts.get("weight_scale", "F32")
-    return dtypes
-
-
 def _scheme_of(layer: str, schemes: Sequence[QuantizationScheme]) -> QuantizationScheme:
     """The one that names the layer, or else the first, which names a class of layers."""
     from compressed_tensors.utils.match import match_name

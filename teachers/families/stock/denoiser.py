@@ -8,21 +8,32 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from teachers.canvas import Canvas
-from teachers.denoiser import Attention, Compression, Contexts, Denoiser, DenoiserSpec, log_probabilities
+from teachers.companions import is_tokenizer, write_companions
+from teachers.denoiser import Attention, Compression, Contexts, Denoiser, DenoiserSpec, Layout, log_probabilities
 from teachers.errors import UserError
 from teachers.families.stock import CAPABILITIES
 from teachers.families.stock.context import states_in_context
+from teachers.families.stock.dtypes import FLOAT32, Dtypes
 from teachers.families.stock.release import Release
-from teachers.families.stock.saving import save_network
+from teachers.families.stock.saving import (
+    parameters_as,
+    released_tensors,
+    rounding,
+    save_network,
+    save_tensors,
+    stock_names,
+)
 from teachers.masks import attention_mask_4d
 
 SHARD = "5GB"  # the largest weights file that is written
@@ -34,11 +45,21 @@ class StockDenoiser(Denoiser):
     Args:
         release: what it was read from, which `save` writes again; None to write a stock folder. The networks of
             releases count positions and blocks in columns of the canvas; ours do not count padding.
+        dtypes: of the tensors in the files it was read from.
+        companions, columns: see `Denoiser`; a release's network counts columns, without being told.
     """
 
     capabilities = CAPABILITIES
 
-    def __init__(self, model: PreTrainedModel, spec: DenoiserSpec, release: Release | None = None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        spec: DenoiserSpec,
+        release: Release | None = None,
+        dtypes: Dtypes = FLOAT32,
+        companions: Mapping[str, bytes] | None = None,
+        columns: bool = False,
+    ):
         super().__init__()
         if type(spec.mask_id) is not int:
             raise UserError(f"mask id {spec.mask_id!r} is no whole number; set mask_id to the id of the mask token")
@@ -58,8 +79,10 @@ class StockDenoiser(Denoiser):
         model.config.is_causal = spec.attention == "causal"
         model.config.use_cache = False
         model.config.mask_token_id = spec.mask_id
-        model.config.fewstep = spec.as_dict()
-        self.model, self.spec, self.release, self.columns = model, spec, release, release is not None
+        model.config.fewstep = {**spec.as_dict(), **({"columns": True} if columns else {})}
+        self.model, self.spec, self.release = model, spec, release
+        self.columns = columns or release is not None
+        self.dtypes, self.companions = dtypes, dict(companions or {})
         if release is not None:
             self.capabilities = release.capabilities
 
@@ -78,7 +101,7 @@ class StockDenoiser(Denoiser):
                 "block", z.shape[1], self.model.dtype, z.device, self.spec.block_size, real, self.columns
             )
         read = {"input_ids": z} if embeddings is None else {"inputs_embeds": embeddings}
-        position_ids = canvas.position_ids() if self.release is None else None
+        position_ids = None if self.columns else canvas.position_ids()
         hidden = self.model.base_model(
             **read, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
@@ -141,21 +164,67 @@ class StockDenoiser(Denoiser):
         assert layer is not None, "a causal language model has one"
         return layer
 
-    def save(self, folder: str | Path, compression: Compression | None = None) -> None:
+    def save(self, folder: str | Path, compression: Compression | None = None, released: bool = False) -> None:
         """As transformers saves it, or as the release has it; see `Denoiser.save`."""
-        folder, quantized = Path(folder), {}
-        if compression is None:
+        folder = Path(folder)
+        if compression is not None:
+            self._save_packed(folder, compression)
+        elif not released or (self.dtypes.are_float32 and self.model.dtype == torch.float32):
             save_network(self.model, folder, max_shard_size=SHARD)
         else:
-            self.require("compression", f"compression {compression!r}")
-            from teachers.families.stock.packed import packed_state, quantization_config, scheme_of
-
-            scheme = scheme_of(self.model, compression)
-            save_network(self.model, folder, state_dict=packed_state(self.model, scheme), max_shard_size=SHARD)
-            quantized = {"quantization_config": quantization_config(self.model, scheme)}
+            save_tensors(self.model, self.dtypes.cast(released_tensors(self.model)), folder, max_shard_size=SHARD)
+        notes = {} if released or compression or self.dtypes.are_float32 else self.dtypes.as_dict()
         if self.release is not None:
-            self.release.write_config(folder, **quantized)
-        elif quantized:
+            self.release.write_config(folder, **notes)
+        elif notes or (released and not compression):
             config = copy.deepcopy(self.model.config)
-            config.update(quantized)
+            config.fewstep = {**config.fewstep, **notes}
+            config.dtype = self.dtypes.usual_type if released else torch.float32
             config.save_pretrained(folder)
+        write_companions(self.companions, folder)
+
+    def _save_packed(self, folder: Path, compression: Compression) -> None:
+        from teachers.families.stock.packed import packed_state, quantization_config, scheme_of
+
+        self.require("compression", f"compression {compression!r}")
+        if self.release is not None:
+            raise UserError(
+                f"{compression} weights are read under the names of a stock class, not in the format of a release; "
+                "choose layout stock, or leave the layout out"
+            )
+        scheme = scheme_of(self.model, compression)
+        save_network(self.model, folder, state_dict=packed_state(self.model, scheme), max_shard_size=SHARD)
+        config = copy.deepcopy(self.model.config)
+        config.quantization_config = quantization_config(self.model, scheme)
+        config.save_pretrained(folder)
+
+    @contextmanager
+    def as_read(self, compression: Compression | None = None) -> Iterator[None]:
+        """See `Denoiser.as_read`."""
+        if compression is not None:
+            from teachers.families.stock.packed import read_weights, scheme_of
+
+            read = read_weights(self.model, scheme_of(self.model, compression))
+        else:
+            read = rounding(self.model, self.dtypes)
+        with parameters_as(self.model, read):
+            yield
+
+    @contextmanager
+    def laid_out(
+        self, layout: Layout, tokenizer: PreTrainedTokenizerBase | None
+    ) -> Iterator[tuple[Denoiser, PreTrainedTokenizerBase | None]]:
+        """See `Denoiser.laid_out`."""
+        if layout == "own" or (layout == "stock" and self.release is None):
+            yield self, tokenizer
+            return
+        with stock_names(self.model):
+            if layout == "stock":
+                dtypes = self.dtypes.only(released_tensors(self.model))
+                own = {name: content for name, content in self.companions.items() if is_tokenizer(name)}
+                yield StockDenoiser(self.model, self.spec, None, dtypes, own, self.columns), tokenizer
+            else:
+                from teachers.families.language.as_sdar import as_sdar
+
+                with as_sdar(self, tokenizer) as pair:
+                    yield pair

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from teachers.companions import read_companions
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError, nearest
 from teachers.families.family import Checkpoint, Reading, unknown_family
@@ -27,6 +28,7 @@ from teachers.families.language import LANGUAGE
 from teachers.families.rules import check_together, check_values
 from teachers.families.stock import Stock
 from teachers.families.stock.denoiser import StockDenoiser
+from teachers.families.stock.dtypes import Dtypes
 from teachers.families.stock.outline import outline
 from teachers.families.stock.reading import read_network
 from teachers.families.stock.release import Release
@@ -209,7 +211,10 @@ def as_denoiser(
         check_tokenizer(tokenizer, vocabulary, mask_id, checkpoint.name)
     values = {"max_length": model.config.max_position_embeddings, **fields}
     values |= {"mask_id": mask_id, "vocabulary": vocabulary}
-    return StockDenoiser(model, DenoiserSpec(**values), release)
+    dtypes = Dtypes.of(read_headers(checkpoint.folder, checkpoint.config), checkpoint.config)
+    companions = read_companions(checkpoint.folder, checkpoint.config)
+    columns = release is None and (checkpoint.config.get("fewstep") or {}).get("columns") is True
+    return StockDenoiser(model, DenoiserSpec(**values), release, dtypes, companions, columns)
 
 
 def _mask_of(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None, options: Mapping[str, Any]) -> int:
@@ -229,15 +234,15 @@ def spec_fields(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[s
     return {**saved, **options}
 
 
-def stock_logits(model: nn.Module, folder: Path, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """See `teachers.families.family.Family.written_logits`."""
-    written: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
-    return network_logits(model, written, tokens)
+def load_as_others(folder: Path) -> nn.Module:
+    """The network in a stock folder as anybody's transformers loads it, computed in float32."""
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+    )
+    return model
 
 
 @torch.no_grad()
-def network_logits(model: nn.Module, written: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """What two networks of stock classes give for (B, L) tokens: (B, L, V) float64 each, before any shift."""
-    networks = model, written.to(tokens.device).eval()
-    ours, theirs = (network(input_ids=tokens, use_cache=False).logits.double() for network in networks)
-    return ours, theirs
+def stock_logits(network: nn.Module, tokens: Tensor) -> Tensor:
+    """What a network of a stock class gives for (B, L) tokens: (B, L, V) float64, before any shift."""
+    return network(input_ids=tokens, use_cache=False).logits.double()

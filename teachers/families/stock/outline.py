@@ -95,10 +95,22 @@ def check_stock(model: PreTrainedModel, headers: Headers, name: str) -> None:
     state = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     given: Shapes = {}
     for key, (own, stacked) in _own_names(model, headers.shapes).items():
-        given[own] = state.get(own, ()) if stacked else headers.shapes[key]
+        for part in _parts(model, own) if stacked else ():
+            given[part] = state.get(part, ())
+        if not stacked:
+            given[own] = headers.shapes[key]
     network = f"{model.base_model_prefix}."
     given = {own: shape for own, shape in given.items() if own in state or own.startswith(network)}
     check_shapes(_without_buffers(given), state, name, optional=_optional(model, state))
+
+
+def _parts(model: PreTrainedModel, own: str) -> list[str]:
+    """The parameters that one or several tensors of a file become, by the name of the first."""
+    for entry in get_model_conversion_mapping(model):
+        first, *others = entry.target_patterns
+        if isinstance(entry, WeightConverter) and others and first in own:
+            return [own, *(own.replace(first, other) for other in others)]
+    return [own]
 
 
 def strangers(model: PreTrainedModel, headers: Headers) -> list[str]:

@@ -9,6 +9,7 @@ stay float32, and so does the computation.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -103,6 +104,18 @@ def packed_state(model: PreTrainedModel, scheme: QuantizationScheme) -> dict[str
         else:
             state[name] = tensor.to(torch.bfloat16) if tensor.ndim > 1 else tensor
     return state
+
+
+def read_weights(model: PreTrainedModel, scheme: QuantizationScheme) -> Callable[[str, Tensor], Tensor]:
+    """Name and value of a parameter → what readers of `packed_state` make of it, in float32."""
+    packed = {f"{name}.weight" for name in _linear_layers(model)}
+
+    def read(name: str, weight: Tensor) -> Tensor:
+        if name in packed:
+            return unpack(pack(weight, scheme), scheme)
+        return weight.to(torch.bfloat16).float() if weight.ndim > 1 else weight
+
+    return read
 
 
 def quantization_config(model: PreTrainedModel, scheme: QuantizationScheme) -> dict[str, Any]:

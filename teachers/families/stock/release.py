@@ -19,17 +19,15 @@ class Release:
         config: its config.json as it is; what of it means nothing to us is kept, and written again.
         settings: what a person said and no file of the release does; a section "fewstep" of the config.json written.
         capabilities: its family's.
-        dtypes: of the tensors in its files, by their released names, as safetensors writes them.
     """
 
     config: Mapping[str, Any]
     settings: Mapping[str, Any]
     capabilities: frozenset[Capability]
-    dtypes: Mapping[str, str]
 
-    def write_config(self, folder: Path, **fields: Any) -> None:
-        """Write config.json as the release has it, and ``fields``; "fewstep" only where a person has set something."""
-        config = {key: value for key, value in self.config.items() if key != "fewstep"} | fields
-        if self.settings:
-            config["fewstep"] = dict(self.settings)
+    def write_config(self, folder: Path, **notes: Any) -> None:
+        """Write config.json as the release has it, and "fewstep" where a person has set something, or for ``notes``."""
+        config = {key: value for key, value in self.config.items() if key != "fewstep"}
+        if self.settings or notes:
+            config["fewstep"] = {**self.settings, **notes}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
