@@ -8,6 +8,7 @@ from students.samplers import Sampler
 from students.samplers.dilated import Dilated
 from teachers.denoiser import Compression, DenoiserSpec, Layout
 from teachers.families import Family
+from teachers.families.language.as_sdar import MASK_ID
 from teachers.process import Schedule
 
 SCALES: dict[Compression, str] = {"int8": "one scale an output channel", "int4": "one scale a group of inputs"}
@@ -100,6 +101,11 @@ or, in Python, `fewstep.load_student("{self.name}").generate()`.
         return f"With stock transformers (`pip install {needs}`):\n\n```python\n{code}```"
 
     def _served(self) -> str:
+        if self.layout == "sdar" and self.spec.mask_id != MASK_ID:
+            return (
+                f"No inference engine serves it: each takes {MASK_ID} for the mask, and this student's is "
+                f"{self.spec.mask_id}, which its tokenizer or its vocabulary kept from moving there."
+            )
         if self.family.served:
             engines = " and ".join(self.family.served)
             return (

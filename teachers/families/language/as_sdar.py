@@ -35,7 +35,7 @@ MASK_ID, MASK_TOKEN = 151669, "<|MASK|>"
 NAMES = {"qwen3": ("sdar", "SDAR"), "qwen3_moe": ("sdar_moe", "SDARMoe")}
 """model_type of a stock class → of SDAR's, and what its classes' names begin with."""
 DENSE = (
-    "attention_bias", "attention_dropout", "bos_token_id", "eos_token_id", "head_dim", "hidden_act", "hidden_size",
+    "attention_bias", "attention_dropout", "bos_token_id", "eos_token_id", "hidden_act", "hidden_size",
     "initializer_range", "intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers",
     "num_key_value_heads", "pad_token_id", "rms_norm_eps", "tie_word_embeddings", "vocab_size",
 )  # fmt: skip
@@ -84,6 +84,7 @@ def sdar_config(config: PretrainedConfig, spec: DenoiserSpec, dtypes: Dtypes) ->
         "block_size": spec.block_size,
         "mask_token_id": spec.mask_id,
         **{key: getattr(config, key) for key in keys},
+        "head_dim": config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads,
         "rope_theta": theta,
         "rope_scaling": None if rotary["rope_type"] == "default" else rotary,
         "sliding_window": None,
