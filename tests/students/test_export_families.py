@@ -225,8 +225,9 @@ def block_student(model_type="qwen3", mask_id=9, tied=False, **changes):
     denoiser = create_denoiser(
         model_type, fields | (EXPERTS if "moe" in model_type else {}), DenoiserSpec(mask_id, 250, 32, **spec)
     )
-    with torch.no_grad():
-        denoiser.model.get_input_embeddings().weight.mul_(20)
+    with torch.no_grad():  # random initialisation hardly tells positions apart
+        for parameter in {id(p): p for p in denoiser.parameters() if p.ndim > 1}.values():
+            parameter.mul_(10)
     return denoiser.requires_grad_(False).eval(), tokenizer
 
 
