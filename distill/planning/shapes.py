@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from distill.config import DistillConfig
 from distill.config.deepspeed import zero_section
-from distill.models import as_distillation
+from distill.models import MASKS, as_distillation
 from distill.planning.live_memory import Passes, pass_memory
 from distill.planning.setup import Setup
 from objectives.objective import Objective
@@ -21,7 +21,8 @@ from students.adapters import AdaptedDenoiser
 from students.student import frozen, trainable_copy
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
-from teachers.families import recognise
+from teachers.families import Checkpoint, recognise
+from teachers.families.dit.sketch import DitSketch
 from teachers.families.family import OPTIONS
 from teachers.families.stock.loading import untrained_denoiser
 from teachers.source import parse_source, read_object, reason
@@ -73,11 +74,11 @@ class Networks:
         return {"teacher": self.teacher, **self.trained, **self.kept}
 
 
-def read_shape(name: str) -> PretrainedConfig:
+def read_shape(name: str) -> PretrainedConfig | DitSketch:
     """A model's shape, from its config.json alone: a folder, that file itself, or ``bundled:NAME``.
 
     Raises:
-        UserError: there is none, or it is of no stock causal language model.
+        UserError: there is none, or it is of no network that can be planned.
     """
     source = parse_source(name)
     path = Path(source.path)
@@ -86,11 +87,16 @@ def read_shape(name: str) -> PretrainedConfig:
         raise UserError(f"{name!r} is no folder with a config.json; download that one file and give its path")
     config = read_object(path)
     kind, family = config.get("model_type"), recognise(config, name, path.parent)
+    checkpoint = Checkpoint(name, path.parent, config, family)
+    checkpoint.require(MASKS)
     if "planning" not in family.capabilities:
         raise UserError(
             f"{name!r} is {family.title}, whose layers and weights fewstep plan does not know; give a config whose "
             "teacher is a network that stock transformers knows"
         )
+    sketch = family.sketch(checkpoint)
+    if sketch is not None:
+        return sketch
     if kind not in CONFIG_MAPPING:
         raise UserError(
             f"{path} is of model_type {kind!r}, which transformers does not know; for planning, write its shape as a "
@@ -102,9 +108,11 @@ def read_shape(name: str) -> PretrainedConfig:
         raise UserError(f"cannot read {path} ({reason(error)}); it must be a model's config.json") from error
 
 
-def _denoiser(shape: PretrainedConfig, config: DistillConfig, layers: int | None = None) -> Denoiser:
+def _denoiser(shape: PretrainedConfig | DitSketch, config: DistillConfig, layers: int | None = None) -> Denoiser:
     """A denoiser of a shape with so many layers, all by default."""
     options = {key: value for key in OPTIONS if (value := getattr(config.teacher, key)) is not None}
+    if not isinstance(shape, PretrainedConfig):
+        return shape.denoiser(options, layers)
     return untrained_denoiser(shape, options, layers)
 
 

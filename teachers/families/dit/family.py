@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
     from teachers.denoiser import Attention
     from teachers.families.dit.denoiser import DitDenoiser
+    from teachers.families.dit.sketch import DitSketch
 
 NETWORK: frozenset[Capability] = frozenset(
     {"weights", "hidden states", "embeddings", "blocks", "adapters", "checkpointing", "sharding", "dispatch"}
 )
-MASKS: frozenset[Capability] = frozenset({"absorbing process"})
+MASKS: frozenset[Capability] = frozenset({"absorbing process", "planning"})
 CAPABILITIES = NETWORK | MASKS
 EMBEDDING = "vocab_embed.embedding"
 
@@ -80,6 +81,12 @@ class DitFamily(Family):
 
         settings = written_settings(checkpoint) | options
         return load_dit(checkpoint, reading, tokenizer, self.layout(checkpoint, settings), settings)
+
+    def sketch(self, checkpoint: Checkpoint) -> DitSketch:
+        """See `Family.sketch`."""
+        from teachers.families.dit.sketch import sketch
+
+        return sketch(checkpoint)
 
 
 def written_settings(checkpoint: Checkpoint) -> dict[str, Any]:

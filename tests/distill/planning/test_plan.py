@@ -21,6 +21,7 @@ from students.adapters import AdaptedDenoiser
 from teachers.errors import UserError
 from teachers.source import BUNDLED
 from tests.forks import Command
+from tests.golden.places import COPIES, checkpoint_of
 
 ROOT = Path(__file__).parents[3]
 SMOKE = ROOT / "configs" / "smoke.yaml"
@@ -195,6 +196,29 @@ def test_llada_has_the_parameters_it_has():
                        [f"teacher.path={ROOT}/configs/plan/llada-8b"])  # fmt: skip
     assert shape.num_hidden_layers == 32
     assert Shapes(plan).networks().teacher.total == 32 * block + 2 * 126464 * 4096 + 4096 == 8_015_581_184
+
+
+@pytest.mark.parametrize(
+    ("hidden", "blocks", "heads", "parameters"), [(768, 12, 12, 169_627_218), (1024, 24, 16, 424_477_010)]
+)
+def test_a_released_diffusion_transformer_has_the_parameters_it_has(hidden, blocks, heads, parameters, tmp_path):
+    sizes = {"vocab_size": 50258, "hidden_dim": hidden, "cond_dim": 128, "n_blocks": blocks, "n_heads": heads}
+    released = json.loads((checkpoint_of(COPIES, "mdlm") / "config.json").read_text("utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**released, **sizes, "model_length": 1024}), "utf-8")
+    planned = config(f"teacher.path={tmp_path}")
+    shapes = Shapes(planned)
+    assert shapes.networks().teacher.total == parameters
+    deep, shallow = (shapes.passes(replace(setup_of(planned, 1), micro=micro)) for micro in (4, 1))
+    assert deep != shallow
+
+
+def test_a_plan_takes_the_options_that_a_run_takes(tmp_path):
+    blocks = f"teacher.path={checkpoint_of(COPIES, 'bd3lm')}"
+    assert Shapes(config(blocks, "teacher.block_size=8")).networks().teacher.total > 0
+    with pytest.raises(UserError, match=r"teacher\.shift is set"):
+        Shapes(config(blocks, "teacher.shift=true")).networks()
+    with pytest.raises(UserError, match="a DUO checkpoint, without absorbing process"):
+        Shapes(config(f"teacher.path={checkpoint_of(COPIES, 'duo')}"))
 
 
 @pytest.mark.parametrize(
