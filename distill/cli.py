@@ -305,7 +305,10 @@ def generate(
     ] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(help="ancestral, dilated, planner, rgas, threshold, top_k [default: the folder's own]."),
+        typer.Option(
+            help="ancestral, dilated, edit, entropy_bound, factor, planner, rgas, threshold, top_k, or the name of a "
+            "family for the sampler that it was released with [default: the folder's own]."
+        ),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Below 1 makes text less varied than the model's own [default: the sampler's].")

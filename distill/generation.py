@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.models import Student
 from students.fill import Filled, fill
-from students.samplers import SAMPLERS, Sampler
+from students.samplers import RELEASED, SAMPLERS, Sampler, released_sampler
 from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError, nearest
@@ -69,9 +69,10 @@ def generate(
     Args:
         prompts: kept at the start of the texts. Mask tokens spelled in one are filled like the rest.
         num: texts for each prompt.
-        steps: reverse transitions; by default what the student was made for, or one a token where that is fewer.
-        sampler: the rule, or its name in `SAMPLERS`; by default what the student was made for.
-        temperature: by default the sampler's own.
+        steps: reverse transitions; by default what the student was made for, or one a token where that is fewer, or one
+            a block where that is more.
+        sampler: the rule, or its name in `SAMPLERS` or `RELEASED`; by default what the student was made for.
+        temperature: by default the sampler's own; where it is given, tokens are drawn, also by a greedy sampler.
         seed: the same seed gives the same texts; a random one by default.
         length: tokens a text, prompt included; by default what the student was trained on.
         track: goes through the batches, for a progress bar.
@@ -83,11 +84,11 @@ def generate(
     check_counts(num=num, steps=steps, length=length)
     if seed is not None and not 0 <= seed < 2**63:
         raise UserError(f"seed {seed} is outside 0 to 2^63 - 1; give another one")
-    rule = chosen_sampler(student.sampler, sampler, temperature)
+    rule = chosen_sampler(student.sampler, sampler, temperature, student.denoiser.spec)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts or [""])
     canvas = build_canvas(student.tokenizer, student.denoiser.spec, prompts, length or student.canvas_length)
     to_write = canvas.open.sum(1)
-    steps = capped(steps, student.steps, int(to_write.max()))
+    steps = capped(steps, max(student.steps, rule.fewest_steps(canvas, student.denoiser)), int(to_write.max()))
     seed = secrets.randbits(32) if seed is None else seed
     row, start = torch.arange(len(prompts)).repeat_interleave(num), time.perf_counter()
     filled = write(student, track([canvas.rows(rows) for rows in row.split(ROWS)]), steps, rule, seed)
@@ -141,18 +142,16 @@ def capped(steps: int | None, default: int, most: int) -> int:
     return min(default, most) if steps is None else steps
 
 
-def chosen_sampler(own: Sampler, sampler: Sampler | str | None, temperature: float | None = None) -> Sampler:
+def chosen_sampler(
+    own: Sampler, sampler: Sampler | str | None, temperature: float | None, spec: DenoiserSpec
+) -> Sampler:
     """The rule that was asked for, a model's ``own`` where none was, or where it is asked for by name.
 
     Raises:
         UserError: no such rule, or a temperature that is none.
     """
-    if isinstance(sampler, str) and sampler not in SAMPLERS:
-        raise UserError(
-            f"sampler {sampler!r} is unknown{nearest(sampler, list(SAMPLERS))}; allowed are {', '.join(SAMPLERS)}"
-        )
     if isinstance(sampler, str):
-        sampler = own if sampler == own.name else SAMPLERS[sampler](name=sampler)
+        sampler = _named_sampler(own, sampler, spec)
     sampler = own if sampler is None else sampler
     if temperature is None:
         return sampler
@@ -160,7 +159,17 @@ def chosen_sampler(own: Sampler, sampler: Sampler | str | None, temperature: flo
         raise UserError(
             f"temperature {temperature:g} is not a positive number; give e.g. 0.9, or 1 for the model's law"
         )
-    return sampler.model_copy(update={"temperature": temperature})
+    draw = "exact" if sampler.draw == "greedy" else sampler.draw
+    return sampler.model_copy(update={"temperature": temperature, "draw": draw})
+
+
+def _named_sampler(own: Sampler, name: str, spec: DenoiserSpec) -> Sampler:
+    if name in SAMPLERS:
+        return own if name == own.name else SAMPLERS[name](name=name)
+    sampler, allowed = released_sampler(name, spec), [*SAMPLERS, *RELEASED]
+    if sampler is None:
+        raise UserError(f"sampler {name!r} is unknown{nearest(name, allowed)}; allowed are {', '.join(allowed)}")
+    return sampler
 
 
 def build_canvas(tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec, prompts: Sequence[str], length: int) -> Canvas:

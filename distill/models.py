@@ -17,7 +17,7 @@ from distill.runtime.checkpoints import best_checkpoint, load_network, verify_ch
 from distill.runtime.run_folder import RunFolder
 from students.adapters import AdaptedDenoiser, is_adapter, merge_adapter, merged
 from students.planner import load_planned, load_planner
-from students.samplers import Sampler, written_sampler
+from students.samplers import Ancestral, Sampler, released_sampler, written_sampler
 from students.student import cast, frozen, trainable, trainable_copy
 from teachers.capability import Capability
 from teachers.denoiser import Denoiser, DenoiserSpec
@@ -397,17 +397,28 @@ def _open_model(name: str) -> Student:
     denoiser = load_planned(checkpoint, tokenizer)
     settings = folder / "generation_config.json"
     written = read_object(settings) if settings.is_file() else {}
+    sampler, steps = own_sampler(checkpoint, denoiser, STEPS)
     return Student(
         denoiser,
         tokenizer,
         written.get("canvas_length") or denoiser.spec.length,
         written.get("noise_schedule") or "log-linear",
-        written.get("max_denoising_steps") or STEPS,
-        written_sampler(written.get("sampler")),
+        written.get("max_denoising_steps") or steps,
+        written_sampler(written["sampler"]) if "sampler" in written else sampler,
         f"Exported from the model folder `{folder.name if source.revision is None else name}`.",
         "quantization_config" in checkpoint.config,
         checkpoint,
     )
+
+
+def own_sampler(checkpoint: Checkpoint, denoiser: Denoiser, steps: int) -> tuple[Sampler, int]:
+    """How a model writes that says nothing of it: as its family was released, in a step a token; else ancestrally.
+
+    Args:
+        steps: of what no sampler was released with.
+    """
+    sampler = released_sampler(checkpoint.family.name, denoiser.spec)
+    return (Ancestral(), steps) if sampler is None else (sampler, denoiser.spec.length)
 
 
 def _open_run(path: Path) -> Student:

@@ -17,7 +17,7 @@ from distill.evaluation.subject import Subject
 from distill.runtime.world import World, local_device
 from fewstep.models import Model
 from fewstep.quiet import quiet
-from students.samplers import Sampler
+from students.samplers import Ancestral, Sampler
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
 
@@ -48,7 +48,7 @@ def evaluate(
         samples: texts a row of the table.
         data: held-out real text, for reference.
         length: tokens of a text; by default what the student was made for.
-        sampler: what the student is sampled with; by default what it was made for.
+        sampler: what the student is sampled with; by default what it was made for. A teacher alone: ancestral.
         settings: other keys of a config's ``evaluate`` section, such as teacher_steps, batch, retokenize.
 
     Raises:
@@ -60,7 +60,8 @@ def evaluate(
         raise UserError("there is nothing to evaluate; give a student, a teacher or both")
     for model in models.values():
         model.denoiser.spec.check_mask()
-    rule = first.finished.sampler if sampler is None else sampler
+    own = Ancestral() if student is None else student.finished.sampler
+    rule = own if sampler is None else sampler
     values = {
         "judge": str(judge),
         "sampler": rule if isinstance(rule, str) else rule.model_dump(mode="json"),

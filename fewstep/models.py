@@ -19,7 +19,7 @@ from distill.config.schema import TeacherConfig
 from distill.generation import Generated
 from distill.runtime.world import local_device
 from fewstep.quiet import quiet
-from students.samplers import Ancestral, Sampler
+from students.samplers import Sampler
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
@@ -73,8 +73,9 @@ class Model:
 
         Args:
             steps: by default what the model was made for, or one a token where that is fewer.
-            sampler: such as ``fewstep.Dilated()``, or its name; by default what the model was made for.
-            temperature: 1 is the model's own law; by default the sampler's.
+            sampler: such as ``fewstep.Dilated()``, or its name, or that of a family for the sampler it was released
+                with; by default what the model was made for.
+            temperature: 1 is the model's own law; by default the sampler's. A greedy sampler draws where it is given.
             seed: the same seed gives the same texts; a random one by default.
             length: tokens a text, prompt included; by default what the model was made for.
 
@@ -178,8 +179,9 @@ def load_teacher(
         known = None if isinstance(words, UserError) else words
         denoiser = distill.models.load_frozen(config, checkpoint, known)
     denoiser.to(local_device(0))
+    sampler, steps = distill.models.own_sampler(checkpoint, denoiser, TEACHER_STEPS)
     finished = distill.models.Student(
-        denoiser, words, denoiser.spec.length, config.process, TEACHER_STEPS, Ancestral(),
+        denoiser, words, denoiser.spec.length, config.process, steps, sampler,
         f"The model `{config.path}` as it is.", checkpoint=checkpoint, options=distill.models.options_of(config),
     )  # fmt: skip
     return Teacher(config.path, finished, config)

@@ -13,7 +13,7 @@ from objectives.elbo import EditConfig
 from objectives.masking import MasksConfig
 from objectives.objective import ObjectiveConfig, Surroundings
 from students.adapters import AdapterConfig
-from students.samplers import SAMPLERS, Ancestral, Sampler
+from students.samplers import RELEASED, SAMPLERS, Ancestral, Sampler
 from teachers.families import named_family
 from teachers.process import Schedule
 from teachers.section import Section
@@ -241,10 +241,12 @@ class TrainConfig(Section):
 
 
 def _named(value: Any) -> Any:
-    """A sampler's name, where its defaults will do; or some settings of the ancestral one."""
-    if isinstance(value, str):
-        return {"name": value}
-    return {"name": "ancestral", **value} if isinstance(value, dict) else value
+    """A sampler's name, where its defaults will do; or some settings of the ancestral one, or of a released one."""
+    if not isinstance(value, str | dict):
+        return value
+    written = {"name": "ancestral", **({"name": value} if isinstance(value, str) else value)}
+    released = RELEASED.get(written["name"]) if isinstance(written["name"], str) else None
+    return written if released is None else {**released.model_dump(), **written, "name": released.name}
 
 
 def _measured_with(value: Any, trained: Any) -> Any:

@@ -41,7 +41,9 @@ def written_sampler(written: Any) -> Sampler:
     Raises:
         UserError: a setting is out of range.
     """
-    values = written if isinstance(written, dict) else {"name": written}
+    if isinstance(written, str) and written in RELEASED:
+        return RELEASED[written]
+    values: dict[str, Any] = written if isinstance(written, dict) else {"name": written}
     kind = SAMPLERS.get(str(values.get("name")), Ancestral)
     if kind.needs_critic:
         return Ancestral()

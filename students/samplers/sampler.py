@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from students.drawing import Drawing, Summary, Tokens
-from students.samplers.blocks import Blocks, number_events
+from students.samplers.blocks import Blocks, block_numbers, number_events
 from students.session import Session
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, DenoiserSpec
@@ -177,6 +177,10 @@ class Sampler(Drawing, ABC):
             UserError: it needs a critic, and this is none.
         """
 
+    def fewest_steps(self, canvas: Canvas, denoiser: Denoiser) -> int:
+        """With how many steps every row of a canvas can be filled, at least."""
+        return 1
+
     def start(self, canvas: Canvas, spec: DenoiserSpec, randomness: Randomness) -> Canvas:
         """What the first pass sees; most rules leave the canvas as it is."""
         return canvas
@@ -286,6 +290,10 @@ class StepwiseSampler(Sampler):
 
         What it says of a row's last step, or its last within a block, is not heeded: that one commits everything.
         """
+
+    def fewest_steps(self, canvas: Canvas, denoiser: Denoiser) -> int:
+        """One for each block; see `Sampler.fewest_steps`."""
+        return max(1, int(block_numbers(canvas, denoiser, self.block_length)[1].max()))
 
     def begin(self, work: Work) -> int:
         """See `Sampler.begin`."""

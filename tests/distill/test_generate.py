@@ -15,11 +15,12 @@ from distill.data.tokenizers import train_tokenizer
 from distill.generation import text_of
 from distill.models import open_student
 from students.export import export_student
-from students.samplers import Sampler
+from students.samplers import Sampler, TopK
 from students.samplers.threshold import Threshold
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.stock.loading import create_denoiser
+from tests.golden.places import COPIES
 from tests.networks import shape
 
 SHAPE = shape(tie_word_embeddings=False)
@@ -169,6 +170,27 @@ def test_the_folders_own_sampler_is_the_default(tmp_path, capsys):
         assert options.get("sampler", "threshold") in printed
 
 
+def test_a_released_checkpoint_is_written_as_its_family_does(capsys):
+    checkpoint = str(COPIES / "sdar" / "checkpoint")
+    for options, said in (
+        (dict(seed=0), "threshold 0.85, of the drawn token, blocks of 4, at least sdar's timetable, 12 steps"),
+        (dict(sampler="llada", seed=0), "top_k, greedy, blocks of 32, 12 steps"),
+        (dict(sampler="llada", temperature=0.5, seed=0), "top_k, temperature 0.5, blocks of 32, 12 steps"),
+        (dict(sampler="ancestral", seed=0), "ancestral, 12 steps"),
+        (dict(steps=6, seed=0), "at least sdar's timetable, 6 steps"),
+    ):
+        generate_command(checkpoint, length=12, **options)
+        assert said in capsys.readouterr().err
+    with pytest.raises(UserError, match="steps is 2, but a text has 3 blocks of 4 tokens"):
+        generate_command(checkpoint, length=12, steps=2)
+
+
+def test_a_student_that_writes_in_blocks_takes_a_step_for_each_by_default(tmp_path, capsys):
+    write_student(tmp_path / "student", sampler=TopK(block_length=2))
+    generate_command(str(tmp_path / "student"), seed=0)
+    assert "top_k, blocks of 2, 6 steps" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -184,6 +206,7 @@ def test_the_folders_own_sampler_is_the_default(tmp_path, capsys):
         (dict(temperature=0.0), "temperature 0 is not a positive number"),
         (dict(temperature=float("nan")), "temperature nan is not a positive number"),
         (dict(sampler="ancestrel"), "did you mean 'ancestral'"),
+        (dict(sampler="lada"), "did you mean 'llada'"),
         (dict(folder="nowhere"), "nowhere is not a folder"),
     ],
 )

@@ -6,7 +6,7 @@ import torch
 from distill.config import DistillConfig, EvaluateConfig, OptimizerConfig, TrainConfig
 from distill.runtime.world import World
 from distill.training.engine import micro_batch
-from students.samplers import Ancestral
+from students.samplers import RELEASED, Ancestral, TopK
 from students.samplers.dilated import Dilated
 from teachers.errors import UserError
 from tests.distill.config.small import DISTIL, distil, load, pretrain, refused
@@ -97,6 +97,9 @@ def test_missing_keys_are_named(tmp_path):
         (["objective.rollout=one_move", "objective.corruption=coupled"], ("coupled", "two_moves")),
         (["objective.time={clamp: [0.5, 0.2]}"], ("(0.5, 0.2)",)),
         (["evaluate.sampler=ancestrel"], ("'ancestrel'", "'ancestral'")),
+        (["sampler={name: top_k, stop: true}"], ("stop ends a text", "block_length")),
+        (["sampler={name: top_k, order: entropi}"], ("sampler", "order", "entropi", "'entropy'")),
+        (["sampler={name: planner, block_length: 4}"], ("sampler", "block_length", "4")),
     ],
 )
 def test_cross_checks(overrides, parts, tmp_path):
@@ -174,6 +177,13 @@ def test_groups_and_micro_batches_are_never_parted(batch, micro, processes, comp
         ([], Ancestral(), Ancestral()),
         (["sampler=dilated"], Dilated(), Dilated()),
         (["sampler={name: dilated, temperature: 0.5}"], Dilated(temperature=0.5), Dilated(temperature=0.5)),
+        (["sampler=llada"], RELEASED["llada"], RELEASED["llada"]),
+        (
+            ["sampler={name: llada, draw: exact, block_length: 8}"],
+            TopK(block_length=8),
+            TopK(block_length=8),
+        ),
+        (["sampler=dilated", "evaluate.sampler=sdar"], Dilated(), RELEASED["sdar"]),
         (["sampler.temperature=0.5"], Ancestral(temperature=0.5), Ancestral(temperature=0.5)),
         (["evaluate.sampler=dilated"], Ancestral(), Dilated()),
         (["sampler=dilated", "evaluate.sampler=ancestral"], Dilated(), Ancestral()),
