@@ -143,6 +143,21 @@ def test_int8_is_in_stock_layout_and_loads_as_what_was_packed(name, tmp_path):
     assert not (tmp_path / "own").exists()
 
 
+@pytest.mark.parametrize(("compress", "bits", "cost"), [("int8", 8, 1e-4), ("int4", 4, 0.01)])
+def test_the_bundled_teachers_compressed_exports_cost_what_their_cards_say(compress, bits, cost, tmp_path):
+    teacher = fewstep.load_teacher("bundled:teacher")
+    folder = fewstep.export(teacher, tmp_path / "out", compress=compress)
+    weights = config_of(folder)["quantization_config"]["config_groups"]["group_0"]["weights"]
+    assert (weights["num_bits"], weights["group_size"]) == (bits, 64 if bits == 4 else None)
+    said = re.search(r"half-masked canvases: (\S+) nats", (folder / "README.md").read_text("utf-8")).group(1)
+    assert 0 < float(said) < cost
+    student, (tokens, _) = fewstep.load_student(folder), canvas_of(teacher)
+    p, q = teacher.log_probs(tokens).double(), student.log_probs(tokens).double()
+    assert 0 < float((p.exp() * (p - q).nan_to_num(0)).sum(-1).mean()) < 2 * cost
+    with pytest.raises(UserError, match="compressed already"):
+        fewstep.export(student, tmp_path / "again")
+
+
 def half_precision(folder, name):
     """A golden checkpoint as most releases are: bfloat16, but for the one-dimensional tensors here."""
     shutil.copytree(checkpoint_of(COPIES, name), folder)
