@@ -156,7 +156,11 @@ def _shuffled(seed: tuple[int, ...], count: int, largest: int | None) -> tuple[n
 
 
 def load_corpus(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, path: str | None = None, processes: int | None = None
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    path: str | None = None,
+    processes: int | None = None,
+    mask_id: int | None = None,
 ) -> Corpus:
     """The rows of a corpus: read, tokenized and packed the first time, and mapped from the cache from then on.
 
@@ -165,6 +169,7 @@ def load_corpus(
     Args:
         path: read this instead of ``config.path``, e.g. its held-out file.
         processes: that tokenize a large corpus; by default one for each core.
+        mask_id: see `encoder_of`.
 
     Raises:
         UserError: see `read_chunks`; a document that cannot be encoded, or fewer tokens than one row.
@@ -173,7 +178,7 @@ def load_corpus(
         config = config.model_copy(update={"path": path, "revision": None})  # a name of its own
     if config.pack:
         _end(tokenizer)
-    encoder = encoder_of(tokenizer, config.special_tokens)
+    encoder = encoder_of(tokenizer, config.special_tokens, mask_id)
     processes = processes or len(os.sched_getaffinity(0))
     file = shared_file(
         cache_key(config, tokenizer, encoder), lambda folder: _write(folder, config, tokenizer, encoder, processes)

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from distill.data.encoding import Encoder, FastEncoder
 from distill.data.tokenizers import PLAIN_TEXT
 from teachers.errors import UserError
+from teachers.vocabulary import token_id
 
 
 class SlowEncoder(Encoder):
@@ -41,18 +42,25 @@ def _is_the_librarys(tokenizer: PreTrainedTokenizerBase) -> TypeGuard[PreTrained
     )  # fmt: skip
 
 
-def encoder_of(tokenizer: PreTrainedTokenizerBase, special_tokens: Literal["text", "tokens"]) -> Encoder:
-    """What makes tokens of a corpus, those that ``tokenizer(text, **PLAIN_TEXT)`` gives.
+def encoder_of(
+    tokenizer: PreTrainedTokenizerBase, special_tokens: Literal["text", "tokens"], mask_id: int | None = None
+) -> Encoder:
+    """What makes tokens of a corpus, those that ``tokenizer(text, **PLAIN_TEXT)`` gives, but never the mask.
 
     Args:
         special_tokens: see `DataConfig`.
+        mask_id: the model's, for a tokenizer that calls no token its mask.
 
     Raises:
         UserError: special tokens are to be read by a tokenizer that can not except the mask.
     """
     if _is_the_librarys(tokenizer):
-        mask = None if tokenizer.mask_token is None else str(tokenizer.mask_token)
-        return FastEncoder.of(tokenizer.backend_tokenizer, special_tokens == "tokens", mask)
+        own = token_id(tokenizer, "mask")
+        masks = {mask_id if own is None else own}
+        mask = next((token for entry, token in tokenizer.added_tokens_decoder.items() if entry in masks), None)
+        return FastEncoder.of(
+            tokenizer.backend_tokenizer, special_tokens == "tokens", None if mask is None else str(mask)
+        )
     if special_tokens == "tokens":
         raise UserError(
             f"data.special_tokens is 'tokens', which {type(tokenizer).__name__} can not do without the mask; set it to "

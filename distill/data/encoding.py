@@ -161,12 +161,15 @@ class FastEncoder(Encoder):
         """Read a tokenizer.
 
         Args:
-            as_tokens: special tokens that a text spells are tokens; the mask is not.
+            as_tokens: special tokens that a text spells are tokens.
+            mask: is letters where a text spells it, whatever the tokenizer says.
         """
         definition = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
         special = {}
         for token in definition["added_tokens"]:
-            if as_tokens and token["special"] and token["content"] != mask:
+            if token["content"] == mask:
+                token["special"] = True
+            elif as_tokens and token["special"]:
                 token["special"] = False
                 special[token["content"]] = token["id"]
         return cls(json.dumps(definition), special)

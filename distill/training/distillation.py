@@ -87,11 +87,12 @@ def load_networks(
     return Networks(teacher, student, tokenizer, original)
 
 
-def load_rows(config: DistillConfig, tokenizer: PreTrainedTokenizerBase) -> Corpus | None:
+def load_rows(config: DistillConfig, networks: Networks) -> Corpus | None:
     """The data, without what is held out of them; None where the config names none."""
     if config.data is None:
         return None
-    return load_corpus(config.data, tokenizer).split(config.data.heldout_fraction)[0]
+    corpus = load_corpus(config.data, networks.tokenizer, mask_id=networks.teacher.spec.mask_id)
+    return corpus.split(config.data.heldout_fraction)[0]
 
 
 def build_objective(config: DistillConfig, networks: Networks) -> Objective:
@@ -125,7 +126,7 @@ def in_memory(config: DistillConfig, networks: Networks, world: World) -> Traine
     Raises:
         UserError: a mistake in the input.
     """
-    corpus = load_rows(config, networks.tokenizer)
+    corpus = load_rows(config, networks)
     objective = build_objective(config, networks)
     place_teacher(networks.teacher, config.teacher, config.train, world, offload_folder())
     rows = training_rows(objective, config, networks.teacher, corpus, None, world)
@@ -161,7 +162,7 @@ def in_run_folder(
     config = open_run(run, config, world, resume, allow_changes)
     networks = load_networks(config, loaded, world, run.path)
     watch = CollapseWatch(config, networks.teacher, networks.tokenizer, world) if config.evaluate.every else None
-    corpus = load_rows(config, networks.tokenizer)
+    corpus = load_rows(config, networks)
 
     create_run(run, config, networks.tokenizer, world, resume)
     objective = build_objective(config, networks)

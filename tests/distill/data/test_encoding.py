@@ -4,7 +4,7 @@ import os
 import random
 
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from distill.data import encoding
@@ -177,6 +177,21 @@ def test_special_tokens_are_text_unless_told(tmp_path):
     assert read.text_bytes == len(CHAT) - len("<|im_start|><|endoftext|>")
     assert read.text_tokens == len(read.ids) - 2
     assert tokenizer_digest(tokenizer, text) != tokenizer_digest(tokenizer, tokens)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_the_mask_of_a_model_is_letters_whatever_its_tokenizer_calls_it(special):
+    """LLaDA's is a special token like others, and SDAR's mask token is none of the special ones."""
+    tokenizer = trained(models.BPE(), bpe(), byte_level())
+    tokenizer.backend_tokenizer.add_tokens([AddedToken("<|mdm_mask|>", special=special)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    mask = tokenizer.convert_tokens_to_ids("<|mdm_mask|>")
+    assert tokenizer.mask_token is None
+    for mode in ("text", "tokens"):
+        (read,) = encoder_of(tokenizer, mode, mask).encode([Piece("", "a <|mdm_mask|> b", 1, True)])
+        assert mask not in read.ids
+        (read,) = encoder_of(tokenizer, mode).encode([Piece("", "a <|mdm_mask|> b", 1, True)])
+        assert (mask in read.ids) == (mode == "tokens" or not special), "which only the model knows to be its mask"
 
 
 def test_a_tokenizer_with_a_call_of_its_own_is_called():
