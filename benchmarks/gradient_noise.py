@@ -92,8 +92,8 @@ def main() -> None:
     if not isinstance(objective, IntegralKLConfig) or not isinstance(objective.ratio, Auxiliary) or checkpoint is None:
         parser.error(f"{asked.run} is no run of integral_kl with an auxiliary denoiser and a checkpoint; give one")
     verify_checkpoint(checkpoint)
-    teacher, _ = load_teacher(config.teacher)
-    student = load_student(config, teacher)
+    teacher, tokenizer = load_teacher(config.teacher)
+    student = load_student(config, teacher, tokenizer)
     load_network(checkpoint, "student", student)
     table = Table(title=f"{asked.draws} draws of {asked.rows} rows, {checkpoint}")
     for column in ("estimator", "|mean|", "noise", "noise²", "cosine", "seconds"):

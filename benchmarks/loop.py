@@ -155,8 +155,8 @@ def measure_overhead(config: DistillConfig, updates: int, folder: Path) -> bool:
     world = start_world()
     run = RunFolder(folder / "overhead")
     run.create(dump_config(config))
-    teacher, _ = load_teacher(config.teacher)
-    student, length = load_student(config, teacher), config.sequence_length
+    teacher, tokenizer = load_teacher(config.teacher)
+    student, length = load_student(config, teacher, tokenizer), config.sequence_length
     first, second = (
         config.objective.build(Distillation(teacher, network, MaskedProcess(config.teacher.process), length, teacher))
         for network in (student, trainable_copy(student))

@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from distill.data.tokenizers import load_tokenizer
 from distill.runtime.checkpoints import best_checkpoint, load_network, verify_checkpoint
+from distill.runtime.messages import warn
 from distill.runtime.run_folder import RunFolder
 from students.adapters import AdaptedDenoiser, is_adapter, merge_adapter, merged
 from students.planner import load_planned, load_planner
@@ -24,6 +25,7 @@ from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import Checkpoint, resolve
 from teachers.families.family import OPTIONS, Partition, Spread
+from teachers.families.stock.loading import says_denoiser
 from teachers.headers import read_headers
 from teachers.process import MaskedProcess, Schedule
 from teachers.source import model_folder, parse_source, read_object
@@ -73,6 +75,24 @@ def find_checkpoints(config: DistillConfig) -> Checkpoints:
     start = teacher if "weights" in teacher.family.capabilities else student
     start.require(_needs_of_critic(config))
     return Checkpoints(teacher, student)
+
+
+def check_networks(config: DistillConfig, teacher: Denoiser, student: Denoiser) -> None:
+    """Refuse what a network of a family that can do it can not do itself.
+
+    Raises:
+        UserError: a model is of a class without what the config asks for.
+    """
+    start = teacher if "weights" in teacher.capabilities else student
+    name = config.teacher.path if config.student.init == "teacher" else config.student.init
+    for network, path, needs in (
+        (teacher, config.teacher.path, _needs_of_teacher(config)),
+        (student, name, _needs_of_student(config)),
+        (start, config.teacher.path if start is teacher else name, _needs_of_critic(config)),
+    ):
+        for capability, setting in needs.items():
+            if capability not in network.capabilities:
+                raise UserError(f"model {path!r} is of a class without {capability}, but {setting}")
 
 
 def _needs_of_teacher(config: DistillConfig) -> dict[Capability, str]:
@@ -164,12 +184,23 @@ def load_frozen(
         raise UserError(
             f"teacher.path {config.path!r} is an autoregressive model; make a teacher of it with fewstep convert"
         )
+    if config.mask_id is not None and config.attention is None and is_taken_for_denoiser(checkpoint, tokenizer):
+        warn(
+            f"nothing in {config.path} says that it is a denoiser; it is taken for one because mask_id is set: an "
+            "autoregressive model is made one with fewstep convert, and teacher.attention=full says that it is one"
+        )
     return frozen(teacher)
 
 
 def options_of(config: ModelConfig) -> dict[str, Any]:
     """What a config says of a checkpoint that does not say it itself."""
     return {key: getattr(config, key) for key in OPTIONS}
+
+
+def is_taken_for_denoiser(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None) -> bool:
+    """Whether a model may as well be autoregressive by all that its files say."""
+    has_mask = tokenizer is not None and tokenizer.mask_token_id is not None
+    return "stock class" in checkpoint.family.capabilities and not has_mask and not says_denoiser(checkpoint.config)
 
 
 def tokenizer_of(checkpoint: Checkpoint, name: str | None = None) -> PreTrainedTokenizerBase:
@@ -193,6 +224,7 @@ def tokenizer_of(checkpoint: Checkpoint, name: str | None = None) -> PreTrainedT
 def load_student(
     config: DistillConfig,
     teacher: Denoiser,
+    tokenizer: PreTrainedTokenizerBase,
     checkpoint: Checkpoint | None = None,
     precision: torch.dtype = torch.float32,
     original: Callable[[], Denoiser] | None = None,
@@ -200,6 +232,7 @@ def load_student(
     """The network to train: an adapter on the teacher, a copy of it, or a checkpoint with the same vocabulary.
 
     Args:
+        tokenizer: the teacher's.
         checkpoint: of ``student.init``, for whoever has it.
         precision: of its weights as they are read.
         original: reads the teacher again, where it is not whole in this process; None to copy it.
@@ -212,7 +245,7 @@ def load_student(
         return trainable_copy(teacher) if original is None else trainable(original())
     checkpoint = resolve(config.student.init) if checkpoint is None else checkpoint
     options: dict[str, Any] = {"mask_id": teacher.spec.mask_id} if "mask_id" in checkpoint.family.options else {}
-    student = load_planned(checkpoint, precision=precision, **options)
+    student = load_planned(checkpoint, tokenizer, precision=precision, **options)
     _check_start(config, student.spec, teacher.spec)
     return trainable(student)
 
@@ -377,7 +410,10 @@ def open_student(name: str | Path) -> Student:
     is_run = (path / "config.yaml").is_file() and not (path / "config.json").is_file()
     student = _open_run(path) if is_run else _open_model(str(name))
     if student.denoiser.spec.attention == "causal":
-        raise UserError(f"{name} is an autoregressive model, not a denoiser; give a distilled or pretrained denoiser")
+        raise UserError(
+            f"{name} is an autoregressive model; make a denoiser of it with fewstep convert, or give a distilled or "
+            "pretrained denoiser"
+        )
     student.denoiser.requires_grad_(False).eval()
     return student
 

@@ -86,7 +86,7 @@ def edited(x0: Tensor, open_: Tensor, edits: Tensor, spec: DenoiserSpec, randomn
     """
     rows, length = x0.shape
     draws = uniform(randomness, rows, most, 3)
-    place = torch.arange(length + most, device=x0.device)
+    place, words = torch.arange(length + most, device=x0.device), spec.tokens(x0.device)
     # 1. the open tokens of each row come first, in order, and masks behind them
     front = (~open_).to(torch.uint8).argsort(dim=1, stable=True)
     tokens = open_.sum(1, keepdim=True)
@@ -99,12 +99,10 @@ def edited(x0: Tensor, open_: Tensor, edits: Tensor, spec: DenoiserSpec, randomn
         inserts, deletes, substitutes = (doing & ((3 * kind).long() == k) for k in range(3))
         at = (where * tokens).long()
         present = row.gather(1, at)
-        # the one of the allowed tokens, in order: all but the mask, and but the present one when it is replaced
-        token = (what * (spec.vocabulary - 1 - substitutes.long())).long()
+        # the one of the allowed tokens, in order: all that text has, but the present one when it is replaced
+        number = (what * (len(words) - substitutes.long())).long()
+        token = words[number + (substitutes & (number >= torch.searchsorted(words, present)))]
         mask = torch.full_like(present, spec.mask_id)
-        barred = torch.where(substitutes, present, mask)
-        token = token + (token >= torch.minimum(barred, mask))
-        token = token + (substitutes & (token >= torch.maximum(barred, mask)))
         source = place - (inserts & (place > at)).long() + (deletes & (place >= at)).long()
         row = torch.cat([row, mask], 1).gather(1, source)
         row = torch.where((inserts | substitutes) & (place == at), token, row)

@@ -123,8 +123,9 @@ class AdaptedDenoiser(Denoiser):
             return self.base.features(canvas, select)
 
     def head(self, features: Tensor) -> Tensor:
-        """The base's: no adapter reaches it; see `Denoiser.head`."""
-        return self.base.head(features)
+        """The base's, adapted where it is more than the output layer, as BERT's is; see `Denoiser.head`."""
+        with ActiveAdapter(self.active, [self.name]):
+            return self.base.head(features)
 
     def time(self, canvas: Canvas) -> Tensor:
         """The base's; see `Denoiser.time`."""

@@ -13,10 +13,12 @@ from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import resolve
 from teachers.families.family import Checkpoint
+from teachers.families.stock.anatomy import longest
 from teachers.families.stock.denoiser import StockDenoiser
 from teachers.families.stock.loading import load_model
+from teachers.families.stock.trial import check_denoiser
 from teachers.source import reason
-from teachers.vocabulary import read_tokenizer
+from teachers.vocabulary import gaps_of, read_tokenizer, rows_for
 from teachers.weights import weight_of
 
 PROBE = 3
@@ -49,17 +51,20 @@ def from_autoregressive(
     _check_positions(checkpoint, model.config, spec, in_context)
     had = weight_of(model.get_input_embeddings()).shape[0]
     _check_extends(checkpoint, had, tokenizer)
-    if had < len(tokenizer):
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if had < rows_for(tokenizer):
+        model.resize_token_embeddings(rows_for(tokenizer), mean_resizing=False)
     with torch.no_grad():
         for table in {weight_of(model.get_input_embeddings()), weight_of(model.get_output_embeddings())}:
             mean = table[:had].mean(0)
             table[had:] = mean
             table[spec.mask_id] = mean
-    spec = replace(spec, vocabulary=max(had, len(tokenizer)))
+    rows = max(had, rows_for(tokenizer))
+    spec = replace(spec, vocabulary=rows, gaps=gaps_of(tokenizer, rows, spec.mask_id))
     if spec.attention != "causal":
         _try(checkpoint, model, spec, in_context)
-    return StockDenoiser(model, spec)
+    denoiser = StockDenoiser(model, spec)
+    check_denoiser(denoiser, name)
+    return denoiser
 
 
 def _check_autoregressive(checkpoint: Checkpoint) -> None:
@@ -72,8 +77,8 @@ def _check_autoregressive(checkpoint: Checkpoint) -> None:
 
 
 def _check_positions(checkpoint: Checkpoint, config: PretrainedConfig, spec: DenoiserSpec, in_context: bool) -> None:
-    values = config.to_dict()
-    most, window = values.get("max_position_embeddings"), values.get("sliding_window")
+    values, most = config.to_dict(), longest(config)
+    window = values.get("sliding_window")
     if most is not None and spec.max_length > most:
         raise UserError(
             f"data.length {spec.max_length} is more than the {most} positions of model {checkpoint.name!r}; set "

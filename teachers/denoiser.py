@@ -26,6 +26,8 @@ Compression = Literal["int8", "int4"]
 """How weights can be written smaller, where the capability is declared."""
 Layout = Literal["own", "stock", "sdar"]
 """How a folder is laid out: as the family's releases are, as stock transformers' are, or as SDAR's are."""
+UNBOUNDED = 2**20
+"""Tokens of a canvas where nothing in a network bounds them; no memory holds more [own]."""
 Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
 """Makes what surrounds a forward pass, and its repetition in the backward pass."""
 
@@ -38,7 +40,8 @@ class DenoiserSpec:
         mask_id: the mask token.
         vocabulary: V, the width of the logits, mask column included.
         max_length: the longest canvas.
-        trained_length: tokens of the rows it was trained on, where longer ones are possible; None: ``max_length``.
+        trained_length: tokens of the rows it is made for, where longer ones are possible; None: ``max_length``.
+        gaps: ids that no token of the tokenizer has, in runs, first and one past the last; never drawn, as the mask.
         eos_id, pad_id: None where the tokenizer has none.
         shift: the model predicts the *next* position, as autoregressive models do; `Denoiser.features` undoes it.
         attention: "full", "block" (causal between blocks, full within) or "causal" (an autoregressive judge).
@@ -56,6 +59,20 @@ class DenoiserSpec:
     block_size: int | None = None
     time_conditioned: bool = False
     trained_length: int | None = None
+    gaps: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        """A checkpoint's config may say anything, and JSON has lists only.
+
+        Raises:
+            UserError: gaps that are none.
+        """
+        if not _are_gaps(self.gaps, self.vocabulary, self.mask_id):
+            raise UserError(
+                f"gaps {self.gaps!r} of the vocabulary are none; they must be pairs of ids, first and one past the "
+                f"last, in order, within {self.vocabulary} and without the mask {self.mask_id}"
+            )
+        object.__setattr__(self, "gaps", tuple((first, end) for first, end in self.gaps))
 
     @property
     def length(self) -> int:
@@ -74,16 +91,37 @@ class DenoiserSpec:
                 "all that can be asked for"
             )
 
+    def excluded(self, device: torch.device | str) -> Tensor:
+        """(V,) bool: the entries that no text has, the mask, where there is one, and the `gaps`."""
+        excluded = torch.zeros(self.vocabulary, dtype=torch.bool, device=device)
+        excluded[self.mask_id : self.mask_id + 1] = True
+        for first, end in self.gaps:
+            excluded[first:end] = True
+        return excluded
+
+    def tokens(self, device: torch.device | str) -> Tensor:
+        """(V − excluded,) int64: the ids that text can have, in order."""
+        ends = sorted([(0, 0), (self.mask_id, self.mask_id + 1), (self.vocabulary, self.vocabulary), *self.gaps])
+        between = ((ends[n][1], ends[n + 1][0]) for n in range(len(ends) - 1))
+        return torch.cat([torch.arange(first, end, device=device) for first, end in between])
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint's config."""
-        return asdict(self)
+        return {**asdict(self), "gaps": [list(gap) for gap in self.gaps]}
 
 
-def log_probabilities(logits: Tensor, mask_id: int) -> Tensor:
-    """(…, V) logits of any type → float32 log-probabilities over every entry but the mask, whose column is −∞."""
-    forbidden = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    forbidden[mask_id] = True
-    return logits.float().masked_fill(forbidden, -torch.inf).log_softmax(-1)
+def _are_gaps(gaps: Any, vocabulary: int, mask_id: int) -> bool:
+    if not isinstance(gaps, list | tuple) or not all(isinstance(g, list | tuple) and len(g) == 2 for g in gaps):
+        return False
+    ends = [end for gap in gaps for end in gap]
+    if not all(type(end) is int for end in ends) or any(first <= mask_id < end for first, end in gaps):
+        return False
+    return ends == sorted(set(ends)) and all(0 <= end <= vocabulary for end in ends)
+
+
+def log_probabilities(logits: Tensor, spec: DenoiserSpec) -> Tensor:
+    """(…, V) logits of any type → float32 log-probabilities of tokens; −∞ for the mask and for ids without a token."""
+    return logits.float().masked_fill(spec.excluded(logits.device), -torch.inf).log_softmax(-1)
 
 
 class Denoiser(nn.Module, ABC):
@@ -130,7 +168,7 @@ class Denoiser(nn.Module, ABC):
         return shared[(wanted.cumsum(0) - 1).expand_as(z)[select]]
 
     def head(self, features: Tensor) -> Tensor:
-        """(…, H) `features` → (…, V) float32 log-probabilities of x₀, the mask column −∞; each position alone."""
+        """(…, H) `features` → (…, V) float32 log-probabilities of x₀, −∞ for what is no text; each position alone."""
         return features
 
     def log_probs(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +73,29 @@ def set_mask(tokenizer: PreTrainedTokenizerBase, token: str | int | None) -> Non
     tokenizer.add_special_tokens({"mask_token": text})
 
 
+def ids_of(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The ids that tokens have, ordinary and added ones."""
+    return {*tokenizer.get_vocab().values(), *tokenizer.added_tokens_decoder}
+
+
+def rows_for(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows of a table that has one for every token; more than there are tokens where their ids have gaps."""
+    return max(ids_of(tokenizer), default=-1) + 1
+
+
+def gaps_of(tokenizer: PreTrainedTokenizerBase, vocabulary: int, mask_id: int) -> tuple[tuple[int, int], ...]:
+    """The runs of ids, first and one past the last, that a model has and no token of the tokenizer.
+
+    Published models pad their tables: Qwen2.5 has up to 152,064 rows, and its tokenizer 151,665 entries.
+
+    Args:
+        mask_id: counts as an entry, whether or not the tokenizer has it.
+    """
+    known = {mask_id, *ids_of(tokenizer)}
+    entries = [-1, *(i for i in range(vocabulary) if i in known), vocabulary]
+    return tuple((before + 1, after) for before, after in pairwise(entries) if after > before + 1)
+
+
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int, mask_id: int, name: str) -> None:
     """Refuse a tokenizer that can produce tokens the model does not have, or that calls another token the mask.
 
@@ -82,6 +106,11 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int, mask_id
     if len(tokenizer) > vocabulary:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} entries but model {name!r} has {vocabulary}; "
+            "give the tokenizer the model was trained with"
+        )
+    if rows_for(tokenizer) > vocabulary:
+        raise UserError(
+            f"the tokenizer has ids up to {rows_for(tokenizer) - 1} but model {name!r} only {vocabulary} rows; "
             "give the tokenizer the model was trained with"
         )
     if tokenizer.mask_token_id is not None and tokenizer.mask_token_id != mask_id:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,13 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from distill.data.tokenizers import load_tokenizer
-from teachers.denoiser import ExactLaw
+from teachers.denoiser import DenoiserSpec, ExactLaw
 from teachers.errors import UserError
 from teachers.families import Checkpoint, resolve
+from teachers.families.stock.anatomy import first_position, longest
 from teachers.families.stock.loading import load_model
+from teachers.families.stock.trial import check_autoregressive
+from teachers.vocabulary import ids_of, token_id
 from teachers.weights import weight_of
 
 LOGITS_AT_ONCE = 2**26  # float32 values of one batch's logits: 256 MiB
@@ -59,16 +62,36 @@ class Judge:
                 f"judge {self.name!r} is not autoregressive (its config says is_causal: false, as diffusion models "
                 "do); set evaluate.judge to a causal language model"
             )
+        self._check_table()
+        check_autoregressive(self.model, self.name)
         movable: Any = self.model  # whose `to` transformers annotates as something else
         movable.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.parameters = sum(p.numel() for p in self.model.parameters())
         # a judge trained here never had its mask entry in the softmax, so that logit was never trained
-        self.forbidden = (config.get("fewstep") or {}).get("mask_id")
+        self.forbidden = self._forbidden(config.get("fewstep") or {})
+
+    def _check_table(self) -> None:
+        """Every token that may be scored has a row; published tables have more."""
+        rows = len(weight_of(self.model.get_input_embeddings()))
+        last = max(ids_of(self.tokenizer) - {token_id(self.tokenizer, "mask")}, default=0)
+        if last >= rows:
+            raise UserError(
+                f"judge {self.name!r} has {rows} rows of embeddings and its tokenizer ids up to {last}; give a judge "
+                "that has a row for each, or the tokenizer it was trained with"
+            )
+
+    def _forbidden(self, saved: Mapping[str, Any]) -> Tensor | None:
+        """(V,) bool: entries that a judge trained here never had in its softmax; None for other people's."""
+        if "mask_id" not in saved:
+            return None
+        rows = len(weight_of(self.model.get_output_embeddings()))
+        return DenoiserSpec(saved["mask_id"], rows, 0, gaps=saved.get("gaps", ())).excluded("cpu")
 
     @property
     def max_length(self) -> int:
         """The longest text it can read, in its tokens."""
-        return self.model.config.max_position_embeddings
+        bound = longest(self.model.config)
+        return sys.maxsize if bound is None else bound - first_position(self.model)
 
     def source_entropy(self, length: int) -> float | None:
         """None: nobody knows the entropy of the text that a network was trained on."""
@@ -103,7 +126,7 @@ class Judge:
             attention = None if real is None else real[start : start + batch].to(part)
             logits = self.model(part, attention_mask=attention, use_cache=False).logits[:, :-1].float()
             if self.forbidden is not None:
-                logits[..., self.forbidden] = -torch.inf
+                logits[..., self.forbidden.to(logits.device)] = -torch.inf
             nats = functional.cross_entropy(logits.transpose(1, 2), part[:, 1:], reduction="none")
             if attention is not None:
                 nats = nats.masked_fill(attention[:, 1:] == 0, 0.0)

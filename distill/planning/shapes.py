@@ -24,6 +24,7 @@ from teachers.errors import UserError
 from teachers.families import Checkpoint, recognise
 from teachers.families.dit.sketch import DitSketch
 from teachers.families.family import OPTIONS
+from teachers.families.stock.anatomy import longest
 from teachers.families.stock.loading import untrained_denoiser
 from teachers.source import parse_source, read_object, reason
 
@@ -128,10 +129,10 @@ class Shapes:
         self.config = config
         self.teacher = read_shape(config.teacher.path)
         self.student = None if config.student.init == "teacher" else read_shape(config.student.init)
-        longest = self.teacher.max_position_embeddings
-        if config.sequence_length > longest:
+        positions = longest(self.teacher)
+        if positions is not None and config.sequence_length > positions:
             raise UserError(
-                f"rows of {config.sequence_length} tokens are longer than the teacher's {longest} positions"
+                f"rows of {config.sequence_length} tokens are longer than the teacher's {positions} positions"
             )
         self._passes: dict[tuple[Any, ...], Passes] = {}
 

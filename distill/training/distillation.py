@@ -15,7 +15,7 @@ from distill.config import DistillConfig, OptimizerConfig
 from distill.data.corpus import Corpus, load_corpus
 from distill.data.teacher_rows import training_rows
 from distill.evaluation.evaluate import check_length
-from distill.models import as_distillation, find_checkpoints, load_frozen, load_student, load_teacher
+from distill.models import as_distillation, check_networks, find_checkpoints, load_frozen, load_student, load_teacher
 from distill.runtime.messages import say
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import ALONE, World, start_world
@@ -81,7 +81,8 @@ def load_networks(
     if loaded is None and config.teacher.placement != "replicated":
         original = partial(load_frozen, config.teacher, checkpoints.teacher, tokenizer, first)
     first = checkpoints.student.lossless(precision) if config.objective.unrounded else precision
-    student = load_student(config, teacher, checkpoints.student, first, original)
+    student = load_student(config, teacher, tokenizer, checkpoints.student, first, original)
+    check_networks(config, teacher, student)
     if config.evaluate.length is not None:
         check_length([teacher, student], config.evaluate.length)
     return Networks(teacher, student, tokenizer, original)

@@ -28,10 +28,11 @@ from objectives.objective import Objective
 from teachers.convert import from_autoregressive
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.families.stock.loading import create_denoiser
+from teachers.families.stock.trial import check_denoiser
 from teachers.files import publish
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
-from teachers.vocabulary import set_mask, token_id
+from teachers.vocabulary import gaps_of, rows_for, set_mask, token_id
 
 
 def from_text(
@@ -113,16 +114,19 @@ def new_denoiser(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
     assert mask_id is not None, "it has been given one"
     spec = DenoiserSpec(
         mask_id=mask_id,
-        vocabulary=len(tokenizer),
+        vocabulary=rows_for(tokenizer),
         max_length=config.data.length,
         eos_id=token_id(tokenizer, "eos"),
         pad_id=token_id(tokenizer, "pad"),
         shift=autoregressive or config.model.shift,
         attention="causal" if autoregressive else config.model.attention,
         block_size=config.model.block_size,
+        gaps=gaps_of(tokenizer, rows_for(tokenizer), mask_id),
     )
     if config.model.init is None:
-        return create_denoiser(config.model.type, config.model.shape, spec)
+        denoiser = create_denoiser(config.model.type, config.model.shape, spec)
+        check_denoiser(denoiser, config.model.type)
+        return denoiser
     return from_autoregressive(config.model.init, tokenizer, spec, in_context(config))
 
 

@@ -42,7 +42,7 @@ class RandomStart(PlannedSampler):
 
 
 def random_start(canvas: Canvas, share: float, spec: DenoiserSpec, randomness: Randomness) -> Canvas:
-    """Put a token, uniform over all but the mask, into each open position with probability ``share``."""
+    """Put a token, uniform over all that text has, into each open position with probability ``share``."""
     if share == 0:
         return canvas
     replaced = canvas.open & (uniform(randomness, *canvas.tokens.shape) < share)
@@ -51,6 +51,6 @@ def random_start(canvas: Canvas, share: float, spec: DenoiserSpec, randomness: R
 
 
 def random_tokens(uniforms: Tensor, spec: DenoiserSpec) -> Tensor:
-    """Uniforms in [0, 1) → tokens, uniform over all but the mask."""
-    tokens = (uniforms * (spec.vocabulary - 1)).long()
-    return tokens + (tokens >= spec.mask_id)
+    """Uniforms in [0, 1) → tokens, uniform over all that text has."""
+    tokens = spec.tokens(uniforms.device)
+    return tokens[(uniforms * len(tokens)).long()]

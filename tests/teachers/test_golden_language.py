@@ -57,7 +57,8 @@ def check_all(folder, family):
         door, denoiser = doors[size], families[size]
         assert door.spec.mask_id == denoiser.spec.mask_id == int(told["mask_token_id"])
         assert str(door.spec.shift) == told["shift"]
-        check(folder, aligned, door.log_probs(tokens, real), real, door.spec.mask_id, ())
+        absent = [entry for first, end in door.spec.gaps for entry in range(first, end)]
+        check(folder, aligned, door.log_probs(tokens, real), real, door.spec.mask_id, absent)
         canvas = Canvas.of(tokens, denoiser.spec.mask_id, None if real is None else real.bool())
         with torch.no_grad():
             check(folder, aligned, denoiser.log_probs(canvas), real, denoiser.spec.mask_id, ())

@@ -102,7 +102,7 @@ class DitDenoiser(Denoiser):
 
     def head(self, features: Tensor) -> Tensor:
         """See `Denoiser.head`."""
-        return log_probabilities(self.transformer.output_layer.linear(features), self.spec.mask_id)
+        return log_probabilities(self.transformer.output_layer.linear(features), self.spec)
 
     def token_embeddings(self) -> Tensor:
         """See `Denoiser.token_embeddings`."""

@@ -10,17 +10,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from teachers.denoiser import DenoiserSpec
+from teachers.denoiser import UNBOUNDED, DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.dit.denoiser import DitDenoiser, Release, UniformDenoiser
 from teachers.families.dit.family import Layout
 from teachers.families.dit.network import DiffusionTransformer, OutputLayer
 from teachers.families.family import Checkpoint, Reading
 from teachers.headers import Shapes, check_shapes, read_headers
-from teachers.vocabulary import token_id
+from teachers.vocabulary import gaps_of, token_id
 from teachers.weights import check_finite, read_weights
-
-LONGEST = 2**20  # tokens of a canvas; nothing in the network bounds them, and no memory holds more [own]
 
 
 def load_dit(
@@ -59,13 +57,15 @@ def load_dit(
 
 def spec_of(layout: Layout, mask_id: int, tokenizer: PreTrainedTokenizerBase | None) -> DenoiserSpec:
     """What samplers and objectives must know of the network."""
+    vocabulary, gaps = layout.shape.vocabulary, ()
     ends: tuple[int | None, int | None] = (None, None)
     if tokenizer is not None:
         ends = token_id(tokenizer, "eos"), token_id(tokenizer, "pad")
+        gaps = gaps_of(tokenizer, vocabulary, mask_id)
     return DenoiserSpec(
-        mask_id, layout.shape.vocabulary, LONGEST, ends[0], None if ends[1] == mask_id else ends[1],
+        mask_id, vocabulary, UNBOUNDED, ends[0], None if ends[1] == mask_id else ends[1],
         attention=layout.attention, block_size=layout.block_size, time_conditioned=layout.time_conditioned,
-        trained_length=layout.trained_length,
+        trained_length=layout.trained_length, gaps=gaps,
     )  # fmt: skip
 
 

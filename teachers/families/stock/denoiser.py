@@ -19,10 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from teachers.canvas import Canvas
+from teachers.capability import Capability
 from teachers.companions import is_tokenizer, write_companions
 from teachers.denoiser import Attention, Compression, Contexts, Denoiser, DenoiserSpec, Layout, log_probabilities
 from teachers.errors import UserError
 from teachers.families.stock import CAPABILITIES
+from teachers.families.stock.anatomy import find_blocks, first_position, logits_of, takes_positions
 from teachers.families.stock.context import states_in_context
 from teachers.families.stock.dtypes import FLOAT32, Dtypes
 from teachers.families.stock.release import Release
@@ -48,8 +50,6 @@ class StockDenoiser(Denoiser):
         dtypes: of the tensors in the files it was read from.
         companions, columns: see `Denoiser`; a release's network counts columns, without being told.
     """
-
-    capabilities = CAPABILITIES
 
     def __init__(
         self,
@@ -83,8 +83,33 @@ class StockDenoiser(Denoiser):
         self.model, self.spec, self.release = model, spec, release
         self.columns = columns or release is not None
         self.dtypes, self.companions = dtypes, dict(companions or {})
-        if release is not None:
-            self.capabilities = release.capabilities
+        self.takes_positions, self.first_position = takes_positions(model), first_position(model)
+        missing: set[Capability] = set() if find_blocks(model) is not None else {"blocks", "dispatch"}
+        missing |= set() if model.supports_gradient_checkpointing else {"checkpointing"}
+        self.capabilities = (CAPABILITIES if release is None else release.capabilities) - missing
+
+    def inputs(
+        self, canvas: Canvas, embeddings: Tensor | None = None, block_size: int | None = None
+    ) -> dict[str, Tensor | None]:
+        """What the model's ``forward`` is given for a canvas.
+
+        Args:
+            embeddings: see `Denoiser.hidden_states`. block_size: of block attention; None for the spec's.
+        """
+        z, real = canvas.tokens, canvas.real
+        places, attention_mask = None if self.columns else canvas.position_ids(), real
+        if self.spec.attention == "block":
+            size = block_size or self.spec.block_size
+            attention_mask = attention_mask_4d(
+                "block", canvas.length, self.model.dtype, z.device, size, real, self.columns
+            )
+            if places is None:  # some classes count the tokens of a mask, which they know as (B, L) only
+                places = torch.arange(canvas.length, device=z.device)[None]
+        inputs: dict[str, Tensor | None] = {"input_ids": z} if embeddings is None else {"inputs_embeds": embeddings}
+        inputs["attention_mask"] = attention_mask
+        if places is not None and self.takes_positions:
+            inputs["position_ids"] = places + self.first_position
+        return inputs
 
     def hidden_states(self, canvas: Canvas, embeddings: Tensor | None = None) -> Tensor:
         """See `Denoiser.hidden_states`; under `shift`, what predicts a token is read at the one before it.
@@ -94,17 +119,7 @@ class StockDenoiser(Denoiser):
         if canvas.context is not None:
             assert embeddings is None, "a context is of training, which reads tokens"
             return states_in_context(self.model, canvas, canvas.context, self.spec.shift)
-        z, real = canvas.tokens, canvas.real
-        attention_mask = real
-        if self.spec.attention == "block":
-            attention_mask = attention_mask_4d(
-                "block", z.shape[1], self.model.dtype, z.device, self.spec.block_size, real, self.columns
-            )
-        read = {"input_ids": z} if embeddings is None else {"inputs_embeds": embeddings}
-        position_ids = None if self.columns else canvas.position_ids()
-        hidden = self.model.base_model(
-            **read, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-        ).last_hidden_state
+        hidden = self.model.base_model(**self.inputs(canvas, embeddings), use_cache=False).last_hidden_state
         if self.spec.shift:
             hidden = torch.where(self._first(canvas), hidden, hidden.roll(1, dims=1))
         return hidden
@@ -127,16 +142,16 @@ class StockDenoiser(Denoiser):
         return hidden if select is None else hidden[select]
 
     def head(self, features: Tensor) -> Tensor:
-        """The output embedding, the mask's column excluded; see `Denoiser.head`."""
-        # called as a module: under ZeRO 3 its weight is there only within its own forward
-        return log_probabilities(self.output_layer(features), self.spec.mask_id)
+        """The model's own, without what is no text; see `Denoiser.head`."""
+        return log_probabilities(logits_of(self.model, features), self.spec)
 
     def blocks(self) -> nn.ModuleList:
         """See `Denoiser.blocks`."""
-        base = self.model.base_model
-        layers = base.h if self.model.config.model_type == "gpt2" else base.layers
-        assert isinstance(layers, nn.ModuleList), "stock models keep their blocks so"
-        return layers
+        blocks = find_blocks(self.model)
+        if blocks is None:
+            self.require("blocks", "choosing transformer blocks")
+        assert blocks is not None, "who has none declares none"
+        return blocks
 
     def checkpoint_activations(self, contexts: Contexts | None = None) -> None:
         """See `Denoiser.checkpoint_activations`."""

@@ -21,20 +21,22 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from teachers.companions import read_companions
-from teachers.denoiser import DenoiserSpec
+from teachers.denoiser import UNBOUNDED, DenoiserSpec
 from teachers.errors import UserError, nearest
 from teachers.families.family import Checkpoint, Reading, unknown_family
 from teachers.families.language import LANGUAGE
 from teachers.families.rules import check_together, check_values
 from teachers.families.stock import Stock
+from teachers.families.stock.anatomy import first_position, longest
 from teachers.families.stock.denoiser import StockDenoiser
 from teachers.families.stock.dtypes import Dtypes
 from teachers.families.stock.outline import outline
 from teachers.families.stock.reading import read_network
 from teachers.families.stock.release import Release
+from teachers.families.stock.trial import check_denoiser
 from teachers.headers import Headers, read_headers
 from teachers.source import check_code, reason
-from teachers.vocabulary import check_tokenizer, token_id
+from teachers.vocabulary import check_tokenizer, gaps_of, token_id
 from teachers.weights import rows_of
 
 
@@ -95,8 +97,9 @@ def untrained_denoiser(shape: PretrainedConfig, options: Mapping[str, Any], laye
         if getattr(shape, "layer_types", None):
             shape.layer_types = shape.layer_types[:layers]
     spec = {"mask_id": 0, **spec_fields(shape.to_dict(), options)}
-    spec |= {"vocabulary": shape.vocab_size, "max_length": shape.max_position_embeddings}
-    return StockDenoiser(AutoModelForCausalLM.from_config(shape, dtype=torch.float32), DenoiserSpec(**spec))
+    model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+    spec |= {"vocabulary": shape.vocab_size, **lengths(model, None)}
+    return StockDenoiser(model, DenoiserSpec(**spec))
 
 
 def read_shape(checkpoint: Checkpoint, headers: Headers | None = None) -> PretrainedConfig:
@@ -148,6 +151,7 @@ def _check_known(checkpoint: Checkpoint) -> None:
         raise unknown_family(checkpoint.config, checkpoint.name, [*released, *stock])
 
 
+ROW = 2048  # tokens of a canvas where nothing says how long a text is, as BLOOM's was [own]
 FLOAT32 = Reading(torch.float32)
 
 
@@ -180,6 +184,7 @@ def load_stock(
     options: Mapping[str, Any],
 ) -> StockDenoiser:
     """See `teachers.families.stock.Stock.load`."""
+    _check_attention(checkpoint, options)
     model = load_model(checkpoint, reading)
     entries = tokenizer if tokenizer is not None else model.config
     fields = {
@@ -204,17 +209,31 @@ def as_denoiser(
         fields: the others of its `DenoiserSpec`.
 
     Raises:
-        UserError: the tokenizer is of another model, or the fields contradict each other.
+        UserError: the tokenizer is of another model, the fields contradict each other, or the network can not be read
+            so, see `check_denoiser`.
     """
     vocabulary = rows_of(model.get_output_embeddings())
     if tokenizer is not None:
         check_tokenizer(tokenizer, vocabulary, mask_id, checkpoint.name)
-    values = {"max_length": model.config.max_position_embeddings, **fields}
-    values |= {"mask_id": mask_id, "vocabulary": vocabulary}
+    values = {**lengths(model, tokenizer), **fields, "mask_id": mask_id, "vocabulary": vocabulary}
+    if tokenizer is not None:
+        values["gaps"] = gaps_of(tokenizer, vocabulary, mask_id)
     dtypes = Dtypes.of(read_headers(checkpoint.folder, checkpoint.config), checkpoint.config)
     companions = read_companions(checkpoint.folder, checkpoint.config)
     columns = release is None and (checkpoint.config.get("fewstep") or {}).get("columns") is True
-    return StockDenoiser(model, DenoiserSpec(**values), release, dtypes, companions, columns)
+    denoiser = StockDenoiser(model, DenoiserSpec(**values), release, dtypes, companions, columns)
+    check_denoiser(denoiser, checkpoint.name)
+    return denoiser
+
+
+def lengths(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, int]:
+    """``max_length`` of a model's spec, and where nothing bounds its rows ``trained_length``, if anything says it."""
+    bound = longest(model.config)
+    if bound is not None:
+        return {"max_length": bound - first_position(model)}
+    known = model.config.to_dict().get("seq_length"), None if tokenizer is None else tokenizer.model_max_length
+    fitting = (length for length in known if type(length) is int and 0 < length < UNBOUNDED)
+    return {"max_length": UNBOUNDED, "trained_length": next(fitting, ROW)}
 
 
 def _mask_of(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None, options: Mapping[str, Any]) -> int:
@@ -222,7 +241,25 @@ def _mask_of(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None, 
     for mask_id in (options.get("mask_id"), checkpoint.config.get("mask_token_id"), own):
         if mask_id is not None:
             return mask_id
-    raise UserError(f"{checkpoint.name!r} names no mask token, nor does its tokenizer; set mask_id in the config")
+    raise UserError(
+        f"model {checkpoint.name!r} names no mask token, nor does its tokenizer: if it is autoregressive, make a "
+        "denoiser of it with fewstep convert; if it is a denoiser, set mask_id, or mask_token_id in its config.json"
+    )
+
+
+def _check_attention(checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
+    """A model that calls itself causal is read in both directions only by somebody who says so."""
+    config = checkpoint.config
+    if config.get("is_causal") is True and not config.get("fewstep") and "attention" not in options:
+        raise UserError(
+            f"model {checkpoint.name!r} is autoregressive: its config.json says is_causal: true; make a denoiser of it "
+            "with fewstep convert, or set attention to full or block if it was trained as one"
+        )
+
+
+def says_denoiser(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json has any sign that its model was trained to fill in masks."""
+    return bool(config.get("fewstep")) or config.get("is_causal") is False or config.get("mask_token_id") is not None
 
 
 def spec_fields(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
