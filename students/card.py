@@ -108,11 +108,11 @@ or, in Python, `fewstep.load_student("{self.name}").generate()`.
             )
         if self.family.served:
             engines = " and ".join(self.family.served)
+            blocks = f" Tell it to take blocks of {self.spec.block_size}." if self.spec.block_size else ""
             return (
-                f"{engines} serve{'' if len(self.family.served) > 1 else 's'} this format, with a sampler of their own "
-                f"(most probable tokens by a threshold): set the block size to {self.spec.block_size} there, and "
-                "measure with `sampler=threshold`, temperature 0. Where an engine asks for the Python files that "
-                "config.json names under auto_map, copy those of a release beside it."
+                f"Served in this format by {engines}.{blocks} An engine samples in its own way, the most probable tokens "
+                "by a threshold: measure with `sampler=threshold` at temperature 0. Where it asks for the Python files "
+                "that config.json names under auto_map, copy those of a release beside it."
             )
         if self.spec.attention == "full":
             return "No inference engine serves masked-diffusion models with full attention in this form."

@@ -158,6 +158,38 @@ def test_the_bundled_teachers_compressed_exports_cost_what_their_cards_say(compr
         fewstep.export(student, tmp_path / "again")
 
 
+@pytest.mark.parametrize(
+    ("name", "layout", "said"),
+    [
+        ("sdar", "own", r"Served in this format by SGLang and LMDeploy\. Tell it to take blocks of 4\."),
+        (
+            "llada",
+            "own",
+            r"In the format of LLaDA: .*\n\nServed in this format by dInfer\. An engine samples",
+        ),
+        ("dream", "stock", "No inference engine serves masked-diffusion models with full attention in this form"),
+        ("sdar", "stock", "No inference engine serves blocks in this form; .* `fewstep export --layout sdar` writes"),
+    ],
+)
+def test_the_card_says_where_an_export_is_served(name, layout, said, tmp_path):
+    folder = fewstep.export(teacher_of(name), tmp_path / "out", layout=layout, steps=3)
+    card = (folder / "README.md").read_text("utf-8")
+    assert re.search(said, card), card
+    assert "fewstep generate out --steps 3" in card
+    assert 'fewstep.load_student("out").generate()' in card
+
+
+@pytest.mark.parametrize("layout", ["own", "stock"])
+def test_large_exports_are_in_shards_with_an_index(layout, tmp_path, monkeypatch):
+    monkeypatch.setattr("teachers.families.stock.denoiser.SHARD", "100KB")
+    teacher = teacher_of("llada2")
+    folder = fewstep.export(teacher, tmp_path / "out", layout=layout)
+    index = json.loads((folder / "model.safetensors.index.json").read_text("utf-8"))
+    assert len({*index["weight_map"].values()}) == len(list(folder.glob("model-*.safetensors"))) > 2
+    assert_equal_tensors(tensors_of(folder), tensors_of(checkpoint_of(COPIES, "llada2")))
+    assert_same_law(teacher, fewstep.load_student(folder), atol=1e-5)
+
+
 def half_precision(folder, name):
     """A golden checkpoint as most releases are: bfloat16, but for the one-dimensional tensors here."""
     shutil.copytree(checkpoint_of(COPIES, name), folder)
