@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from teachers.denoiser import UNBOUNDED
 from teachers.families.dit.denoiser import DitDenoiser, Release
 from teachers.families.dit.family import DitFamily, written_settings
-from teachers.families.dit.loading import LONGEST, spec_of
+from teachers.families.dit.loading import spec_of
 from teachers.families.dit.network import DiffusionTransformer
 from teachers.families.family import Checkpoint
 
@@ -26,7 +27,7 @@ class DitSketch:
     checkpoint: Checkpoint
     vocab_size: int
     num_hidden_layers: int
-    max_position_embeddings: int = LONGEST
+    max_position_embeddings: int = UNBOUNDED
 
     def denoiser(self, options: Mapping[str, Any], layers: int | None = None) -> DitDenoiser:
         """The network, untrained; on torch's meta device it costs nothing.
