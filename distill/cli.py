@@ -321,3 +321,19 @@ def generate(
     from distill.commands.generate import generate_command
 
     generate_command(folder, steps, prompt or (), num, length, seed, sampler, temperature, as_json)
+
+
+@command
+def teachers(
+    name: Annotated[
+        str | None, typer.Argument(help="A folder, a hub name with its commit, or bundled:teacher.")
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="Its family, where its files do not say it.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Its tokenizer, where it has none of its own.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a table in Markdown.")] = False,
+) -> None:
+    """List the families of teachers, or say what one checkpoint is, without reading its weights."""
+    from distill.commands.teachers import teachers_command
+
+    teachers_command(name, family, tokenizer, as_json, as_markdown)

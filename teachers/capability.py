@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 Capability = Literal[
     "absorbing process",  # its noise leaves masks, which are what samplers fill and objectives predict
@@ -19,3 +19,26 @@ Capability = Literal[
     "stock class",  # stock transformers loads it; an autoregressive one can be converted, and judge
     "exact law",  # knows the probability of every text, and draws texts exactly
 ]
+
+WORDS: dict[Capability, str] = {
+    "absorbing process": "distillation",
+    "weights": "students of its shape",
+    "hidden states": "discriminators",
+    "embeddings": "critics that read mixtures",
+    "blocks": "critics that train a few blocks",
+    "adapters": "adapters",
+    "checkpointing": "gradient checkpointing",
+    "sharding": "ZeRO 3",
+    "dispatch": "placement dispatched",
+    "planning": "fewstep plan",
+    "compression": "int8 and int4",
+}
+"""What a person calls it; the others are no matter of choice."""
+
+
+def in_words(capabilities: frozenset[Capability]) -> tuple[list[str], list[str]]:
+    """What can be done with them, and what can not."""
+    can = [WORDS[name] for name in get_args(Capability) if name in WORDS and name in capabilities]
+    if "weights" not in capabilities:
+        return can, ["whatever needs a network"]
+    return can, [word for word in WORDS.values() if word not in can]

@@ -112,6 +112,7 @@ def woken(*arguments: str, code: int = 0) -> set[str]:
         ["-c", "import fewstep; assert 'IntegralKL' in dir(fewstep)"],
         ["-c", "import teachers, students, objectives, distill, fewstep"],
         ["-m", "distill", "--help"],
+        ["-m", "distill", "teachers"],
         *(["-m", "distill", verb, "--help"] for verb in ("distill", "generate", "evaluate", "export", "compare")),
     ],
 )

@@ -21,10 +21,10 @@ from distill.comparison.schedule import Schedule
 from distill.config import DistillConfig
 from distill.config.precision import settled
 from distill.evaluation.reports.plots import save_figure
-from distill.evaluation.reports.terminal import print_table
 from distill.runtime.messages import say, warn
 from distill.runtime.progress import progress_bar
 from distill.runtime.run_folder import RunFolder, check_new_folder, new_folder
+from distill.runtime.tables import print_table
 from distill.runtime.world import keep_memory
 from distill.training.guards import termination
 from teachers.files import publish

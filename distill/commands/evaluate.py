@@ -8,11 +8,12 @@ from pathlib import Path
 
 from distill.evaluation.reports.plots import save_figure
 from distill.evaluation.reports.samples import samples_text
-from distill.evaluation.reports.terminal import evaluation_table, print_table
+from distill.evaluation.reports.terminal import evaluation_table
 from distill.evaluation.results import Evaluation
 from distill.evaluation.subject import Subject, named_subject, run_subject
 from distill.runtime.messages import say
 from distill.runtime.run_folder import RunFolder, check_new_folder, new_folder
+from distill.runtime.tables import print_table
 from distill.runtime.world import start_world
 from teachers.errors import UserError
 from teachers.files import publish

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from distill.config import DistillConfig
 from distill.config.precision import settled
-from distill.evaluation.reports.terminal import print_table
 from distill.planning.propose import plan
 from distill.planning.report import heading, proposal_text, table
 from distill.planning.shapes import read_shape
 from distill.runtime.messages import say
 from distill.runtime.progress import console
+from distill.runtime.tables import print_table
 from teachers.errors import UserError
 
 

@@ -145,7 +145,8 @@ class Evaluation:
 
     def table(self) -> str:
         """The figures as text, a line a row, with a caption."""
-        from distill.evaluation.reports.terminal import evaluation_table, text
+        from distill.evaluation.reports.terminal import evaluation_table
+        from distill.runtime.tables import text
 
         return text(evaluation_table(self))
 

@@ -170,6 +170,40 @@ class Checkpoint:
                 raise UserError(f"model {self.name!r} is {self.family.title}, without {capability}, but {setting}")
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a family's checkpoints are like, in words for a table.
+
+    Attributes:
+        network: what computes them.
+        mask_id, shift, attention: see `teachers.denoiser.DenoiserSpec`.
+    """
+
+    network: str
+    mask_id: str
+    shift: str
+    attention: str
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What is to be said of a checkpoint's network besides its `teachers.denoiser.DenoiserSpec`.
+
+    Attributes:
+        network: the class that computes it.
+        rotary: how positions are turned into its heads; None where they are not.
+        sliding_window: tokens that a layer sees; None for all.
+        tied: whether the head is the embedding.
+        unread: names of tensors in the files that the network does not read.
+    """
+
+    network: str
+    rotary: str | None = None
+    sliding_window: int | None = None
+    tied: bool = False
+    unread: tuple[str, ...] = ()
+
+
 class Family(ABC):
     """A kind of checkpoints that one piece of code reads and writes.
 
@@ -180,7 +214,10 @@ class Family(ABC):
         options: those of `OPTIONS` that its checkpoints leave open.
         runs_code: whether Python that comes with a checkpoint can be what computes it.
         lent_tokenizer: the hub name of the one that the release's own code asks for, where a checkpoint has none.
-        served: inference engines that read its format.
+        releases: repositories that are known to be of the family.
+        served: engines that serve its format.
+        verified: what of it has been compared with its own code: "law", log-probabilities on its golden canvases, and
+            "traces", texts of its own sampler, token by token.
     """
 
     name: ClassVar[str]
@@ -189,7 +226,21 @@ class Family(ABC):
     options: ClassVar[frozenset[str]] = frozenset()
     runs_code: ClassVar[bool] = False
     lent_tokenizer: ClassVar[str | None] = None
+    releases: ClassVar[tuple[str, ...]] = ()
     served: ClassVar[tuple[str, ...]] = ()
+    verified: ClassVar[str]
+
+    @abstractmethod
+    def facts(self) -> Facts:
+        """What its checkpoints are like, for a table."""
+
+    def traits(self, checkpoint: Checkpoint, denoiser: Denoiser) -> Traits:
+        """What is to be said of a checkpoint's network.
+
+        Args:
+            denoiser: of `Checkpoint.outline`.
+        """
+        return Traits(type(denoiser).__name__)
 
     @abstractmethod
     def recognises(self, config: Mapping[str, Any]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from teachers.capability import Capability
-from teachers.families.family import Checkpoint, Family, Reading
+from teachers.families.family import Checkpoint, Facts, Family, Reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,6 +23,11 @@ class Markov(Family):
     name = "markov"
     title = "an exact Markov source"
     capabilities = CAPABILITIES
+    verified = "law, by enumeration"
+
+    def facts(self) -> Facts:
+        """See `Family.facts`."""
+        return Facts("tables of transitions", "the source's", "no", "all of a row")
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """See `Family.recognises`."""

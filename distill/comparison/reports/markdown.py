@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distill.comparison.reports.cells import caption, columns, table_sections
 from distill.comparison.results import Comparison, RunResult
-from distill.evaluation.reports.markdown import markdown_table
+from distill.runtime.tables import markdown_table
 
 RUN_COLUMNS = ["run", "objective", "seed", "weights trained", "updates", "planned s", "train s", "rows s"]
 

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from distill.comparison.reports.cells import caption, columns, table_sections
 from distill.comparison.results import Comparison
-from distill.evaluation.reports.terminal import add_row, new_table
+from distill.runtime.tables import add_row, new_table
 
 
 def comparison_table(comparison: Comparison) -> Table:

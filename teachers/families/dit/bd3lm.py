@@ -5,12 +5,13 @@ pretraining release, which is the same class with ``cross_attn`` false.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from teachers.errors import UserError
 from teachers.families.dit.family import DitFamily, Layout, entry, flag, refuse_flag, shapes_of, whole_number
 from teachers.families.dit.mdlm import flat_shape
-from teachers.families.family import Checkpoint
+from teachers.families.family import Checkpoint, Facts
 
 SCALARS = frozenset({"sampling_eps_min", "sampling_eps_max"})
 """Of the training's noise; no parameters of the network."""
@@ -21,7 +22,15 @@ class Bd3lm(DitFamily):
 
     name = "bd3lm"
     title = "a BD3-LM checkpoint"
+    releases = (
+        "kuleshov-group/bd3lm-owt-block_size4", "kuleshov-group/bd3lm-owt-block_size8",
+        "kuleshov-group/bd3lm-owt-block_size16", "kuleshov-group/bd3lm-owt-block_size1024-pretrain",
+    )  # fmt: skip
     options = frozenset({"mask_id", "attention", "block_size"})
+
+    def facts(self) -> Facts:
+        """See `Family.facts`."""
+        return replace(super().facts(), attention="blocks of block_size, or full")
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """See `Family.recognises`."""

@@ -39,6 +39,7 @@ class DidiInstruct(DitFamily):
 
     name = "didi-instruct"
     title = "a DiDi-Instruct checkpoint"
+    releases = ("haoyangzheng/didi-instruct-small",)
     options = frozenset({"mask_id", "time_conditioned"})
 
     def recognises(self, config: Mapping[str, Any]) -> bool:

@@ -8,11 +8,12 @@ refused. As a mask id it has V, which no canvas holds.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from teachers.families.dit.family import NETWORK, DitFamily, Layout, refuse_flag, whole_number
 from teachers.families.dit.mdlm import flat_shape
-from teachers.families.family import Checkpoint
+from teachers.families.family import Checkpoint, Facts
 
 
 class Duo(DitFamily):
@@ -20,8 +21,13 @@ class Duo(DitFamily):
 
     name = "duo"
     title = "a DUO checkpoint"
+    releases = ("s-sahoo/duo", "s-sahoo/duo-distilled")
     capabilities = NETWORK
     options = frozenset()
+
+    def facts(self) -> Facts:
+        """See `Family.facts`."""
+        return replace(super().facts(), mask_id="none: a token may change until the end")
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """See `Family.recognises`."""

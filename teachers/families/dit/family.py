@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from teachers.capability import Capability
 from teachers.errors import UserError
 from teachers.families.dit.shape import Shape
-from teachers.families.family import GPT2, Checkpoint, Family, Reading
+from teachers.families.family import GPT2, Checkpoint, Facts, Family, Reading, Traits
 from teachers.headers import read_headers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from teachers.denoiser import Attention
+    from teachers.denoiser import Attention, Denoiser
     from teachers.families.dit.denoiser import DitDenoiser
     from teachers.families.dit.sketch import DitSketch
 
@@ -57,6 +57,15 @@ class DitFamily(Family):
     capabilities = CAPABILITIES
     options = frozenset({"mask_id"})
     lent_tokenizer = GPT2
+    verified = "law"
+
+    def facts(self) -> Facts:
+        """See `Family.facts`."""
+        return Facts("diffusion transformer", "the last entry, 50257", "no", "full")
+
+    def traits(self, checkpoint: Checkpoint, denoiser: Denoiser) -> Traits:
+        """See `Family.traits`."""
+        return Traits("DiffusionTransformer", "default, frequencies of the checkpoint")
 
     @abstractmethod
     def layout(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Layout:

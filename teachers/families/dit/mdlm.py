@@ -15,6 +15,7 @@ class Mdlm(DitFamily):
 
     name = "mdlm"
     title = "an MDLM checkpoint"
+    releases = ("kuleshov-group/mdlm-owt", "kuleshov-group/mdlm-no_flashattn-fp32-owt")
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """See `Family.recognises`."""

@@ -33,6 +33,7 @@ class Sdtt(DitFamily):
 
     name = "sdtt"
     title = "an SDTT checkpoint"
+    releases = ("jdeschena/sdtt",)
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """See `Family.recognises`."""

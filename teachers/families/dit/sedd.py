@@ -20,6 +20,7 @@ class Sedd(DitFamily):
 
     name = "sedd"
     title = "a SEDD checkpoint"
+    releases = ("louaaron/sedd-small", "louaaron/sedd-medium")
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """See `Family.recognises`."""

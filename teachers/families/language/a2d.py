@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from teachers.families.family import Facts
 from teachers.families.language.family import DECODER, LanguageFamily, same
 
 PREFIX = "a2d-"
@@ -27,6 +29,10 @@ class A2d(LanguageFamily):
     optional = same("tie_word_embeddings", "attention_bias", "mlp_bias", "head_dim")
     mask_token, mask_id = "<|mask|>", 151669
     block_size = 32
+
+    def facts(self) -> Facts:
+        """See `Family.facts`."""
+        return replace(super().facts(), network="qwen3, qwen2", attention="full, or blocks that you set")
 
     def derived(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The stock class: the name after ``a2d-``."""

@@ -6,10 +6,11 @@ Their config.json is the autoregressive model's own and says nothing of diffusio
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from teachers.families.family import GPT2
+from teachers.families.family import GPT2, Facts
 from teachers.families.language.family import DECODER, LanguageFamily, Names, same
 from teachers.headers import read_headers
 
@@ -65,6 +66,10 @@ class DiffuGpt(LanguageFamily):
     rotary = False
     mask_id = 10541
     shift = True
+
+    def facts(self) -> Facts:
+        """See `Family.facts`."""
+        return replace(super().facts(), mask_id=f"{self.mask_id}; {NEW_MASK} (-m)")
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """Of none: nothing tells it from GPT-2."""

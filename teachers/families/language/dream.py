@@ -42,7 +42,7 @@ class DreamBlock(LanguageFamily):
 
     name = "dream-block"
     title = "a block model of Dream"
-    releases = ()
+    verified = "nothing: no release was seen"
     options = LanguageFamily.options | {"block_size", "attention"}
     model_types = ("Dream",)
     stock_type = "qwen2"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from teachers.errors import UserError
-from teachers.families.family import Checkpoint, Family, Reading
+from teachers.families.family import Checkpoint, Facts, Family, Reading
 from teachers.families.stock import CAPABILITIES, Stock
 
 if TYPE_CHECKING:
@@ -58,7 +58,6 @@ class LanguageFamily(Stock):
         mask_token, mask_id: as released, for where neither config nor tokenizer says.
         shift, attention, block_size: see `teachers.denoiser.DenoiserSpec`; the size unless ``block_key`` says another.
         block_key: of config.json.
-        releases: repositories that are known to be of the family.
         rotary: whether positions are rotated into the heads.
     """
 
@@ -78,7 +77,12 @@ class LanguageFamily(Stock):
     block_size: ClassVar[int | None] = None
     block_key: ClassVar[str | None] = None
     rotary: ClassVar[bool] = True
-    releases: ClassVar[tuple[str, ...]]
+    verified = "law, traces"
+
+    def facts(self) -> Facts:
+        """See `Family.facts`."""
+        attention = f"blocks of {self.block_size}" if self.attention == "block" else "full"
+        return Facts(self.stock_type, str(self.mask_id), "yes" if self.shift else "no", attention)
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """See `Family.recognises`."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from teachers.capability import Capability
-from teachers.families.family import OPTIONS, Checkpoint, Family, Reading
+from teachers.families.family import OPTIONS, Checkpoint, Facts, Family, Reading, Traits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +49,17 @@ class Stock(Family):
     runs_code = True
     since: ClassVar[str | None] = None
     key_names: ClassVar[Mapping[str, str]] = {}
+    verified = "the model's own logits"
+
+    def facts(self) -> Facts:
+        """See `Family.facts`."""
+        return Facts("whatever it names", "said or set", "said or set", "said or set")
+
+    def traits(self, checkpoint: Checkpoint, denoiser: Denoiser) -> Traits:
+        """See `Family.traits`."""
+        from teachers.families.stock.outline import traits
+
+        return traits(checkpoint, denoiser)
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """See `Family.recognises`."""

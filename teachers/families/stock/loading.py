@@ -35,6 +35,7 @@ from teachers.families.stock.reading import read_network
 from teachers.families.stock.release import Release
 from teachers.families.stock.trial import check_denoiser
 from teachers.headers import Headers, read_headers
+from teachers.quiet import quiet_transformers
 from teachers.source import check_code, reason
 from teachers.vocabulary import check_tokenizer, gaps_of, token_id
 from teachers.weights import rows_of
@@ -116,11 +117,12 @@ def read_shape(checkpoint: Checkpoint, headers: Headers | None = None) -> Pretra
     check_values(checkpoint.config, place, headers, lists=family.runs_code)
     values = {} if family.runs_code else _stock_values(checkpoint)
     try:
-        shape = (
-            AutoConfig.for_model(**values)
-            if values
-            else AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=checkpoint.trusted)
-        )
+        with quiet_transformers():  # it has remarks on token ids, which are checked here
+            shape = (
+                AutoConfig.for_model(**values)
+                if values
+                else AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=checkpoint.trusted)
+            )
     except Exception as error:  # whatever a value of another kind or out of range meets first
         raise UserError(
             f"{place} describes no {family.title} ({reason(error)}); put the release's config.json back"

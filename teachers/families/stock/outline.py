@@ -18,11 +18,13 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 
+from teachers.denoiser import Denoiser
 from teachers.errors import UserError
-from teachers.families.family import Checkpoint
+from teachers.families.family import Checkpoint, Traits
 from teachers.families.stock import Stock
-from teachers.headers import Headers, Shapes, check_shapes
+from teachers.headers import Headers, Shapes, check_shapes, read_headers
 from teachers.source import reason
+from teachers.weights import weight_of
 
 BUFFERS = re.compile(r"rotary_emb\.inv_freq$|(^|\.)position_ids$|\.attn\.(masked_)?bias$")
 """What older versions of transformers wrote beside the weights, and no network reads any more."""
@@ -141,3 +143,21 @@ def _optional(model: PreTrainedModel, state: Shapes) -> set[str]:
 
 def _without_buffers(shapes: Shapes) -> Shapes:
     return {key: shape for key, shape in shapes.items() if not BUFFERS.search(key)}
+
+
+def traits(checkpoint: Checkpoint, denoiser: Denoiser) -> Traits:
+    """See `teachers.families.family.Family.traits`."""
+    model = denoiser.network
+    assert isinstance(model, PreTrainedModel)
+    fields = model.config.to_dict()
+    rotary, window = fields.get("rope_parameters"), fields.get("sliding_window")
+    slides = "sliding_attention" in (fields.get("layer_types") or ["sliding_attention"])
+    headers = read_headers(checkpoint.folder, checkpoint.config)
+    plain = "quantization_config" not in checkpoint.config and checkpoint.family.runs_code
+    return Traits(
+        type(model).__name__,
+        None if rotary is None else ", ".join(f"{key} {value}" for key, value in rotary.items()),
+        window if slides and isinstance(window, int) else None,
+        weight_of(model.get_input_embeddings()) is weight_of(model.get_output_embeddings()),
+        tuple(strangers(model, headers)) if plain and not model.is_custom_code() else (),
+    )

@@ -32,9 +32,9 @@ from distill.comparison.summary import interval, summarise, t_quantile
 from distill.config import DataConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
 from distill.evaluation.reports.plots import save_figure
-from distill.evaluation.reports.terminal import text
 from distill.evaluation.results import Figures, JudgeDescription, Row, Sampling, as_json
 from distill.runtime.run_folder import RunFolder
+from distill.runtime.tables import text
 from teachers.errors import UserError
 from tests.distill.evaluation.test_evaluate import LENGTH, ROW, tiny
 from tests.distill.runs import final_weights, wait_for_updates
