@@ -148,10 +148,10 @@ class StepReductionConfig(ObjectiveConfig):
             raise ValueError(
                 "sampler 'threshold' has no planner to train; set objective.trains=all, or sampler=planner"
             )
-        if not (sampler.blind and sampler.exact and sampler.temperature == 1):
+        if not (sampler.blind and sampler.exact and sampler.plain):
             raise ValueError(
                 f"sampler {sampler.label!r} is not blind to what it draws, or does not draw exactly at temperature 1, "
-                "which step_reduction needs; leave its confidence, draw and temperature out"
+                "which step_reduction needs; leave its confidence, draw, temperature, top_k and top_p out"
             )
         if run.measured != sampler:
             raise ValueError(

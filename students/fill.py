@@ -97,7 +97,7 @@ def fill(
     Args:
         sampler: the rule, and how tokens are drawn.
         steps: reverse transitions, (B,) or the same for all rows; no row takes more passes than this, nor more than it
-            has open positions (unless the rule throws candidates away).
+            has open positions (unless the rule throws candidates away, or edits what it has written).
         randomness: the only source of it. With `RowStreams` a row's text does not depend on the others.
         critic: for samplers that ask one.
         until: (B,) transitions that each row makes; then it stays as it is. None for all of them.

@@ -454,6 +454,7 @@ def test_config_asks_for_a_critic_and_for_the_sampler_that_is_trained():
     refused(r"has no planner to train; set objective\.trains=all", sampler="threshold")
     refused(r"not blind to what it draws", sampler={"name": "threshold", "confidence": "drawn"}, trains="all")
     refused(r"draw exactly at temperature 1", sampler={"name": "planner", "temperature": 0.5})
+    refused(r"leave its confidence, draw, temperature, top_k", sampler={"name": "planner", "top_p": 0.9})
     refused(r"objective\.steps has 200, more steps than the 32", steps=200)
     refused(r"policy is now the run's sampler; write sampler", policy="threshold")
     refused(r"threshold is now the run's sampler\.threshold", threshold=0.8)

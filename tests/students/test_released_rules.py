@@ -14,7 +14,6 @@ from students.samplers import RELEASED, Edit, Planner, Threshold, TopK, released
 from students.samplers.blocks import Blocks
 from students.samplers.factor import Factor
 from students.samplers.timetable import tokens_per_pass
-from students.samplers.top_k import TopK as Rule
 from teachers.canvas import Canvas
 from teachers.errors import UserError
 from tests.networks import shape, stock
@@ -281,7 +280,7 @@ def test_labels_say_what_a_reader_must_know():
     sdar = "threshold 0.85, of the drawn token, blocks of 4, at least sdar's timetable"
     assert RELEASED["sdar"].label == sdar
     assert RELEASED["llada2.1"].label == "edit 0.95/0.9, greedy, blocks of 32"
-    assert Rule().label == "top_k"
+    assert TopK().label == "top_k"
 
 
 def test_a_released_sampler_writes_in_the_blocks_of_the_model():
