@@ -35,13 +35,13 @@ from torch import Tensor, nn
 
 from distill.commands.distil import distil
 from distill.config import DistillConfig, dump_config, load_config
+from distill.config.deepspeed import deepspeed_section
 from distill.config.precision import settled
 from distill.data.teacher_rows import training_rows
 from distill.models import load_student, load_teacher
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import start_world
 from distill.training.checkpoint import Checkpointer
-from distill.training.engines import deepspeed_section
 from distill.training.loop import train
 from distill.training.meter import Meter
 from distill.training.placement import place_teacher
@@ -168,7 +168,7 @@ def measure_overhead(config: DistillConfig, updates: int, folder: Path) -> bool:
         for phase in objective.phases:
             cast(objective.bare.networks[phase], torch.bfloat16)
     watch = objective.loop_watch
-    deepspeed = deepspeed_section(config.deepspeed, world)
+    deepspeed = deepspeed_section(config.deepspeed, world.size)
     engine = PlainEngine if deepspeed is None else ZeroEngine
     watch.wrap(engine, "backward", lambda: f"{objective.phase} backward")
     watch.wrap(engine, "step", lambda: f"{objective.phase} optimiser step")

@@ -8,7 +8,6 @@ from distill.config import DistillConfig
 from distill.config.precision import settled
 from distill.planning.propose import plan
 from distill.planning.report import heading, proposal_text, table
-from distill.planning.shapes import read_shape
 from distill.runtime.messages import say
 from distill.runtime.progress import console
 from distill.runtime.tables import print_table
@@ -30,7 +29,7 @@ def plan_command(config: DistillConfig, gpus: int, memory: float, out: Path | No
     config = settled(config, faster=lambda: "bfloat16")  # what is planned for is another machine
     with console.status("running the passes without data"):
         found = plan(config, gpus, memory)
-    say(heading(found, config, read_shape(config.teacher.path).vocab_size, assumed))
+    say(heading(found, config, assumed))
     print_table(table(found.options))
     say(proposal_text(found.proposal, found.memory))
     if out is not None:

@@ -42,6 +42,14 @@ PAST_THE_ENGINE = {
 themselves: of this it would do nothing, or half and fail."""
 
 
+def deepspeed_section(section: dict[str, Any], processes: int, sharded_teacher: bool = False) -> dict[str, Any] | None:
+    """What DeepSpeed is told, or None where torch alone trains.
+
+    That is on one process, unless the config has a ``deepspeed`` section or the teacher lies in DeepSpeed's shards.
+    """
+    return section if section or sharded_teacher or processes > 1 else None
+
+
 def zero_section(section: dict[str, Any]) -> dict[str, Any]:
     """The ``zero_optimization`` of a checked ``deepspeed`` section, empty where there is none."""
     return section.get("zero_optimization", {})

@@ -42,6 +42,9 @@ def engine_bytes(network: Network, setup: Setup, average: bool) -> tuple[Bytes, 
         average: it has the average's shards (students.student.Ema).
     """
     n, width, trained = setup.processes, setup.width, network.trained
+    if setup.stage is None:  # torch alone: in float32 the weights are what Adam steps
+        state = {"weights in float32": 4 * trained * (width == 2), "Adam's moments": 8 * trained}
+        return {"weights": width * network.total, **state, "average": 4 * trained * average}, {}
     shard = trained if setup.stage == 0 else trained / n  # ZeRO 0 keeps all of everything on each process
     weights = width * network.total
     if setup.stage == 3:  # partition_parameters.py; small ones stay whole
@@ -85,9 +88,9 @@ def teacher_bytes(teacher: Network, setup: Setup) -> tuple[Bytes, Bytes]:
 def pass_bytes(network: Network, passes: PassMemory, setup: Setup) -> Bytes:
     """What a phase's passes add to what the engines keep, at the worst point of a forward and backward pass.
 
-    ZeRO 0 and 1 leave gradients with the parameters until the update's last backward pass is over. ZeRO 2 moves them
-    into a bucket as they come; ZeRO 3 too, into one that it keeps. Stages 1 and 2 allocate the bucket (setup_buckets)
-    at the first gradient of a pass; stage 1 frees it when the update's last pass is over.
+    Torch alone, ZeRO 0 and 1 leave gradients with the parameters until the update's last backward pass is over. ZeRO 2
+    moves them into a bucket as they come; ZeRO 3 too, into one that it keeps. Stages 1 and 2 allocate the bucket
+    (setup_buckets) at the first gradient of a pass; stage 1 frees it when the update's last pass is over.
     """
     whole, shard = setup.width * network.trained, setup.width * network.trained / setup.processes
     bucket = setup.width * setup.bucket if setup.stage in (1, 2) else 0
@@ -96,13 +99,13 @@ def pass_bytes(network: Network, passes: PassMemory, setup: Setup) -> Bytes:
         found = {"activations": peak.activations, "logits": peak.logits}
         return found | {"gradients": gradients, "reduce bucket": bucket}
 
-    if setup.stage in (0, 1) and not setup.accumulated:
+    if setup.stage in (None, 0, 1) and not setup.accumulated:
         started = [(p, p.gradients) for p in (passes.kept_top, passes.kept_bottom)]
         # the forward peak has no gradients, and so no bucket yet
         points = [terms(passes.forward, 0, 0)]
         points += [terms(p, g, bucket) for p, g in started if g > 0]
         points += [terms(passes.backward, 0, bucket)]
-    elif setup.stage in (0, 1):
+    elif setup.stage in (None, 0, 1):
         points = [terms(passes.forward, whole, bucket), terms(passes.backward, whole, bucket)]
     else:
         kept = shard if setup.stage == 2 and setup.accumulated else 0  # all_grad_tensors, of the passes before
@@ -119,6 +122,8 @@ def step_bytes(network: Network, setup: Setup) -> Bytes:
     """What an optimiser step adds, from the end of the last backward pass on."""
     n, width = setup.processes, setup.width
     whole, shard = width * network.trained, width * network.trained / n
+    if setup.stage is None:  # gradients in float32, each in place of the parameter's; their norm in float64, one by one
+        return {"gradients": 4 * network.trained + 8 * network.largest}
     if setup.stage == 0:  # gradients, and a flat copy of them for the others; our own norm squares one at a time
         return {
             "gradients": whole,
@@ -165,7 +170,8 @@ class _Run:
         self.networks, self.setup = networks, setup
         self.teacher, frozen_host = teacher_bytes(networks.teacher, setup)
         self.device: Bytes = dict(self.teacher)
-        self.host: Bytes = {f"{term}, dispatched": size for term, size in frozen_host.items() if size}
+        self.dispatched: Bytes = {f"{term}, dispatched": size for term, size in frozen_host.items() if size}
+        self.host: Bytes = dict(self.dispatched)
         for name, network in networks.kept.items():
             self.device[f"{name}: weights"] = setup.width * network.total
         for name, network in networks.trained.items():
@@ -176,18 +182,23 @@ class _Run:
         self.host |= self.twin
 
     def start(self) -> list[Moment]:
-        """Networks come in float32 and whole to the host; each goes to its device in compute precision, in order."""
+        """Networks are read or copied on the host in compute precision; each goes to its device, in order.
+
+        A teacher that is sharded or dispatched goes there as it is read, one layer at a time.
+        """
         networks, setup = self.networks, self.setup
-        kept = {f"{name}, loaded": 4.0 * network.total for name, network in networks.kept.items()}
-        loaded = kept | {f"{name}, loaded": 4.0 * network.total for name, network in networks.trained.items()}
+        kept = {f"{name}, loaded": float(setup.read * network.total) for name, network in networks.kept.items()}
+        loaded = kept | {f"{name}, loaded": float(setup.read * n.total) for name, n in networks.trained.items()}
+        whole = {"teacher, loaded": float(setup.read * networks.teacher.total)}
+        there, on_host = ({}, whole) if setup.placement == "replicated" else (self.teacher, self.dispatched)
         *before, last = networks.trained
-        there = {k: v for k, v in self.device.items() if k in self.teacher or k.partition(":")[0] in before}
+        moved = {k: v for k, v in self.device.items() if k in self.teacher or k.partition(":")[0] in before}
         network = networks.trained[last]
         flattened = {f"{last}, flattened": setup.width * (network.total + network.trained) * (setup.stage in (1, 2))}
         return [
-            Moment("start: networks in float32", {}, {"teacher, loaded": 4.0 * networks.teacher.total, **loaded}),
-            Moment("start: the twin is made", dict(self.teacher), {**loaded, **self.twin}),
-            Moment("start: weights are flattened", {**there, **flattened}, {**kept, **self.twin}),
+            Moment("start: networks are read", dict(there), {**on_host, **loaded}),
+            Moment("start: the twin is made", dict(self.teacher), {**self.dispatched, **loaded, **self.twin}),
+            Moment("start: weights are flattened", {**moved, **flattened}, {**self.dispatched, **kept, **self.twin}),
         ]
 
     def during(self, name: str, added: Bytes, on_host: Bytes | None = None) -> Moment:

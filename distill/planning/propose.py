@@ -21,6 +21,8 @@ WAYS = [
     (3, False, False), (3, False, True), (2, True, True), (3, True, True),
 ]  # fmt: skip
 """ZeRO stage, offload and gradient checkpointing, from what costs nothing to what costs most."""
+ALONE = [(None, False, False), (None, False, True)]
+"""The same where torch alone trains, which is tried first."""
 
 
 def plan(config: DistillConfig, gpus: int, memory: float) -> Plan:
@@ -31,13 +33,18 @@ def plan(config: DistillConfig, gpus: int, memory: float) -> Plan:
     """
     shapes, base, limit = Shapes(config), setup_of(config, gpus), memory * GB * HEADROOM
     options, proposal = tuple(stages(shapes, base, limit)), propose(shapes, base, limit)
-    return Plan(shapes.networks().by_name(), gpus, memory * GB, HEADROOM, options, proposal)
+    return Plan(shapes.networks().by_name(), shapes.vocabulary, gpus, memory * GB, HEADROOM, options, proposal)
 
 
 def stages(shapes: Shapes, base: Setup, limit: float) -> list[Option]:
-    """The config at each ZeRO stage, without and with optimiser offload, at the largest micro-batch that fits, or 1."""
+    """The config on torch alone, where that trains it, and at each ZeRO stage, without and with optimiser offload.
+
+    Each at the largest micro-batch that fits, or the smallest.
+    """
     networks, found, smallest = shapes.networks(), [], micro_batches(shapes.config, base.processes)[0]
-    for stage, offload in ((0, False), (1, False), (2, False), (3, False), (1, True), (2, True), (3, True)):
+    zero: list[tuple[int | None, bool]] = [(0, False), (1, False), (2, False), (3, False)]
+    alone: list[tuple[int | None, bool]] = [(None, False)] if base.stage is None else []
+    for stage, offload in [*alone, *zero, (1, True), (2, True), (3, True)]:
         if stage == 0 and base.width == 2:
             continue  # refused by the config: DeepSpeed is wrong there
         setup = replace(base, stage=stage, offload=offload)
@@ -73,8 +80,8 @@ def _setups(base: Setup) -> Iterator[Setup]:
     placements = ("replicated", "sharded") if base.placement == "replicated" else (base.placement,)
     for placement in placements:
         for width in (4, 2) if base.width == 4 else (2,):
-            for stage, offload, checkpointing in WAYS:
-                if checkpointing or not base.checkpointing:
+            for stage, offload, checkpointing in [*ALONE, *WAYS] if base.stage is None else WAYS:
+                if (checkpointing or not base.checkpointing) and not (stage is None and placement == "sharded"):
                     yield replace(
                         base, stage=stage, offload=offload, checkpointing=checkpointing, placement=placement,
                         width=width,
@@ -109,7 +116,9 @@ def with_adapters(config: DistillConfig) -> DistillConfig:
 def setup_overrides(setup: Setup, base: Setup) -> list[str]:
     """What to write after the config to get ``setup``; ``base`` is what the config says."""
     zero = "deepspeed.zero_optimization"
-    words = [f"train.micro_batch={setup.micro}", f"{zero}.stage={setup.stage}"]
+    words = [f"train.micro_batch={setup.micro}"]
+    if setup.stage is not None:
+        words.append(f"{zero}.stage={setup.stage}")
     if setup.width != base.width:
         words.append("train.precision=bfloat16")
     if setup.checkpointing and not base.checkpointing:

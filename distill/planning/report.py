@@ -20,7 +20,7 @@ GROUPS = {
 """Columns of the table, and what the names of their terms hold; the first that fits."""
 
 
-def heading(plan: Plan, config: DistillConfig, vocabulary: int, assumed: bool) -> str:
+def heading(plan: Plan, config: DistillConfig, assumed: bool) -> str:
     """What is planned for.
 
     Args:
@@ -37,7 +37,7 @@ def heading(plan: Plan, config: DistillConfig, vocabulary: int, assumed: bool) -
         f"{'; kept beside them: ' + ', '.join(kept) if kept else ''}; {plan.gpus} devices of "
         f"{plan.memory / GB:g} GB, filled to {plan.headroom:.0%}; train.precision {config.train.precision}{told}, "
         f"rows of {length} tokens; a row's logits, were they not in chunks, would be "
-        f"{length * vocabulary * 4 / GB:,.1f} GB a copy"
+        f"{length * plan.vocabulary * 4 / GB:,.1f} GB a copy"
     )
 
 
@@ -84,7 +84,8 @@ def table(options: tuple[Option, ...]) -> Table:
         start = [moment for moment in option.moments if moment.name.startswith("start")]
         most = peak([moment for moment in option.moments if moment not in start])
         columns = [f"{size / GB:.1f}" for size in grouped(most).values()]
-        stage = f"{option.setup.stage}{' + offload' if option.setup.offload else ''}"
+        stage = "none" if option.setup.stage is None else str(option.setup.stage)
+        stage += " + offload" * option.setup.offload
         fits = "none" if option.micro is None else str(option.micro)
         first = f"{peak(start).total() / GB:.1f}"
         host = f"{option.host / GB:.1f}"

@@ -51,13 +51,14 @@ class Plan:
     """What a distillation needs of memory, before a weight is loaded.
 
     Attributes:
-        networks: sizes by name, the teacher first.
+        networks: sizes by name, the teacher first. vocabulary: V, the width of logits.
         gpus: devices, one a process. memory: bytes of each. headroom: part of it that may be filled.
         options: the config at each ZeRO stage.
         proposal: the cheapest way that fits; None if none does.
     """
 
     networks: dict[str, Network]
+    vocabulary: int
     gpus: int
     memory: float
     headroom: float

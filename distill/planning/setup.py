@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from accelerate.utils import convert_file_size_to_int
 
 from distill.config import DistillConfig
-from distill.config.deepspeed import zero_section
+from distill.config.deepspeed import deepspeed_section, zero_section
 from teachers.errors import UserError
 
 
@@ -19,7 +19,8 @@ class Setup:
         processes: N, one device each.
         rows: of an update, over all processes. micro: of a pass.
         width: bytes of a weight in compute precision, 2 or 4.
-        stage: ZeRO. offload: optimiser state on the CPU.
+        unrounded: networks are read in float32, see `ObjectiveConfig.unrounded`.
+        stage: ZeRO; None where torch alone trains. offload: optimiser state on the CPU.
         checkpointing: gradient checkpointing.
         placement: of the teacher, see `TeacherConfig`; ``dispatched``: bytes of it that its device may hold.
         bucket, live: elements of a reduce bucket, and of the parameters that ZeRO 3 gathers at once.
@@ -30,7 +31,8 @@ class Setup:
     rows: int
     micro: int
     width: int
-    stage: int
+    unrounded: bool
+    stage: int | None
     offload: bool
     checkpointing: bool
     placement: str
@@ -38,6 +40,11 @@ class Setup:
     bucket: float
     live: float
     watched: bool
+
+    @property
+    def read(self) -> int:
+        """Bytes of a weight as it is read."""
+        return 4 if self.unrounded else self.width
 
     @property
     def share(self) -> int:
@@ -58,6 +65,7 @@ def setup_of(config: DistillConfig, processes: int) -> Setup:
     """
     train = config.train
     zero = zero_section(config.deepspeed)
+    told = deepspeed_section(config.deepspeed, processes, config.teacher.placement == "sharded")
     share = train.batch // processes
     if train.batch % processes or share % (train.micro_batch or share):
         raise UserError(
@@ -70,7 +78,8 @@ def setup_of(config: DistillConfig, processes: int) -> Setup:
         rows=train.batch,
         micro=train.micro_batch or share,
         width=2 if train.precision == "bfloat16" else 4,
-        stage=zero.get("stage", 1),
+        unrounded=config.objective.unrounded,
+        stage=None if told is None else zero.get("stage", 1),
         offload=(zero.get("offload_optimizer") or {}).get("device", "none") != "none",
         checkpointing=train.gradient_checkpointing,
         placement=config.teacher.placement,

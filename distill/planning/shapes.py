@@ -9,24 +9,23 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from distill.config import DistillConfig
 from distill.config.deepspeed import zero_section
-from distill.models import MASKS, as_distillation
+from distill.models import as_distillation, options_of
 from distill.planning.live_memory import Passes, pass_memory
 from distill.planning.setup import Setup
 from objectives.objective import Objective
 from students.adapters import AdaptedDenoiser
 from students.student import frozen, trainable_copy
+from teachers.capability import Capability
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
-from teachers.families import Checkpoint, recognise
-from teachers.families.dit.sketch import DitSketch
-from teachers.families.family import OPTIONS
-from teachers.families.stock.anatomy import longest
-from teachers.families.stock.loading import untrained_denoiser
+from teachers.families import Checkpoint, named_family, recognise
 from teachers.source import parse_source, read_object, reason
+
+NEEDED: tuple[Capability, ...] = ("planning", "absorbing process")
+"""Of a teacher and a student that a plan is made for."""
 
 
 @dataclass(frozen=True)
@@ -75,46 +74,34 @@ class Networks:
         return {"teacher": self.teacher, **self.trained, **self.kept}
 
 
-def read_shape(name: str) -> PretrainedConfig | DitSketch:
-    """A model's shape, from its config.json alone: a folder, that file itself, or ``bundled:NAME``.
+def read_sizes(name: str, family: str | None = None) -> Checkpoint:
+    """A model of which there need be no more than its config.json: a folder, that file itself, or ``bundled:NAME``.
+
+    Args:
+        family: its name, for one that does not say it.
 
     Raises:
-        UserError: there is none, or it is of no network that can be planned.
+        UserError: there is none, or its family can not be planned for.
     """
     source = parse_source(name)
     path = Path(source.path)
     path = path / "config.json" if path.is_dir() else path
-    if source.revision is not None or not path.is_file():
+    if source.revision is not None or path.name != "config.json" or not path.is_file():
         raise UserError(f"{name!r} is no folder with a config.json; download that one file and give its path")
     config = read_object(path)
-    kind, family = config.get("model_type"), recognise(config, name, path.parent)
-    checkpoint = Checkpoint(name, path.parent, config, family)
-    checkpoint.require(MASKS)
-    if "planning" not in family.capabilities:
-        raise UserError(
-            f"{name!r} is {family.title}, whose layers and weights fewstep plan does not know; give a config whose "
-            "teacher is a network that stock transformers knows"
-        )
-    sketch = family.sketch(checkpoint)
-    if sketch is not None:
-        return sketch
-    if kind not in CONFIG_MAPPING:
-        raise UserError(
-            f"{path} is of model_type {kind!r}, which transformers does not know; for planning, write its shape as a "
-            "stock config.json, such as configs/plan/llada-8b/config.json"
-        )
-    try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # whatever a value out of range meets first
-        raise UserError(f"cannot read {path} ({reason(error)}); it must be a model's config.json") from error
+    found = recognise(config, name, path.parent) if family is None else named_family(family)
+    checkpoint = Checkpoint(name, path.parent, config, found)
+    why = "fewstep plan makes networks from their sizes; choose a model of such a family"
+    checkpoint.require(dict.fromkeys(NEEDED, why))
+    return checkpoint
 
 
-def _denoiser(shape: PretrainedConfig | DitSketch, config: DistillConfig, layers: int | None = None) -> Denoiser:
-    """A denoiser of a shape with so many layers, all by default."""
-    options = {key: value for key in OPTIONS if (value := getattr(config.teacher, key)) is not None}
-    if not isinstance(shape, PretrainedConfig):
-        return shape.denoiser(options, layers)
-    return untrained_denoiser(shape, options, layers)
+def _sketch(checkpoint: Checkpoint, config: DistillConfig, blocks: int | None = None) -> Denoiser:
+    """A denoiser without weights, with so many blocks, all by default; the teacher's options are its own alone."""
+    given = options_of(config.teacher) if checkpoint.name == config.teacher.path else {}
+    options = {key: value for key, value in given.items() if value is not None}
+    checkpoint.check_options(options, "teacher.")
+    return checkpoint.family.sketch(checkpoint, blocks, **options)
 
 
 class Shapes:
@@ -124,15 +111,16 @@ class Shapes:
         """Read the config.json of teacher and student.
 
         Raises:
-            UserError: see `read_shape`; rows are longer than the teacher's positions, or it is autoregressive.
+            UserError: see `read_sizes`; rows are longer than the teacher's positions, or it is autoregressive.
         """
         self.config = config
-        self.teacher = read_shape(config.teacher.path)
-        self.student = None if config.student.init == "teacher" else read_shape(config.student.init)
-        positions = longest(self.teacher)
-        if positions is not None and config.sequence_length > positions:
+        self.teacher = read_sizes(config.teacher.path, config.teacher.family)
+        self.student = None if config.student.init == "teacher" else read_sizes(config.student.init)
+        teacher, _ = self._objective(config, None)
+        self.blocks, self.vocabulary, longest = len(teacher.blocks()), teacher.spec.vocabulary, teacher.spec.max_length
+        if config.sequence_length > longest:
             raise UserError(
-                f"rows of {config.sequence_length} tokens are longer than the teacher's {positions} positions"
+                f"rows of {config.sequence_length} tokens are longer than the teacher's {longest} positions"
             )
         self._passes: dict[tuple[Any, ...], Passes] = {}
 
@@ -161,7 +149,7 @@ class Shapes:
         adapters = config.student.adapter, config.objective.model_dump_json()
         key = (setup.share, setup.micro, setup.checkpointing, setup.width, repr(adapters))
         if key not in self._passes:
-            layers, least = self.teacher.num_hidden_layers, max(3, config.objective.counted_blocks + 2)
+            layers, least = self.blocks, max(3, config.objective.counted_blocks + 2)
             if layers <= least or self.student is not None:
                 self._passes[key] = self._trace(config, setup, None)
             else:
@@ -179,12 +167,12 @@ class Shapes:
         """The teacher, and the networks as `distill.commands.distil` wires them, without weights."""
         try:
             with torch.device("meta"):
-                teacher = frozen(_denoiser(self.teacher, config, layers))
+                teacher = frozen(_sketch(self.teacher, config, layers))
                 student: Denoiser
                 if config.student.adapter is not None:
                     student = AdaptedDenoiser(teacher, config.student.adapter)
                 else:
-                    first = teacher if self.student is None else _denoiser(self.student, config, layers)
+                    first = teacher if self.student is None else _sketch(self.student, config, layers)
                     student = trainable_copy(first)
                 return teacher, config.objective.without_weights().build(as_distillation(config, teacher, student))
         except UserError:

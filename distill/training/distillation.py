@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from distill.config import DistillConfig, OptimizerConfig
+from distill.config.deepspeed import deepspeed_section
 from distill.data.corpus import Corpus, load_corpus
 from distill.data.teacher_rows import training_rows
 from distill.evaluation.evaluate import check_length
@@ -20,7 +21,6 @@ from distill.runtime.messages import say
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import ALONE, World, start_world
 from distill.training.engine import micro_batch
-from distill.training.engines import deepspeed_section
 from distill.training.loop import Outcome, train
 from distill.training.opening import create_run, leave, open_run
 from distill.training.placement import offload_folder, place_teacher, spread_of
@@ -172,7 +172,8 @@ def in_run_folder(
     place_teacher(networks.teacher, config.teacher, config.train, world, offload_folder(run.path))
     data = corpus.identity() if corpus is not None and objective.needs != "nothing" and not allow_changes else None
     rows = training_rows(objective, config, networks.teacher, corpus, run, world)
-    deepspeed: dict[str, Any] | None = deepspeed_section(config.deepspeed, world, config.teacher.placement == "sharded")
+    sharded = config.teacher.placement == "sharded"
+    deepspeed: dict[str, Any] | None = deepspeed_section(config.deepspeed, world.size, sharded)
     outcome = train(
         objective, optimizers(config, objective), rows, config.train, deepspeed, run, world, config.sequence_length,
         resume, watch, config.evaluate.every, data, signals,

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from distill.config import PretrainConfig
+from distill.config.deepspeed import deepspeed_section
 from distill.data.batches import training_batch
 from distill.data.corpus import Corpus, load_corpus
 from distill.data.tokenizers import load_tokenizer, train_tokenizer
@@ -19,7 +20,6 @@ from distill.runtime.progress import track
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import start_world
 from distill.training.engine import micro_batch
-from distill.training.engines import deepspeed_section
 from distill.training.loop import train
 from distill.training.opening import create_run, leave, open_run
 from objectives.elbo import Autoregressive, MaskedElbo
@@ -76,7 +76,7 @@ def from_text(
             state["heldout_nats"] = figures["heldout_nats"]
         return figures, best, None
 
-    deepspeed = deepspeed_section(config.deepspeed, world)
+    deepspeed = deepspeed_section(config.deepspeed, world.size)
     outcome = train(
         objective, {"student": config.train.student}, corpus, config.train, deepspeed, run, world,
         config.data.length, resume, watch, config.train.checkpoint_every, None if allow_changes else corpus.identity(),

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from teachers.denoiser import Denoiser
-    from teachers.families.dit.sketch import DitSketch
 
 GPT2 = "openai-community/gpt2@607a30d783dfa663caf39e06633721c8d4cfcd7e"
 OPTIONS = ("mask_id", "shift", "attention", "block_size", "time_conditioned")
@@ -269,18 +268,22 @@ class Family(ABC):
             UserError: files that are not whole, damaged or of another kind; a tokenizer of another model.
         """
 
+    def sketch(self, checkpoint: Checkpoint, blocks: int | None = None, **options: Any) -> Denoiser:
+        """A denoiser of the sizes in config.json alone, without weights, on torch's meta device; capability "planning".
+
+        Args:
+            blocks: how many transformer blocks; by default all.
+            options: of `options`.
+
+        Raises:
+            UserError: config.json makes no network.
+        """
+        raise AssertionError(f"{self.title} declares planning and has no sketch")
+
     def tokenizer(self, checkpoint: Checkpoint) -> str:
         """The name of the tokenizer that belongs to a checkpoint: a folder, or a hub name with its commit."""
         own = any(checkpoint.folder.glob("tokenizer*")) or any(checkpoint.folder.glob("vocab*"))
         return str(checkpoint.folder) if own or self.lent_tokenizer is None else self.lent_tokenizer
-
-    def sketch(self, checkpoint: Checkpoint) -> DitSketch | None:
-        """A network that can be made without weights, for planning; None where a stock config.json says all of it.
-
-        Raises:
-            UserError: its config.json lacks what the release has.
-        """
-        return None
 
     def discriminator(self, checkpoint: Checkpoint, **options: Any) -> tuple[Denoiser, nn.Module] | None:
         """What was released beside a checkpoint to guide its sampling; None where nothing was.

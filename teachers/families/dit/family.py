@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from teachers.denoiser import Attention, Denoiser
     from teachers.families.dit.denoiser import DitDenoiser
-    from teachers.families.dit.sketch import DitSketch
 
 NETWORK: frozenset[Capability] = frozenset(
     {"weights", "hidden states", "embeddings", "blocks", "adapters", "checkpointing", "sharding", "dispatch"}
@@ -91,11 +90,12 @@ class DitFamily(Family):
         settings = written_settings(checkpoint) | options
         return load_dit(checkpoint, reading, tokenizer, self.layout(checkpoint, settings), settings)
 
-    def sketch(self, checkpoint: Checkpoint) -> DitSketch:
-        """See `Family.sketch`."""
-        from teachers.families.dit.sketch import sketch
+    def sketch(self, checkpoint: Checkpoint, blocks: int | None = None, **options: Any) -> DitDenoiser:
+        """See `Family.sketch`; where config.json does not say all sizes, the headers of the weights do."""
+        from teachers.families.dit.loading import sketch_dit
 
-        return sketch(checkpoint)
+        settings = written_settings(checkpoint) | options
+        return sketch_dit(checkpoint, self.layout(checkpoint, settings), settings, blocks)
 
 
 def written_settings(checkpoint: Checkpoint) -> dict[str, Any]:

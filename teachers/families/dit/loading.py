@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,15 @@ def load_dit(
     )
     kind = DitDenoiser if masked else UniformDenoiser
     return kind(network, spec_of(layout, mask_id, tokenizer), release).eval()
+
+
+def sketch_dit(checkpoint: Checkpoint, layout: Layout, settings: Mapping[str, Any], blocks: int | None) -> DitDenoiser:
+    """See `teachers.families.family.Family.sketch`."""
+    shape = layout.shape if blocks is None else replace(layout.shape, blocks=blocks)
+    with torch.device("meta"):
+        network = DiffusionTransformer(shape)
+    release = Release(layout.prefix, checkpoint.config, checkpoint.family.capabilities, settings)
+    return DitDenoiser(network, spec_of(layout, mask_of(checkpoint, layout, None, settings), None), release).eval()
 
 
 def spec_of(layout: Layout, mask_id: int, tokenizer: PreTrainedTokenizerBase | None) -> DenoiserSpec:

@@ -93,6 +93,12 @@ class Stock(Family):
 
         return load_stock(checkpoint, reading, tokenizer, options)
 
+    def sketch(self, checkpoint: Checkpoint, blocks: int | None = None, **options: Any) -> StockDenoiser:
+        """See `Family.sketch`."""
+        from teachers.families.stock.loading import read_shape, untrained_denoiser
+
+        return untrained_denoiser(read_shape(checkpoint), options, blocks)
+
     def network_logits(self, denoiser: Denoiser, tokens: Tensor) -> Tensor:
         """Of the network, before any shift; see `Family.network_logits`."""
         from teachers.families.stock.loading import stock_logits

@@ -85,7 +85,7 @@ def _as_declared(value: Any, default: Any) -> Any:
 
 
 def untrained_denoiser(shape: PretrainedConfig, options: Mapping[str, Any], layers: int | None = None) -> StockDenoiser:
-    """A denoiser of a model's shape, without its weights; on torch's meta device it costs nothing.
+    """A denoiser of a model's shape, without its weights, on torch's meta device.
 
     Args:
         shape: its config.json.
@@ -98,9 +98,10 @@ def untrained_denoiser(shape: PretrainedConfig, options: Mapping[str, Any], laye
         if getattr(shape, "layer_types", None):
             shape.layer_types = shape.layer_types[:layers]
     spec = {"mask_id": 0, **spec_fields(shape.to_dict(), options)}
-    model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
-    spec |= {"vocabulary": shape.vocab_size, **lengths(model, None)}
-    return StockDenoiser(model, DenoiserSpec(**spec))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+        spec |= {"vocabulary": shape.vocab_size, **lengths(model, None)}
+        return StockDenoiser(model, DenoiserSpec(**spec))
 
 
 def read_shape(checkpoint: Checkpoint, headers: Headers | None = None) -> PretrainedConfig:

@@ -15,7 +15,7 @@ from distill.models import load_teacher
 from distill.planning.moments import moments, peak
 from distill.planning.propose import largest_micro_batch, with_adapters
 from distill.planning.setup import setup_of
-from distill.planning.shapes import Shapes, read_shape
+from distill.planning.shapes import Shapes
 from objectives.registry import DISTILLERS
 from students.adapters import AdaptedDenoiser
 from teachers.errors import UserError
@@ -190,11 +190,10 @@ def test_auto_is_planned_as_bfloat16_and_says_so():
 
 
 def test_llada_has_the_parameters_it_has():
-    shape = read_shape(str(ROOT / "configs" / "plan" / "llada-8b" / "config.json"))
     block = 4 * 4096**2 + 3 * 4096 * 12288 + 2 * 4096
     plan = load_config(DistillConfig, ROOT / "configs" / "plan" / "llada-8b.yaml",
                        [f"teacher.path={ROOT}/configs/plan/llada-8b"])  # fmt: skip
-    assert shape.num_hidden_layers == 32
+    assert Shapes(plan).blocks == 32
     assert Shapes(plan).networks().teacher.total == 32 * block + 2 * 126464 * 4096 + 4096 == 8_015_581_184
 
 
