@@ -9,7 +9,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -37,6 +38,24 @@ def keep_memory() -> None:
         m_trim_threshold, m_mmap_max = -1, -4
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, -1)
+
+
+@contextmanager
+def returning_memory() -> Iterator[None]:
+    """Have glibc give each large tensor back as it is freed, where many come and only parts of them stay.
+
+    What `keep_memory` keeps would lie between those parts, too small for the next one.
+    """
+    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        yield
+        return
+    m_mmap_threshold, m_mmap_max = -3, -4
+    libc.mallopt(m_mmap_max, 2**15)
+    libc.mallopt(m_mmap_threshold, 2**16)
+    try:
+        yield
+    finally:
+        keep_memory()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from distill.evaluation.evaluate import check_length
 from distill.models import as_distillation, check_networks, find_checkpoints, load_frozen, load_student, load_teacher
 from distill.runtime.messages import say
 from distill.runtime.run_folder import RunFolder
-from distill.runtime.world import ALONE, World, start_world
+from distill.runtime.world import ALONE, World, returning_memory, start_world
 from distill.training.engine import micro_batch
 from distill.training.loop import Outcome, train
 from distill.training.opening import create_run, leave, open_run
@@ -64,7 +65,8 @@ def load_networks(
     first = checkpoints.teacher.lossless(precision) if config.objective.unrounded else precision
     if loaded is None:
         spread = spread_of(config.teacher, config.train, world, run)
-        teacher, tokenizer = load_teacher(config.teacher, checkpoints.teacher, first, spread)
+        with returning_memory() if spread is not None else nullcontext():
+            teacher, tokenizer = load_teacher(config.teacher, checkpoints.teacher, first, spread)
         if config.teacher.placement != "replicated":  # a replicated one is copied first
             place_teacher(teacher, config.teacher, config.train, world, offload_folder(run))
     else:

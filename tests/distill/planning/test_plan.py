@@ -224,8 +224,8 @@ def test_a_plan_takes_the_options_that_a_run_takes(tmp_path):
     ("content", "message"),
     [
         (None, "no folder with a config.json"),
-        ('{"model_type": "llada"}', "'llada'"),
-        ('{"model_type": "llama", "hidden_size": 30, "num_attention_heads": 4}', "cannot read"),
+        ('{"model_type": "llada"}', "has no hidden_size"),
+        ('{"model_type": "llama", "hidden_size": 30, "num_attention_heads": 4}', "describes no"),
         ("[]", "must be a JSON object"),
     ],
 )
