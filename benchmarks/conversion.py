@@ -28,12 +28,12 @@ from typing import Any
 from distill.config import PretrainConfig, load_config
 
 CONVERT = ["convert", "bundled:judge", "--config"]
-SCRATCH = ["pretrain", "bundled:convert", "tokenizer.path=bundled:judge", "model.shift=false"]
+SCRATCH = ["pretrain", "bundled:convert", "tokenizer.path=bundled:judge"]
 SETTINGS = {
     "from scratch": [*SCRATCH, "train.student.lr=2.0e-3"],
     "from scratch, lr doubled": [*SCRATCH, "train.student.lr=4.0e-3"],
     "plain": [*CONVERT, "bundled:convert"],
-    "without shift": [*CONVERT, "bundled:convert", "model.shift=false"],
+    "with shift": [*CONVERT, "bundled:convert", "model.shift=true"],
     "annealed": [*CONVERT, "bundled:convert/annealed"],
     "complementary": [*CONVERT, "bundled:convert/complementary"],
     "attention faster": [*CONVERT, "bundled:convert/rates"],
