@@ -75,7 +75,9 @@ def mask_of(folder):
     return read_tokenizer(folder).mask_token
 
 
-@pytest.mark.parametrize("words", [[], ["masks.anneal=0.5", "model.shift=true"], EVERYTHING], ids=["plain", "annealed", "everything"])
+@pytest.mark.parametrize(
+    "words", [[], ["masks.anneal=0.5", "model.shift=true"], EVERYTHING], ids=["plain", "annealed", "everything"]
+)
 def test_a_conversion_is_a_teacher_and_the_same_when_it_is_resumed(words, home, tmp_path):
     run = convert(home, tmp_path / "run", *words)
     folder = run.path / "model"
