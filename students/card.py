@@ -109,10 +109,11 @@ or, in Python, `fewstep.load_student("{self.name}").generate()`.
         if self.family.served:
             engines = " and ".join(self.family.served)
             blocks = f" Tell it to take blocks of {self.spec.block_size}." if self.spec.block_size else ""
+            rule = "name: threshold, draw: greedy" + (f", block_length: {self.spec.block_size}" if blocks else "")
             return (
                 f"Served in this format by {engines}.{blocks} An engine samples in its own way, the most probable "
-                "tokens by a threshold: measure with `sampler=threshold` at temperature 0. Where it asks for the Python "
-                "files that config.json names under auto_map, copy those of a release beside it."
+                f"tokens by a threshold: measure with `sampler={{{rule}}}`. Where it asks for the Python files that "
+                "config.json names under auto_map, copy those of a release beside it."
             )
         if self.spec.attention == "full":
             return "No inference engine serves masked-diffusion models with full attention in this form."
