@@ -31,6 +31,7 @@ FAMILIES: dict[str, Callable[[], Denoiser]] = {
     "stock": lambda: stock(VOCABULARY, LENGTH, MASK, sizes=SIZES),
     "shifted": lambda: stock(VOCABULARY, LENGTH, MASK, sizes=SIZES, shift=True),
     "block": lambda: stock(VOCABULARY, LENGTH, MASK, sizes=SIZES, attention="block", block_size=4),
+    "gaps": lambda: stock(VOCABULARY + 3, LENGTH, MASK, sizes=SIZES, gaps=((7, 8), (9, 10))),
     "mdlm": lambda: mdlm(VOCABULARY, LENGTH),
     "mdlm with time": lambda: mdlm(VOCABULARY, LENGTH, time_conditioned=True),
     "markov": lambda: random_source(VOCABULARY - 1, 1, 1.0, 0, LENGTH),
