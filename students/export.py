@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from teachers.headers import read_headers
 from teachers.process import Schedule
 from teachers.quiet import quiet_transformers
 from teachers.source import read_object
-from teachers.vocabulary import read_tokenizer
+from teachers.vocabulary import gaps_of, read_tokenizer
 
 LARGEST_KL = 0.1  # nats a position that compression may cost: a tenth of the perplexity; bundled:teacher, 5e-3 [own]
 LARGEST_DIFFERENCE = 1e-4  # of an export's logits from those of the rounded weights, in another memory layout [own]
@@ -158,19 +159,26 @@ def check_export(
             f"the exported tokenizer has {len(words)} entries and mask token {words.mask_token_id} where the student's "
             f"has {len(tokenizer)} and {tokenizer.mask_token_id}; give a tokenizer that save_pretrained keeps"
         )
-    content = denoiser.spec.tokens(canvas.device)
-    difference = float((rounded - found)[..., content].abs().max())
+    text = _text_ids(denoiser.spec, tokenizer).to(canvas.device)
+    expected, rounded, found = (logits[..., text].log_softmax(-1) for logits in (expected, rounded, found))
+    difference = float((rounded - found).abs().max())
     if not difference <= LARGEST_DIFFERENCE:  # NaN is a difference too
         raise UserError(
             f"the exported logits differ from the student's by {difference:.1e}, more than {LARGEST_DIFFERENCE}; "
             "this architecture does not survive being saved and can not be exported"
         )
-    return _divergence(expected[..., content], found[..., content], compress)
+    return _divergence(expected, found, compress)
 
 
-def _divergence(expected: Tensor, found: Tensor, compress: Compression | None) -> float:
-    """KL in nats a position between the laws of logits; refused where compression makes it large."""
-    p, q = (logits.log_softmax(-1) for logits in (expected, found))
+def _text_ids(spec: DenoiserSpec, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+    """(N,) int64: the ids that can be drawn, also where a denoiser was made without its tokenizer."""
+    if tokenizer is not None:
+        spec = replace(spec, gaps=gaps_of(tokenizer, spec.vocabulary, spec.mask_id))
+    return spec.tokens("cpu")
+
+
+def _divergence(p: Tensor, q: Tensor, compress: Compression | None) -> float:
+    """KL(p ‖ q) in nats a position, of log-probabilities; refused where compression makes it large."""
     divergence = float((p.exp() * (p - q)).sum(-1).mean())
     if compress is not None and not divergence <= LARGEST_KL:
         remedy = "export with --compress int8, or without" if compress == "int4" else "export without --compress"

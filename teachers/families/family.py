@@ -313,8 +313,7 @@ class Family(ABC):
 
         time = torch.full((len(tokens),), 0.5, device=tokens.device) if denoiser.spec.time_conditioned else None
         with torch.no_grad():
-            law = denoiser.log_probs(Canvas.of(tokens, denoiser.spec.mask_id, time=time)).double()
-        return law.masked_fill(law == -torch.inf, 0)
+            return denoiser.log_probs(Canvas.of(tokens, denoiser.spec.mask_id, time=time)).double()
 
     def written_logits(
         self, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None, tokens: Tensor

@@ -28,7 +28,7 @@ from teachers.families.stock.dtypes import Dtypes
 from teachers.families.stock.release import Release
 from teachers.families.stock.saving import released_tensors
 from teachers.source import read_object
-from teachers.vocabulary import read_tokenizer
+from teachers.vocabulary import gaps_of, read_tokenizer
 from teachers.weights import weight_of
 
 MASK_ID, MASK_TOKEN = 151669, "<|MASK|>"
@@ -112,7 +112,8 @@ def as_sdar(
     if tokenizer is not None and spec.vocabulary > MASK_ID and MASK_ID not in (spec.mask_id, spec.eos_id, spec.pad_id):
         with_mask = tokenizer_with_mask_at(tokenizer, spec.mask_id, MASK_ID)
         if with_mask is not None:
-            moved, words = dataclasses.replace(spec, mask_id=MASK_ID), with_mask
+            gaps = gaps_of(with_mask, spec.vocabulary, MASK_ID) if spec.gaps else ()
+            moved, words = dataclasses.replace(spec, mask_id=MASK_ID, gaps=gaps), with_mask
     try:
         _exchange(denoiser, spec.mask_id, moved.mask_id)
         release = Release(
