@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -150,6 +150,7 @@ def load_teacher(
     block_size: int | None = None,
     family: str | None = None,
     tokenizer: str | Path | None = None,
+    precision: Literal["float32", "bfloat16"] | None = None,
     **options: Any,
 ) -> Teacher:
     """Load a teacher: any denoiser whose family is known.
@@ -165,6 +166,8 @@ def load_teacher(
         family: such as "diffullama", for a checkpoint that does not say what it is.
         tokenizer: a folder or name, where the model has no tokenizer of its own. Probabilities can be asked for without
             one.
+        precision: of its weights as they are read and computed with. By default float32 on the CPU, and on a GPU
+            bfloat16 for a model whose files hold nothing finer, else float32.
         options: other keys of a config's ``teacher`` section: mask_id, shift, attention, process, trust_remote_code.
 
     Raises:
@@ -177,7 +180,8 @@ def load_teacher(
         checkpoint = distill.models.find_teacher(config)
         words = found_tokenizer(checkpoint, config)
         known = None if isinstance(words, UserError) else words
-        denoiser = distill.models.load_frozen(config, checkpoint, known)
+        dtype = precision_of(checkpoint, precision)
+        denoiser = distill.models.load_frozen(config, checkpoint, known, dtype)
     denoiser.to(local_device(0))
     sampler, steps = distill.models.own_sampler(checkpoint, denoiser, TEACHER_STEPS)
     finished = distill.models.Student(
@@ -185,6 +189,19 @@ def load_teacher(
         f"The model `{config.path}` as it is.", checkpoint=checkpoint, options=distill.models.options_of(config),
     )  # fmt: skip
     return Teacher(config.path, finished, config)
+
+
+def precision_of(checkpoint: Checkpoint, precision: str | None) -> torch.dtype:
+    """What a model is read in: as it was asked for, or else bfloat16 on a GPU where no digit of it is lost.
+
+    Raises:
+        UserError: no such precision.
+    """
+    if precision not in (None, "float32", "bfloat16"):
+        raise UserError(f"precision {precision!r} is unknown; allowed are float32 and bfloat16, or leave it out")
+    if precision is not None:
+        return getattr(torch, precision)
+    return checkpoint.lossless(torch.bfloat16) if local_device(0).type == "cuda" else torch.float32
 
 
 def found_tokenizer(checkpoint: Checkpoint, config: TeacherConfig) -> PreTrainedTokenizerBase | UserError:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import distill.models
 from distill.config import DataConfig, DistillConfig, OptimizerConfig
 from distill.config.overrides import validate
@@ -19,6 +21,7 @@ from fewstep.quiet import quiet
 from objectives.objective import ObjectiveConfig
 from students.adapters import AdapterConfig, merged
 from students.samplers import Sampler
+from students.student import cast
 from teachers.denoiser import Denoiser
 from teachers.section import Section
 
@@ -198,8 +201,11 @@ def plain(section: Section) -> dict[str, Any]:
 
 def own(teacher: Teacher, config: DistillConfig) -> tuple[Denoiser, Any]:
     """The teacher and its tokenizer; a copy of it where training would cast it, or put adapters into it."""
-    changes = config.train.precision != "float32" or config.student.adapter or config.objective.adapters
-    return copy.deepcopy(teacher.denoiser) if changes else teacher.denoiser, teacher.tokenizer
+    denoiser, exact = teacher.denoiser, config.train.precision == "float32"
+    coarse = exact and any(parameter.dtype == torch.bfloat16 for parameter in denoiser.parameters())
+    if not exact or coarse or config.student.adapter or config.objective.adapters:
+        denoiser = copy.deepcopy(denoiser)
+    return cast(denoiser, torch.float32) if coarse else denoiser, teacher.tokenizer
 
 
 def finished(teacher: Teacher, config: DistillConfig, average: Denoiser | None, updates: int) -> Student:

@@ -185,3 +185,14 @@ def test_names_are_what_editors_see():
         assert value.__doc__, name
     with pytest.raises(AttributeError, match="has no attribute 'Ancestrel'"):
         _ = fewstep.Ancestrel
+
+
+def test_a_teacher_is_read_in_the_precision_that_is_asked_for():
+    assert {p.dtype for p in fewstep.load_teacher("bundled:teacher").denoiser.parameters()} == {torch.float32}
+    half = fewstep.load_teacher("bundled:teacher", precision="bfloat16")
+    assert {p.dtype for p in half.denoiser.parameters()} == {torch.bfloat16}
+    with pytest.raises(fewstep.UserError, match="precision 'float16' is unknown; allowed are float32 and bfloat16"):
+        fewstep.load_teacher("bundled:teacher", precision="float16")
+    student = fewstep.distil(half, fewstep.Sdtt(), updates=1, batch=2, length=8)
+    assert {p.dtype for p in student.denoiser.parameters()} == {torch.float32}
+    assert {p.dtype for p in half.denoiser.parameters()} == {torch.bfloat16}  # it stays as it is
