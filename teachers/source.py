@@ -257,5 +257,6 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of another library's error, short enough to quote in ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    """The first line of another library's error, with those that it announces, short enough to quote in ours."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return (" ".join(" ".join(lines).split()) if lines[0].endswith(":") else lines[0])[:200]

@@ -332,9 +332,14 @@ def unknown_family(config: Mapping[str, Any], name: str, known: list[str]) -> Us
     """
     kind, classes = config.get("model_type"), config.get("architectures")
     found = f"model_type {kind!r:.60}, architectures {classes!r:.100}"
+    code = (
+        ""
+        if "auto_map" not in config
+        else ("; or read its own model code, and if you trust it set trust_remote_code to the model's name")
+    )
     if kind is None and classes is None:
         found = f"no model_type, but {', '.join(config):.100}"
     return UserError(
         f"the config.json of model {name!r} has {found}, of no family that is read here{nearest(str(kind), known)}; "
-        "correct model_type, or set teacher.family to one of those that fewstep teachers lists"
+        f"correct model_type, or set teacher.family to one of those that fewstep teachers lists{code}"
     )

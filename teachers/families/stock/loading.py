@@ -126,7 +126,7 @@ def read_shape(checkpoint: Checkpoint, headers: Headers | None = None) -> Pretra
             )
     except Exception as error:  # whatever a value of another kind or out of range meets first
         raise UserError(
-            f"{place} describes no {family.title} ({reason(error)}); put the release's config.json back"
+            f"{place} can not be read as {family.title} ({reason(error)}); put the release's config.json back"
         ) from error
     fields = shape.to_dict()
     check_together(fields | {name: fields.get(own) for name, own in shape.attribute_map.items()}, place)
@@ -163,8 +163,8 @@ def load_model(checkpoint: Checkpoint, reading: Reading = FLOAT32) -> PreTrained
     family = checkpoint.family
     assert isinstance(family, Stock), "others have no stock class"
     if family.runs_code:
-        check_code(checkpoint.folder, checkpoint.config, checkpoint.trusted)
         _check_known(checkpoint)
+        check_code(checkpoint.folder, checkpoint.config, checkpoint.trusted)
     headers = read_headers(checkpoint.folder, checkpoint.config)
     shape = read_shape(checkpoint, headers)
     empty = outline(checkpoint, shape, headers)
