@@ -297,6 +297,8 @@ def test_a_tokenizers_code_never_runs(own_code, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers would ask, and take this answer
     edit(own_code / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.OwnTokenizer", None]})
     edit(own_code / "tokenizer_config.json", tokenizer_class="OwnTokenizer")
+    assert len(load_tokenizer(str(own_code))) == 259, "what its code would make of tokenizer.json is in that file"
+    (own_code / "tokenizer.json").unlink()
     refused(lambda: load_tokenizer(str(own_code)), "cannot load a tokenizer")
     assert not (tmp_path / "ran").exists()
 
