@@ -95,7 +95,8 @@ or, in Python, `fewstep.load_student("{self.name}").generate()`.
 
     def _use(self) -> str:
         if not self.is_stock:
-            return f"In the format of {self.family.title}: what loads a release of that kind loads this folder."
+            use = f"In the format of {self.family.title}: what loads a release of that kind loads this folder."
+            return " ".join([use, *self.family.left_out])
         needs = "torch 'transformers>=5.17'" + (" compressed-tensors" if self.compress else "")
         code = snippet(self.spec, self.schedule, self.sampler)
         return f"With stock transformers (`pip install {needs}`):\n\n```python\n{code}```"

@@ -211,6 +211,7 @@ class Family(ABC):
         title: such as "an exact Markov source", for error lines.
         capabilities: what its denoisers can do.
         options: those of `OPTIONS` that its checkpoints leave open.
+        left_out: a sentence on each thing that a release holds and an export does not, for the model card.
         runs_code: whether Python that comes with a checkpoint can be what computes it.
         lent_tokenizer: the hub name of the one that the release's own code asks for, where a checkpoint has none.
         releases: repositories that are known to be of the family.
@@ -223,6 +224,7 @@ class Family(ABC):
     title: ClassVar[str]
     capabilities: ClassVar[frozenset[Capability]]
     options: ClassVar[frozenset[str]] = frozenset()
+    left_out: ClassVar[tuple[str, ...]] = ()
     runs_code: ClassVar[bool] = False
     lent_tokenizer: ClassVar[str | None] = None
     releases: ClassVar[tuple[str, ...]] = ()

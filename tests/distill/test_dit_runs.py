@@ -244,6 +244,8 @@ def test_a_model_without_masks_gives_its_law_and_nothing_else(beside, tmp_path, 
 
 def test_a_released_discriminator_guides_its_student(beside, with_tokenizer, tmp_path):
     folder = str(with_tokenizer(DIDI))
+    card = (export_command(Path(folder), tmp_path / "exported") / "README.md").read_text("utf-8")
+    assert "It holds no discriminator" in card
     texts = [
         generate_command(folder, steps=4, num=3, seed=1, length=14, sampler=name) for name in ("rgas", "ancestral")
     ]

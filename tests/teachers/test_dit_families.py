@@ -80,6 +80,32 @@ def test_a_prefix_that_stands_twice_stays_so(copy_of, tmp_path):
     assert_equal(weights_of(tmp_path / "out"), weights_of(folder))
 
 
+def test_types_and_code_of_a_release_come_back(copy_of, tmp_path):
+    folder = copy_of("bd3lm")
+    kept = "backbone.blocks.0.norm1.weight"
+    tensors = {name: t if name == kept or not t.ndim else t.bfloat16() for name, t in weights_of(folder).items()}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "modeling_bd3lm.py").write_text("raise SystemExit('it ran')", "utf-8")
+    denoiser = load_denoiser(str(folder))
+    denoiser.save(tmp_path / "run")
+    run = weights_of(tmp_path / "run")
+    assert {tensor.dtype for tensor in run.values()} == {torch.float32}
+    for source in (denoiser, load_denoiser(str(tmp_path / "run"))):
+        source.save(tmp_path / "export", released=True)
+        assert_equal(weights_of(tmp_path / "export"), tensors)
+        assert config_of(tmp_path / "export") == config_of(folder)
+        assert (tmp_path / "export" / "modeling_bd3lm.py").read_text("utf-8") == "raise SystemExit('it ran')"
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.add_(1e-4)
+    denoiser.save(tmp_path / "student", released=True)
+    canvas, before = Canvas.blank(1, 8, 83), denoiser.transformer.output_layer.linear.weight.clone()
+    written = load_denoiser(str(tmp_path / "student")).log_probs(canvas)
+    with denoiser.as_read():
+        close(denoiser.log_probs(canvas), written)
+    assert torch.equal(denoiser.transformer.output_layer.linear.weight, before)
+
+
 def test_scalars_beside_the_network_are_kept(tmp_path):
     load_denoiser(str(checkpoint_of(COPIES, "bd3lm"))).save(tmp_path)
     assert {name for name in weights_of(tmp_path) if "." not in name} == {"sampling_eps_min", "sampling_eps_max"}

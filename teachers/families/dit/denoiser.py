@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from torch import Tensor, nn
 
 from teachers.canvas import Canvas
 from teachers.capability import Capability
+from teachers.companions import write_companions
 from teachers.denoiser import Compression, Contexts, Denoiser, DenoiserSpec, log_probabilities
 from teachers.errors import UserError
 from teachers.families.dit.network import DiffusionTransformer
+from teachers.families.stock.dtypes import FLOAT32, Dtypes
+from teachers.families.stock.saving import parameters_as
 from teachers.masks import blocks_of, doubled_mask, visible_mask
 from teachers.weights import write_weights
 
@@ -34,6 +38,8 @@ class Release:
         settings: what its files do not say and a person did, written as the section "fewstep" of config.json.
         others: tensors beside the network's, under their whole names.
         time_optional: see `Denoiser.timed`.
+        dtypes: of the tensors in its files.
+        companions: see `Denoiser.companions`.
     """
 
     prefix: str
@@ -42,6 +48,8 @@ class Release:
     settings: Mapping[str, Any] = field(default_factory=dict)
     others: Mapping[str, Tensor] = field(default_factory=dict)
     time_optional: bool = False
+    dtypes: Dtypes = FLOAT32
+    companions: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class DitDenoiser(Denoiser):
@@ -50,7 +58,7 @@ class DitDenoiser(Denoiser):
     def __init__(self, transformer: DiffusionTransformer, spec: DenoiserSpec, release: Release):
         super().__init__()
         self.transformer, self.spec, self.release = transformer, spec, release
-        self.capabilities = release.capabilities
+        self.capabilities, self.companions = release.capabilities, release.companions
 
     def features(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:
         """What the output's linear layer reads; see `Denoiser.features`."""
@@ -130,11 +138,25 @@ class DitDenoiser(Denoiser):
         """The release's own format, whose code ignores what config.json says besides. See `Denoiser.save`."""
         if compression is not None:
             self.require("compression", f"compression {compression!r}")
+        folder, dtypes = Path(folder), self.release.dtypes
         tensors = {self.release.prefix + name: t.float() for name, t in self.transformer.state_dict().items()}
-        write_weights({**tensors, **self.release.others}, Path(folder) / WEIGHTS_FILE)
-        written = {"fewstep": dict(self.release.settings)} if self.release.settings else {}
-        config = {key: value for key, value in self.release.config.items() if key != "fewstep"} | written
-        (Path(folder) / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        tensors = {**(dtypes.cast(tensors) if released else tensors), **self.release.others}
+        write_weights(tensors, folder / WEIGHTS_FILE)
+        notes = {} if released or dtypes.are_float32 else dtypes.as_dict()
+        section = {**self.release.settings, **notes}
+        config = {key: value for key, value in self.release.config.items() if key != "fewstep"}
+        config |= {"fewstep": section} if section else {}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_companions(self.companions, folder)
+
+    @contextmanager
+    def as_read(self, compression: Compression | None = None) -> Iterator[None]:
+        """See `Denoiser.as_read`."""
+        prefix, dtypes = self.release.prefix, self.release.dtypes
+        with parameters_as(
+            self.transformer, lambda name, value: dtypes.cast({prefix + name: value})[prefix + name].to(value)
+        ):
+            yield
 
 
 class UniformDenoiser(DitDenoiser):

@@ -41,6 +41,7 @@ class DidiInstruct(DitFamily):
     title = "a DiDi-Instruct checkpoint"
     releases = ("haoyangzheng/didi-instruct-small",)
     options = frozenset({"mask_id", "time_conditioned"})
+    left_out = ("It holds no discriminator: the release's judges the texts of the released student.",)
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """See `Family.recognises`."""

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from teachers.companions import read_companions
 from teachers.denoiser import UNBOUNDED, DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.dit.denoiser import DitDenoiser, Release, UniformDenoiser
 from teachers.families.dit.family import Layout
 from teachers.families.dit.network import DiffusionTransformer, OutputLayer
 from teachers.families.family import Checkpoint, Reading
+from teachers.families.stock.dtypes import Dtypes
 from teachers.headers import Shapes, check_shapes, read_headers
 from teachers.vocabulary import gaps_of, token_id
 from teachers.weights import check_finite, read_weights
@@ -49,9 +51,11 @@ def load_dit(
         tensors = read_tensors(headers.files, checkpoint.name)
         others = {name: tensors.pop(name) for name in layout.others}
         fill_network(network, tensors, layout.prefix, reading, checkpoint.name)
+    config = checkpoint.config
     release = Release(
-        layout.prefix, checkpoint.config, checkpoint.family.capabilities, settings, others, layout.time_optional
-    )
+        layout.prefix, config, checkpoint.family.capabilities, settings, others, layout.time_optional,
+        Dtypes.of(headers, config), read_companions(checkpoint.folder, config),
+    )  # fmt: skip
     kind = DitDenoiser if masked else UniformDenoiser
     return kind(network, spec_of(layout, mask_id, tokenizer), release).eval()
 
