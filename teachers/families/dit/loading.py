@@ -75,7 +75,8 @@ def spec_of(layout: Layout, mask_id: int, tokenizer: PreTrainedTokenizerBase | N
     ends: tuple[int | None, int | None] = (None, None)
     if tokenizer is not None:
         ends = token_id(tokenizer, "eos"), token_id(tokenizer, "pad")
-        gaps = gaps_of(tokenizer, vocabulary, mask_id)
+        if mask_id < vocabulary:  # without a mask every entry is a state of the process
+            gaps = gaps_of(tokenizer, vocabulary, mask_id)
     return DenoiserSpec(
         mask_id, vocabulary, UNBOUNDED, ends[0], None if ends[1] == mask_id else ends[1],
         attention=layout.attention, block_size=layout.block_size, time_conditioned=layout.time_conditioned,

@@ -216,7 +216,7 @@ def test_a_plan_takes_the_options_that_a_run_takes(tmp_path):
     assert Shapes(config(blocks, "teacher.block_size=8")).networks().teacher.total > 0
     with pytest.raises(UserError, match=r"teacher\.shift is set"):
         Shapes(config(blocks, "teacher.shift=true")).networks()
-    with pytest.raises(UserError, match="a DUO checkpoint, without absorbing process"):
+    with pytest.raises(UserError, match="a DUO checkpoint, without planning"):
         Shapes(config(f"teacher.path={checkpoint_of(COPIES, 'duo')}"))
 
 
