@@ -1,7 +1,7 @@
 """What reading a released checkpoint costs: `python -m benchmarks.loading [FOLDER]`, a table on the terminal.
 
 Checkpoints of bfloat16 weights, all of one value, are written into FOLDER, a temporary one by default: LLaDA-8B's
-proportions with fewer blocks, and LLaDA2-mini's with fewer blocks and a smaller vocabulary. Each is read in a process
+proportions with fewer blocks, and LLaDA2-mini's with fewer blocks too. Each is read in a process
 of its own through its family, and LLaDA's also under stock names, of which nothing is renamed. Then the full sizes of
 both releases are made as empty weights, and every key of their files is mapped.
 """
@@ -44,7 +44,7 @@ LLADA2 = {
 }  # fmt: skip
 FEWER = {
     "LLaDA": LLADA | {"n_layers": 2},
-    "LLaDA2": LLADA2 | {"num_hidden_layers": 3, "vocab_size": 40960},
+    "LLaDA2": LLADA2 | {"num_hidden_layers": 2},
 }
 """What is written: 2 GB and more."""
 
@@ -197,7 +197,7 @@ def main() -> None:
         checkpoints = {
             "LLaDA, 2 blocks": write(place / "llada", small, llada_tensors(small)),
             "the same under stock names": write(place / "stock", stock_llama(small), llada_tensors(small, stock=True)),
-            "LLaDA2-mini, 3 blocks": write(place / "llada2", wide, llada2_tensors(wide)),
+            "LLaDA2-mini, 2 blocks": write(place / "llada2", wide, llada2_tensors(wide)),
         }
         print("| checkpoint | file GB | precision | seconds | GB/s | peak anonymous / file | peak / copy |")
         print("| --- | ---: | --- | ---: | ---: | ---: | ---: |")

@@ -1,0 +1,42 @@
+"""What is made of a compressed model is plain: every command reads the run, and an adapter's export merges."""
+
+import json
+
+import pytest
+
+from benchmarks.equality import make_teacher
+from distill.export import export
+from distill.generation import generate
+from distill.models import open_student
+from distill.runtime.checkpoints import AVERAGE, latest_checkpoint
+from tests.distill.runs import here
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A plain model, and the same compressed."""
+    plain = tmp_path_factory.mktemp("compressed") / "plain"
+    make_teacher(plain)
+    return plain, export(open_student(plain), plain.with_name("int8"), "int8")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["teacher.path=INT8"],
+        ["teacher.path=INT8", "student.adapter={rank: 4}"],
+        ["teacher.path=PLAIN", "student.init=INT8"],
+    ],
+    ids=["copied", "adapted", "initialised"],
+)
+def test_what_is_distilled_from_a_compressed_model_is_read_by_every_command(overrides, folders, tmp_path):
+    plain, int8 = folders
+    words = [word.replace("PLAIN", str(plain)).replace("INT8", str(int8)) for word in overrides]
+    run = here(tmp_path / "run", *words, "train.updates=2", "length=16")
+    written = latest_checkpoint(run) / AVERAGE / "config.json"
+    assert not written.exists() or "quantization_config" not in json.loads(written.read_text())
+    student = open_student(run.path)
+    assert len(generate(student, seed=0, length=8).texts) == 1
+    out = export(student, tmp_path / "out")
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+    assert not student.compressed
