@@ -110,6 +110,11 @@ class LanguageFamily(Stock):
         """Through this door, the only one for a release's format that runs no code of it."""
         return Family.written_logits(self, checkpoint, tokenizer, tokens)
 
+    def sketch(self, checkpoint: Checkpoint, blocks: int | None = None, **options: Any) -> StockDenoiser:
+        """See `Family.sketch`."""
+        fields = self.spec_fields(checkpoint.config, self.settings(checkpoint.config, options))
+        return super().sketch(checkpoint, blocks, **{**options, **fields})
+
     def settings(self, config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
         """What a person has set: now, or when a folder was written that says so under "fewstep"."""
         written = config.get("fewstep") or {}

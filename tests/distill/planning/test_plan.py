@@ -19,6 +19,8 @@ from distill.planning.shapes import Shapes
 from objectives.registry import DISTILLERS
 from students.adapters import AdaptedDenoiser
 from teachers.errors import UserError
+from teachers.families import resolve
+from teachers.families.language import LANGUAGE
 from teachers.source import BUNDLED
 from tests.forks import Command
 from tests.golden.places import COPIES, checkpoint_of
@@ -209,6 +211,16 @@ def test_a_released_diffusion_transformer_has_the_parameters_it_has(hidden, bloc
     assert shapes.networks().teacher.total == parameters
     deep, shallow = (shapes.passes(replace(setup_of(planned, 1), micro=micro)) for micro in (4, 1))
     assert deep != shallow
+
+
+@pytest.mark.parametrize("name", [family.name for family in LANGUAGE if (COPIES / family.name).is_dir()])
+def test_a_released_language_model_is_planned_from_its_config(name):
+    checkpoint = resolve(str(checkpoint_of(COPIES, name)), family=name)
+    options = {"block_size": 4} if "block_size" in checkpoint.family.options else {}
+    loaded, planned = checkpoint.load(**options), checkpoint.family.sketch(checkpoint, **options)
+    assert sum(p.numel() for p in planned.parameters()) == sum(p.numel() for p in loaded.parameters())
+    read = ("vocabulary", "max_length", "shift", "attention", "block_size")
+    assert [getattr(planned.spec, key) for key in read] == [getattr(loaded.spec, key) for key in read]
 
 
 def test_a_plan_takes_the_options_that_a_run_takes(tmp_path):
