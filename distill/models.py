@@ -22,6 +22,7 @@ from students.samplers import Ancestral, Sampler, released_sampler, written_samp
 from students.student import cast, frozen, trainable, trainable_copy
 from teachers.capability import Capability
 from teachers.denoiser import Denoiser, DenoiserSpec
+from teachers.description import Description, describe
 from teachers.errors import UserError
 from teachers.families import Checkpoint, resolve
 from teachers.families.family import OPTIONS, Partition, Spread
@@ -219,6 +220,18 @@ def tokenizer_of(checkpoint: Checkpoint, name: str | None = None) -> PreTrainedT
             f"model {checkpoint.name!r} holds no tokenizer; set teacher.tokenizer to a folder with the one it was "
             f"trained with, or put its files beside the weights: {own} is not to be had here ({error})"
         ) from error
+
+
+def describe_name(name: str, family: str | None = None, tokenizer: str | None = None) -> Description:
+    """What a checkpoint is, with its own tokenizer where that is in its folder, and need not be downloaded.
+
+    Raises:
+        UserError: see `teachers.description.describe`.
+    """
+    checkpoint = resolve(name, family=family)
+    has_own = any(checkpoint.folder.glob("tokenizer*")) or any(checkpoint.folder.glob("vocab*"))
+    words = tokenizer_of(checkpoint, tokenizer) if has_own or tokenizer is not None else None
+    return describe(checkpoint, words)
 
 
 def load_student(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the names below, imported
     from fewstep.models import Model as Model
     from fewstep.models import Student as Student
     from fewstep.models import Teacher as Teacher
+    from fewstep.models import describe as describe
     from fewstep.models import export as export
     from fewstep.models import load_student as load_student
     from fewstep.models import load_teacher as load_teacher
@@ -58,6 +59,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the names below, imported
     from students.samplers.rgas import Rgas as Rgas
     from students.samplers.threshold import Threshold as Threshold
     from students.samplers.top_k import TopK as TopK
+    from teachers.description import families as families
     from teachers.errors import UserError as UserError
 
 __all__ = [
@@ -95,9 +97,11 @@ __all__ = [
     "TopK",
     "Trajectory",
     "UserError",
+    "describe",
     "distil",
     "evaluate",
     "export",
+    "families",
     "load_student",
     "load_teacher",
 ]
@@ -106,6 +110,8 @@ _PLACES = {
     # models, what is done with them, and what comes of it
     "load_teacher": "fewstep.models",
     "load_student": "fewstep.models",
+    "families": "teachers.description",
+    "describe": "fewstep.models",
     "export": "fewstep.models",
     "Model": "fewstep.models",
     "Teacher": "fewstep.models",

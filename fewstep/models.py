@@ -22,6 +22,7 @@ from fewstep.quiet import quiet
 from students.samplers import Sampler
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, DenoiserSpec
+from teachers.description import Description
 from teachers.errors import UserError
 from teachers.families import Checkpoint
 
@@ -217,6 +218,23 @@ def found_tokenizer(checkpoint: Checkpoint, config: TeacherConfig) -> PreTrained
         if not elsewhere:
             raise
         return error
+
+
+def describe(name: str | Path, family: str | None = None, tokenizer: str | Path | None = None) -> Description:
+    """What a checkpoint is, and what can be done with it; no weight is read.
+
+    >>> fewstep.describe("bundled:teacher").network  # doctest: +SKIP
+    'Qwen3ForCausalLM'
+
+    Args:
+        name: a folder, ``bundled:NAME``, or a hub name with its commit.
+        family, tokenizer: as for `load_teacher`.
+
+    Raises:
+        UserError: whatever loading it would refuse, but for the weights' values.
+    """
+    with quiet():
+        return distill.models.describe_name(str(name), family, None if tokenizer is None else str(tokenizer))
 
 
 def load_student(folder: str | Path) -> Student:

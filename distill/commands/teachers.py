@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from distill.runtime.tables import add_row, markdown_table, new_table, print_table
-from teachers.description import Description, FamilyFacts, describe, families
+from teachers.description import Description, FamilyFacts, families
 from teachers.errors import UserError
-from teachers.families import Checkpoint, resolve
 
 HEADINGS = ("family", "stands for", "network", "mask id", "shift", "attention", "verified", "served by", "without")
 UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
@@ -34,6 +33,8 @@ def teachers_command(
     if as_json and as_markdown:
         raise UserError("--json and --markdown are two forms; give one of them")
     if name is not None:
+        from distill.models import describe_name
+
         _print_checkpoint(describe_name(name, family, tokenizer), as_json, as_markdown)
     elif family is not None or tokenizer is not None:
         raise UserError("--family and --tokenizer say something of a checkpoint; give its folder, too")
@@ -64,24 +65,6 @@ def family_cells(row: FamilyFacts, between: str) -> list[str]:
         between.join(row.served), between.join(row.without),
     ]  # fmt: skip
     return [cell or "–" for cell in cells]
-
-
-def describe_name(name: str, family: str | None, tokenizer: str | None) -> Description:
-    """What a checkpoint is, with its own tokenizer where it is to be had.
-
-    Raises:
-        UserError: see `teachers.description.describe`.
-    """
-    from distill.models import tokenizer_of
-
-    checkpoint = resolve(name, family=family)
-    words = tokenizer_of(checkpoint, tokenizer) if tokenizer is not None or _has_tokenizer(checkpoint) else None
-    return describe(checkpoint, words)
-
-
-def _has_tokenizer(checkpoint: Checkpoint) -> bool:
-    """Whether its tokenizer is in its folder, and need not be downloaded."""
-    return any(checkpoint.folder.glob("tokenizer*")) or any(checkpoint.folder.glob("vocab*"))
 
 
 def _print_checkpoint(description: Description, as_json: bool, as_markdown: bool) -> None:

@@ -16,7 +16,7 @@ from teachers.source import BUNDLED
 from teachers.vocabulary import read_tokenizer
 from tests.golden.places import COPIES, checkpoint_of
 
-SEED, MUTATIONS, SECONDS = 0, 320, 20
+SEED, MUTATIONS, SECONDS = 0, 200, 20
 NAMES = [family.name for family in FAMILIES if checkpoint_of(COPIES, family.name).is_dir()]
 WORDS = ["", "x", "nan", "full", "block", "sliding_attention"]
 NUMBERS = [

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
+import fewstep
 from distill.commands.teachers import teachers_command
 from teachers.description import describe, families
 from teachers.errors import UserError
@@ -115,6 +117,18 @@ def test_no_weight_is_read(tmp_path):
     assert describe(resolve(str(folder))) == before
     with pytest.raises(UserError, match="not finite"):
         resolve(str(folder)).load()
+
+
+def test_python_says_the_same(capsys):
+    folder = checkpoint_of(COPIES, "llada")
+    said = json.loads(written(capsys, str(folder), as_json=True), object_hook=as_tuples)
+    assert asdict(fewstep.describe(folder)) == said
+    assert fewstep.families() == families()
+
+
+def as_tuples(values):
+    """Lists as the tuples that they were."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def test_a_judge_is_no_teacher(capsys):
