@@ -9,11 +9,11 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from teachers.canvas import Canvas, Context
-from teachers.denoiser import DenoiserSpec
+from teachers.denoiser import UNBOUNDED, DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import resolve
 from teachers.families.family import Checkpoint
-from teachers.families.stock.anatomy import longest
+from teachers.families.stock.anatomy import longest, window_of
 from teachers.families.stock.denoiser import StockDenoiser
 from teachers.families.stock.loading import load_model
 from teachers.families.stock.trial import check_denoiser
@@ -77,15 +77,13 @@ def _check_autoregressive(checkpoint: Checkpoint) -> None:
 
 
 def _check_positions(checkpoint: Checkpoint, config: PretrainedConfig, spec: DenoiserSpec, in_context: bool) -> None:
-    values, most = config.to_dict(), longest(config)
-    window = values.get("sliding_window")
+    most, (_, window) = longest(config), window_of(config) or (None, UNBOUNDED)
     if most is not None and spec.max_length > most:
         raise UserError(
             f"data.length {spec.max_length} is more than the {most} positions of model {checkpoint.name!r}; set "
             f"data.length to at most {most}"
         )
-    slides = "sliding_attention" in values.get("layer_types", ["sliding_attention"])
-    if in_context and slides and window is not None and window < spec.max_length:
+    if in_context and window < spec.max_length:
         raise UserError(
             f"model {checkpoint.name!r} has layers that look at {window} tokens alone, which block attention, "
             f"masks.anneal and masks.documents would undo; set data.length to at most {window}, or leave them out"

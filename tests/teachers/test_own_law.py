@@ -27,6 +27,7 @@ SIZES = {
     "max_position_embeddings": POSITIONS,
 }  # fmt: skip
 ONE, WIDE = {"num_key_value_heads": 1}, {"num_key_value_heads": 1, "head_dim": 16}
+WINDOW = {"sliding_window": 8}
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
@@ -36,12 +37,12 @@ CLASSES = {
     "qwen2": ("qwen2", SIZES | ONE),
     "llama": ("llama", SIZES | ONE),
     "llama with scaled positions": ("llama", SIZES | ONE | {"rope_scaling": LLAMA3}),
-    "mistral": ("mistral", SIZES | ONE | {"sliding_window": 8}),
+    "mistral": ("mistral", SIZES | ONE | WINDOW),
     "gemma": ("gemma", SIZES | WIDE),
-    "gemma2": ("gemma2", SIZES | WIDE | {"final_logit_softcapping": 5.0, "sliding_window": 8}),
+    "gemma2": ("gemma2", SIZES | WIDE | WINDOW | {"final_logit_softcapping": 5.0}),
     "gemma3": (
         "gemma3_text",
-        SIZES | WIDE | {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
+        SIZES | WIDE | WINDOW | {"layer_types": ["sliding_attention", "full_attention"]},
     ),
     "granite": ("granite", SIZES | ONE | {"logits_scaling": 8.0}),
     "cohere": ("cohere", SIZES | ONE | {"logit_scale": 0.0625}),
@@ -142,13 +143,44 @@ def test_the_law_is_the_models_own(name, tokenizer, tmp_path):
 @pytest.mark.parametrize("name", [name for name in CLASSES if name not in NO_BLOCKS])
 @torch.no_grad()
 def test_blocks_see_themselves_whole_and_nothing_later(name, tokenizer, tmp_path):
-    ours = load_denoiser(made(*CLASSES[name], tmp_path, tokenizer), tokenizer, attention="block", block_size=4)
+    kind, shape = CLASSES[name]
+    wide = {field: POSITIONS for field in WINDOW if field in shape}
+    ours = load_denoiser(made(kind, shape, tmp_path, tokenizer, **wide), tokenizer, attention="block", block_size=4)
     tokens = half_masked(8)
     one, other = Canvas.of(tokens, MASK), tokens.clone()
     other[:, -1] = 3 + (other[:, -1] - 2) % (V - 3)
     changed = (ours.log_probs(one) - ours.log_probs(Canvas.of(other, MASK)))[..., 2:].abs().amax((0, 2))
     assert changed[:4].max() < 1e-6  # experts add in another order
     assert changed[4:].min() > 1e-4
+
+
+WINDOWED = {
+    **{name: CLASSES[name] for name in ("mistral", "gemma2", "gemma3")},
+    "qwen2": ("qwen2", SIZES | ONE | WINDOW | {"use_sliding_window": True, "max_window_layers": 1}),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_blocks_do_not_undo_a_window(name, tokenizer, tmp_path):
+    folder = made(*WINDOWED[name], tmp_path, tokenizer)
+    with pytest.raises(UserError, match=r"sliding_window is 8 in .*; set attention to full.* sliding_window to null"):
+        load_denoiser(folder, tokenizer, attention="block", block_size=4)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "sliding_window": None, "layer_types": None}))
+    assert load_denoiser(folder, tokenizer, attention="block", block_size=4).spec.block_size == 4
+
+
+@torch.no_grad()
+def test_full_attention_keeps_a_window_on_both_sides(tokenizer, tmp_path):
+    """Two layers that look eight tokens far carry a token sixteen far, and no further."""
+    ours = load_denoiser(made(*CLASSES["mistral"], tmp_path, tokenizer), tokenizer)
+    tokens = half_masked(20)
+    for place, reached in ((0, range(1, 17)), (19, range(3, 19))):
+        other = tokens.clone()
+        other[:, place] = 3 + (other[:, place] - 2) % (V - 3)
+        laws = [ours.log_probs(Canvas.of(z, MASK))[..., 2:] for z in (tokens, other)]
+        changed = (laws[0] - laws[1]).nan_to_num().abs().amax((0, 2))
+        assert [n for n in range(20) if n != place and changed[n] > 0] == list(reached)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -15,6 +15,10 @@ LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequenc
 """What configs call the number of positions: most, GPT-2's, MPT's, LLaDA's, Whisper's."""
 
 
+WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+"""Kind of layer that does not look at a whole row → the field that says how many tokens it looks at."""
+
+
 class KnownStates:
     """Stands where a model's `forward` asks its base model, and answers with hidden states that are known already.
 
@@ -45,6 +49,15 @@ def _known(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
         yield
     finally:
         del vars(model)[model.base_model_prefix]
+
+
+def window_of(config: PretrainedConfig) -> tuple[str, int] | None:
+    """The field of a model's config that says how many tokens some of its layers look at, and how many they are."""
+    fields = config.to_dict()
+    for kind, field in WINDOWS.items():
+        if kind in (fields.get("layer_types") or [kind]) and type(fields.get(field)) is int:
+            return field, fields[field]
+    return None
 
 
 def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:

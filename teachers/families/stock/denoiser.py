@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from teachers.canvas import Canvas
@@ -24,7 +24,7 @@ from teachers.companions import is_tokenizer, write_companions
 from teachers.denoiser import Attention, Compression, Contexts, Denoiser, DenoiserSpec, Layout, log_probabilities
 from teachers.errors import UserError
 from teachers.families.stock import CAPABILITIES
-from teachers.families.stock.anatomy import find_blocks, first_position, logits_of, takes_positions
+from teachers.families.stock.anatomy import find_blocks, first_position, logits_of, takes_positions, window_of
 from teachers.families.stock.context import states_in_context
 from teachers.families.stock.dtypes import FLOAT32, Dtypes
 from teachers.families.stock.release import Release
@@ -76,6 +76,7 @@ class StockDenoiser(Denoiser):
             )
         if spec.block_size is not None and (type(spec.block_size) is not int or spec.block_size < 1):
             raise UserError(f"block_size is {spec.block_size!r}; it must be an integer of at least 1")
+        _check_window(model.config, spec)
         model.config.is_causal = spec.attention == "causal"
         model.config.use_cache = False
         model.config.mask_token_id = spec.mask_id
@@ -243,3 +244,18 @@ class StockDenoiser(Denoiser):
 
                 with as_sdar(self, tokenizer) as pair:
                     yield pair
+
+
+def _check_window(config: PretrainedConfig, spec: DenoiserSpec) -> None:
+    """Refuse blocks where a layer has a window of its own, which a mask of ours would take the place of.
+
+    Raises:
+        UserError: it does, and rows can be longer than the window.
+    """
+    field, window = window_of(config) or ("", spec.max_length)
+    if spec.attention == "block" and window < spec.max_length:
+        raise UserError(
+            f"{field} is {window} in the config.json of this {config.model_type} model, and block attention would undo "
+            f"it in rows of up to {spec.max_length} tokens; set attention to full, which keeps it, or {field} to null "
+            "in config.json"
+        )

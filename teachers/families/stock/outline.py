@@ -22,6 +22,7 @@ from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.families.family import Checkpoint, Traits
 from teachers.families.stock import Stock
+from teachers.families.stock.anatomy import window_of
 from teachers.headers import Headers, Shapes, check_shapes, read_headers
 from teachers.source import reason
 from teachers.weights import weight_of
@@ -150,14 +151,13 @@ def traits(checkpoint: Checkpoint, denoiser: Denoiser) -> Traits:
     model = denoiser.network
     assert isinstance(model, PreTrainedModel)
     fields = model.config.to_dict()
-    rotary, window = fields.get("rope_parameters"), fields.get("sliding_window")
-    slides = "sliding_attention" in (fields.get("layer_types") or ["sliding_attention"])
+    rotary, window = fields.get("rope_parameters"), window_of(model.config)
     headers = read_headers(checkpoint.folder, checkpoint.config)
     plain = "quantization_config" not in checkpoint.config and checkpoint.family.runs_code
     return Traits(
         type(model).__name__,
         None if rotary is None else ", ".join(f"{key} {value}" for key, value in rotary.items()),
-        window if slides and isinstance(window, int) else None,
+        None if window is None else window[1],
         weight_of(model.get_input_embeddings()) is weight_of(model.get_output_embeddings()),
         tuple(strangers(model, headers)) if plain and not model.is_custom_code() else (),
     )
