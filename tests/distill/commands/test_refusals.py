@@ -210,7 +210,8 @@ def test_truncated_teacher(refused, home, tmp_path):
     weights = tmp_path / "teacher/model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    refused("distill", f"teacher.path={tmp_path}/teacher", says=[tmp_path / "teacher", "whole safetensors"])
+    says = [weights, f"has {len(whole) // 2} bytes", f"its header says {len(whole)}", "not whole: download it again"]
+    refused("distill", f"teacher.path={tmp_path}/teacher", says=says)
 
 
 def test_autoregressive_teacher(refused, home):
