@@ -70,6 +70,11 @@ def find_checkpoints(config: DistillConfig) -> Checkpoints:
     """
     teacher = find_teacher(config.teacher)
     teacher.require(_needs_of_teacher(config))
+    if config.teacher.placement == "sharded" and "quantization_config" in teacher.config:
+        raise UserError(
+            f"teacher.placement is 'sharded', and model {teacher.name!r} is compressed: such a one is read whole, or "
+            "layer by layer; set teacher.placement to replicated or dispatched, or give the model it was made from"
+        )
     student = teacher if config.student.init == "teacher" else resolve(config.student.init)
     student.require(_needs_of_student(config))
     # critics start as the teacher, or as the student where the teacher has no weights

@@ -3,13 +3,15 @@
 import json
 
 import pytest
+import torch
 
 from benchmarks.equality import make_teacher
 from distill.export import export
 from distill.generation import generate
 from distill.models import open_student
 from distill.runtime.checkpoints import AVERAGE, latest_checkpoint
-from tests.distill.runs import here
+from teachers.errors import UserError
+from tests.distill.runs import here, losses
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +42,16 @@ def test_what_is_distilled_from_a_compressed_model_is_read_by_every_command(over
     out = export(student, tmp_path / "out")
     assert "quantization_config" not in json.loads((out / "config.json").read_text())
     assert not student.compressed
+
+
+@pytest.mark.parametrize("compression", ["int8", "int4"])
+def test_a_compressed_teacher_is_spread_over_devices_or_refused(compression, folders, tmp_path):
+    plain, _ = folders
+    path = export(open_student(plain), tmp_path / compression, compression)
+    words = [f"teacher.path={path}", "train.updates=2", "length=16"]
+    whole = here(tmp_path / "whole", *words)
+    spread = here(tmp_path / "spread", *words, "teacher.placement=dispatched", "teacher.max_memory={cpu: 90KB}")
+    assert torch.equal(losses(spread), losses(whole))
+    with pytest.raises(UserError, match=r"is 'sharded', and model .* is compressed.* to replicated or dispatched"):
+        here(tmp_path / "sharded", *words, "teacher.placement=sharded")
+    assert not (tmp_path / "sharded").exists()
