@@ -73,7 +73,20 @@ class PassMemory:
         return PassMemory(*(getattr(self, key).grown(getattr(other, key), times) for key in vars(self)))
 
 
-class LiveTensors(TorchDispatchMode):
+class GroupedProducts(TorchDispatchMode):
+    """Experts' products on tensors without data, of which torch itself knows the shape in bfloat16 alone."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Make such a product, or else run the operation."""
+        if func is aten._grouped_mm.default:
+            left, right, ends = args
+            # (S, K) · (E, K, N) is (S, N), and a gradient, (K, S) · (S, N), is (E, K, N): the groups are parts of S
+            groups = ends.shape if left.ndim == right.ndim else ()
+            return left.new_empty(*groups, left.shape[0], right.shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
+class LiveTensors(GroupedProducts):
     """Counts the storages that operations make, while entered, within torch's fake mode.
 
     Data-dependent shapes take their largest value: a boolean index chooses every position.
@@ -123,7 +136,7 @@ class LiveTensors(TorchDispatchMode):
         """Run an operation and count what it made."""
         out = _all_chosen(func, args)
         if out is None:
-            out = func(*args, **(kwargs or {}))
+            out = super().__torch_dispatch__(func, types, args, kwargs)
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._count(tensor)

@@ -13,7 +13,7 @@ from torch import nn
 from distill.config import DistillConfig
 from distill.config.deepspeed import zero_section
 from distill.models import as_distillation, options_of
-from distill.planning.live_memory import Passes, pass_memory
+from distill.planning.live_memory import GroupedProducts, Passes, pass_memory
 from distill.planning.setup import Setup
 from objectives.objective import Objective
 from students.adapters import AdaptedDenoiser
@@ -166,7 +166,7 @@ class Shapes:
     def _objective(self, config: DistillConfig, layers: int | None) -> tuple[Denoiser, Objective]:
         """The teacher, and the networks as `distill.commands.distil` wires them, without weights."""
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), GroupedProducts():
                 teacher = frozen(_sketch(self.teacher, config, layers))
                 student: Denoiser
                 if config.student.adapter is not None:
