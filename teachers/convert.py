@@ -45,7 +45,6 @@ def from_autoregressive(
             autoregressive, has fewer positions than ``spec``, or can not look at what it should.
     """
     checkpoint = resolve(name)
-    checkpoint.require({"stock class": "a model to convert must be one; set model.init to a causal language model"})
     _check_autoregressive(checkpoint)
     model = load_model(checkpoint)
     _check_positions(checkpoint, model.config, spec, in_context)
@@ -68,7 +67,12 @@ def from_autoregressive(
 
 
 def _check_autoregressive(checkpoint: Checkpoint) -> None:
-    """Refuse what is a denoiser of ours already: its mask means something, and its attention is no longer causal."""
+    """Refuse other families, and denoisers of ours: their mask means something, and their attention is not causal."""
+    if "stock class" not in checkpoint.family.capabilities:
+        raise UserError(
+            f"model {checkpoint.name!r} is {checkpoint.family.title} and needs no conversion; "
+            "distil it as teacher.path, or set model.init to an autoregressive model of a stock transformers class"
+        )
     if (checkpoint.config.get("fewstep") or {}).get("attention", "causal") != "causal":
         raise UserError(
             f"model {checkpoint.name!r} is a diffusion model already; distil it as teacher.path, or set model.init to "

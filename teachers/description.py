@@ -14,7 +14,7 @@ from teachers.headers import read_headers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from teachers.denoiser import DenoiserSpec
+    from teachers.denoiser import Denoiser, DenoiserSpec
 
 WIDTHS = {"float32": 4, "bfloat16": 2}
 """Bytes of a parameter in the precisions that networks are read in."""
@@ -131,7 +131,7 @@ def describe(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None =
     for tensor in headers.tensors.values():
         dtypes[tensor.dtype] += tensor.numbers
     parameters = sum(parameter.numel() for parameter in denoiser.parameters())
-    can, without = in_words(denoiser.capabilities)
+    can, without = _uses(denoiser)
     return Description(
         name=checkpoint.name,
         folder=str(checkpoint.folder),
@@ -160,6 +160,13 @@ def describe(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None =
         without=tuple(without),
         warnings=tuple(_warnings(checkpoint, tokenizer, spec, traits.unread)),
     )
+
+
+def _uses(denoiser: Denoiser) -> tuple[list[str], list[str]]:
+    """What can be done with it, and what not; an autoregressive model is no denoiser yet."""
+    if denoiser.spec.attention == "causal":
+        return ["judging", "fewstep convert"], ["distillation, before it is converted"]
+    return in_words(denoiser.capabilities)
 
 
 def _mask_source(

@@ -212,8 +212,10 @@ def test_a_model_that_is_a_denoiser_already(home, tmp_path):
 
 
 def test_models_that_are_no_causal_language_models(home, tmp_path):
-    mdlm = ROOT / "tests/golden/mdlm/checkpoint"
-    assert "stock class" in refusal(home, tmp_path / "run", f"tokenizer.path={home / 'model'}", model=mdlm)
+    for name, title in (("mdlm", "an MDLM checkpoint"), ("llada", "LLaDA")):
+        released = ROOT / "tests/golden" / name / "checkpoint"
+        message = refusal(home, tmp_path / "run", f"tokenizer.path={home / 'model'}", model=released)
+        assert f"is {title} and needs no conversion; distil it as teacher.path" in message
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     bert = AutoConfig.for_model("bert", vocab_size=258, max_position_embeddings=32, initializer_range=0.3, **sizes)
     AutoModelForCausalLM.from_config(bert).save_pretrained(tmp_path / "bert")

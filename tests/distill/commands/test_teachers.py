@@ -134,4 +134,6 @@ def as_tuples(values):
 def test_a_judge_is_no_teacher(capsys):
     said = json.loads(written(capsys, "bundled:judge", as_json=True))
     assert said["attention"] == "causal"
+    assert said["can"] == ["judging", "fewstep convert"]
+    assert said["without"] == ["distillation, before it is converted"]
     assert any("autoregressive" in warning for warning in said["warnings"])
