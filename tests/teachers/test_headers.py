@@ -171,7 +171,7 @@ def test_whatever_is_done_to_a_header_is_told(folder):
     shard = folder / "model-00001-of-00002.safetensors"
     whole, draw = shard.read_bytes(), random.Random(0)
     refusals = []
-    for _ in range(2_000):
+    for _ in range(600):
         changed = bytearray(whole)
         for _ in range(draw.choice((1, 1, 2, 8))):
             changed[draw.randrange(len(whole) - 68)] = draw.randrange(256)
@@ -180,7 +180,7 @@ def test_whatever_is_done_to_a_header_is_told(folder):
             read_header(shard)
         except UserError as error:
             refusals.append(str(error))
-    assert 1_000 < len(refusals) < 1_950
+    assert 300 < len(refusals) < 590
     assert all(line.isprintable() and len(line) < 1_000 for line in refusals)
 
 
