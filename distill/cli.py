@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -119,13 +118,12 @@ def convert(
     allow_changes: AllowChanges = False,
 ) -> None:
     """Make a diffusion model of an autoregressive one: pretrain, with the model as its start."""
+    from distill.commands.pretrain import config_of_conversion
     from distill.commands.pretrain import convert as command
-    from distill.config import PretrainConfig, load_config
     from distill.config.bundled import config_file
 
-    start = f"model.init={json.dumps(model)}"
     command(
-        load_config(PretrainConfig, config, [*(overrides or []), start]),
+        config_of_conversion(model, config, overrides or []),
         run or Path("runs") / config_file(config).stem,
         resume,
         allow_changes,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from distill.config import PretrainConfig
+from distill.config import PretrainConfig, load_config
 from distill.runtime.messages import say
 from distill.training.pretraining import from_text
 from teachers.errors import UserError
@@ -23,6 +25,22 @@ def pretrain(config: PretrainConfig, run_path: str | Path, resume: bool = False,
             f"({'ELBO, an upper bound' if config.objective == 'elbo' else 'exact'}); model in {folder}"
         )
     return folder
+
+
+def config_of_conversion(model: str, path: Path, overrides: Sequence[str]) -> PretrainConfig:
+    """A config of pretraining, read as that of a model's conversion.
+
+    Args:
+        model: what is to be converted, which becomes ``model.init``.
+
+    Raises:
+        UserError: the config or an override names another one; see `load_config`.
+    """
+    said = load_config(PretrainConfig, path, overrides).model.init
+    config = load_config(PretrainConfig, path, [*overrides, f"model.init={json.dumps(model)}"])
+    if said not in (None, config.model.init):
+        raise UserError(f"model.init is {said!r}, but the model to convert is {model!r}; leave model.init out")
+    return config
 
 
 def convert(config: PretrainConfig, run_path: str | Path, resume: bool = False, allow_changes: bool = False) -> Path:

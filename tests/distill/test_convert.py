@@ -247,6 +247,15 @@ def test_networks_that_do_not_do_as_they_are_told(family, changes, words, part, 
     assert part in message
 
 
+def test_the_model_to_convert_is_named_once(home, tmp_path):
+    for words in (["model.init=bundled:judge"], ["model={init: bundled:judge}"]):
+        message = refusal(home, tmp_path / "run", *words)
+        assert message == (
+            f"model.init is 'bundled:judge', but the model to convert is {str(home / 'model')!r}; leave model.init out"
+        )
+    convert(home, tmp_path / "run", f"model.init={home / 'model'}", "train.updates=1")
+
+
 def test_layers_of_a_window_do_not_take_masks_of_ours(home, tmp_path):
     save_model(tmp_path / "windowed", "mistral", sliding_window=8)
     message = refusal(home, tmp_path / "run", "masks.documents=true", model=tmp_path / "windowed")
