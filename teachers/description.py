@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from teachers.capability import in_words
 from teachers.families import FAMILIES, Checkpoint, Family
+from teachers.families.language.family import LanguageFamily
 from teachers.headers import read_headers
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from teachers.denoiser import Denoiser, DenoiserSpec
 
+RELEASED = "as the releases have it; no file says so"
+BLOCK_KEYS = ("block_size", "bd_size")
+"""What config.json calls the size of blocks: most, Fast-dLLM's."""
 WIDTHS = {"float32": 4, "bfloat16": 2}
 """Bytes of a parameter in the precisions that networks are read in."""
 
@@ -78,6 +82,7 @@ class Description:
         entries: of its tokenizer; None without one.
         tokenizer: its name.
         mask_id, mask_source: the mask, and who says so.
+        block_source: who says how large blocks are; None without blocks.
         shift, attention, block_size, time_conditioned: see `teachers.denoiser.DenoiserSpec`.
         length: tokens of a canvas, unless told otherwise.
         rotary, sliding_window, tied: see `teachers.families.family.Traits`.
@@ -103,6 +108,7 @@ class Description:
     shift: bool
     attention: str
     block_size: int | None
+    block_source: str | None
     time_conditioned: bool
     length: int
     rotary: str | None
@@ -150,6 +156,7 @@ def describe(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase | None =
         shift=spec.shift,
         attention=spec.attention,
         block_size=spec.block_size,
+        block_source=_block_source(checkpoint, options, spec.block_size),
         time_conditioned=spec.time_conditioned,
         length=spec.length,
         rotary=traits.rotary,
@@ -182,7 +189,21 @@ def _mask_source(
         return f"the tokenizer's mask token, {tokenizer.mask_token}"
     if tokenizer is not None and mask_id < len(tokenizer):
         return f"the token {tokenizer.convert_ids_to_tokens(mask_id)} of the tokenizer, as the releases have it"
-    return "as the releases have it; no file says so"
+    return RELEASED
+
+
+def _block_source(checkpoint: Checkpoint, options: Mapping[str, Any], size: int | None) -> str | None:
+    """Who says how large blocks are, in the order in which it is asked for."""
+    config, family = checkpoint.config, checkpoint.family
+    if size is None:
+        return None
+    if options.get("block_size") is not None:
+        return "as you set it"
+    if size in ((config.get("fewstep") or {}).get("block_size"), *(config.get(key) for key in BLOCK_KEYS)):
+        return "config.json"
+    if isinstance(family, LanguageFamily) and size == family.named_block_size(checkpoint):
+        return "the checkpoint's name"
+    return RELEASED
 
 
 def _warnings(

@@ -89,7 +89,7 @@ def checkpoint_rows(description: Description) -> list[Sequence[str]]:
     d = description
     dtypes = ", ".join(f"{numbers:,} in {dtype}" for dtype, numbers in d.dtypes.items())
     entries = "not to be had here" if d.entries is None else f"{d.entries:,} entries"
-    attention = d.attention if d.block_size is None else f"blocks of {d.block_size}"
+    attention = d.attention if d.block_size is None else f"blocks of {d.block_size}, {d.block_source}"
     memory = ", ".join(f"{_size(size)} in {precision}" for precision, size in d.memory.items())
     files = "1 file" if d.shards == 1 else f"{d.shards} files"
     return [

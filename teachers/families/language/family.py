@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -58,6 +59,7 @@ class LanguageFamily(Stock):
         mask_token, mask_id: as released, for where neither config nor tokenizer says.
         shift, attention, block_size: see `teachers.denoiser.DenoiserSpec`; the size unless ``block_key`` says another.
         block_key: of config.json.
+        block_suffix: of a release's name, before its block size, where config.json has no ``block_key``.
         rotary: whether positions are rotated into the heads.
     """
 
@@ -76,6 +78,7 @@ class LanguageFamily(Stock):
     attention: ClassVar[Literal["full", "block"]] = "full"
     block_size: ClassVar[int | None] = None
     block_key: ClassVar[str | None] = None
+    block_suffix: ClassVar[str | None] = None
     rotary: ClassVar[bool] = True
     verified = "law, traces"
 
@@ -112,7 +115,7 @@ class LanguageFamily(Stock):
 
     def sketch(self, checkpoint: Checkpoint, blocks: int | None = None, **options: Any) -> StockDenoiser:
         """See `Family.sketch`."""
-        fields = self.spec_fields(checkpoint.config, self.settings(checkpoint.config, options))
+        fields = self.spec_fields(checkpoint.config, self.checkpoint_settings(checkpoint, options))
         return super().sketch(checkpoint, blocks, **{**options, **fields})
 
     def settings(self, config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,6 +125,21 @@ class LanguageFamily(Stock):
         if options.get("attention", "block") != "block":
             kept.pop("block_size", None)
         return {**kept, **options}
+
+    def checkpoint_settings(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The same, and the block size that nothing but the checkpoint's name says."""
+        settings, size = self.settings(checkpoint.config, options), self.named_block_size(checkpoint)
+        if size is None or settings.get("attention", "block") != "block":
+            return settings
+        return {"block_size": size, **settings}
+
+    def named_block_size(self, checkpoint: Checkpoint) -> int | None:
+        """The block size at the end of the checkpoint's name or its folder's; None where config.json says one."""
+        if self.block_suffix is None or (self.block_key and checkpoint.config.get(self.block_key)):
+            return None
+        places = checkpoint.name.partition("@")[0].rstrip("/"), checkpoint.folder.name
+        found = (re.search(rf"{self.block_suffix}([1-9][0-9]*)$", place) for place in places)
+        return next((int(match[1]) for match in found if match), None)
 
     def spec_fields(self, config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
         """How the network is to be read: shift, attention and block_size of its `DenoiserSpec`.

@@ -26,7 +26,7 @@ def load_released(
     options: Mapping[str, Any],
 ) -> StockDenoiser:
     """See `teachers.families.family.Family.load`."""
-    settings = family.settings(checkpoint.config, options)
+    settings = family.checkpoint_settings(checkpoint, options)
     model = load_model(checkpoint, reading)
     model.generation_config = GenerationConfig()  # how the release samples is no part of the network
     vocabulary = rows_of(model.get_output_embeddings())

@@ -21,7 +21,7 @@ class Sdar(LanguageFamily):
     fields = DECODER | same("head_dim")
     optional = same("tie_word_embeddings", "attention_bias")
     mask_token, mask_id = "<|MASK|>", 151669
-    attention, block_size, block_key = "block", 4, "block_size"
+    attention, block_size, block_key, block_suffix = "block", 4, "block_size", "-b"
 
 
 class SdarMoe(Sdar):

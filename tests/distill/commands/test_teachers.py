@@ -12,7 +12,7 @@ import fewstep
 from distill.commands.teachers import teachers_command
 from teachers.description import describe, families
 from teachers.errors import UserError
-from teachers.families import resolve
+from teachers.families import load_denoiser, resolve
 from teachers.headers import read_headers
 from teachers.vocabulary import read_tokenizer
 from tests.forks import ROOT
@@ -107,6 +107,34 @@ def test_who_says_which_token_is_the_mask():
     assert said["a2d"] == "the tokenizer's mask token, <|mask|>"
     assert said["llada2"] == "the token <|mask|> of the tokenizer, as the releases have it"
     assert said["mdlm"] == "as the releases have it; no file says so"
+
+
+def test_who_says_how_large_blocks_are(capsys, tmp_path):
+    golden = checkpoint_of(COPIES, "sdar")
+    config = json.loads((golden / "config.json").read_text())
+    unsaid = {key: value for key, value in config.items() if key != "block_size"}
+    for name, written_config, options, size, source in (
+        ("sdar", config, {}, config["block_size"], "config.json"),
+        ("sdar-b8", config, {}, config["block_size"], "config.json"),
+        ("sdar-b8", unsaid, {}, 8, "the checkpoint's name"),
+        ("sdar-b8", unsaid, {"block_size": 2}, 2, "as you set it"),
+        ("sdar-b8x", unsaid, {}, 4, "as the releases have it; no file says so"),
+        ("sdar-b8", unsaid, {"attention": "full"}, None, None),
+    ):
+        folder = tmp_path / name
+        shutil.copytree(golden, folder, dirs_exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(written_config))
+        checkpoint = resolve(str(folder))
+        said = describe(checkpoint, **options)
+        assert (said.block_size, said.block_source) == (size, source)
+        assert checkpoint.load(**options).spec.block_size == size
+        assert checkpoint.family.sketch(checkpoint, **options).spec.block_size == size
+    (tmp_path / "sdar-b8" / "config.json").write_text(json.dumps(unsaid))
+    assert "blocks of 8, the checkpoint's name" in written(capsys, str(tmp_path / "sdar-b8"))
+    # a student in another folder still knows
+    load_denoiser(str(tmp_path / "sdar-b8")).save(tmp_path / "student")
+    student = resolve(str(tmp_path / "student"))
+    assert (student.config.get("block_size"), student.load().spec.block_size) == (None, 8)
 
 
 def test_no_weight_is_read(tmp_path):
