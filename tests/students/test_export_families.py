@@ -91,6 +91,7 @@ def test_the_stock_layout_is_read_by_transformers_and_by_us_as_the_same_law(name
     folder = fewstep.export(teacher, tmp_path / "stock", layout="stock")
     network, config = teacher.denoiser.network, config_of(folder)
     assert config["architectures"] == [type(network).__name__]
+    assert config["eos_token_id"] == teacher.denoiser.spec.eos_id
     assert "auto_map" not in config
     stock = AutoModelForCausalLM.from_pretrained(folder).eval()
     tokens, _ = canvas_of(teacher)

@@ -41,6 +41,7 @@ def load_released(
     }
     if tokenizer is not None:
         fields |= {"eos_id": token_id(tokenizer, "eos"), "pad_id": token_id(tokenizer, "pad")}
+    model.config.eos_token_id = fields["eos_id"]  # the stock class's default is another model's
     return as_denoiser(checkpoint, model, tokenizer, mask_id, fields, release)
 
 
