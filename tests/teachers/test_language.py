@@ -445,6 +445,10 @@ def test_a_tied_head_may_be_in_the_files_if_it_is_the_embedding(family, tmp_path
     save_file(tensors | {"lm_head.weight": table.clone()}, path)
     denoiser = checkpoint.load()
     assert denoiser.output_layer.weight is denoiser.network.get_input_embeddings().weight
+    denoiser.save(tmp_path / "written", released=True)  # which holds it once
+    written = load_file(tmp_path / "written" / "model.safetensors")
+    assert written.keys() == tensors.keys()
+    assert all(torch.equal(written[name], tensor) for name, tensor in tensors.items())
     save_file(tensors | {"lm_head.weight": table + 1}, path)
     with pytest.raises(UserError, match=r"has a lm_head.weight of its own.*set tie_word_embeddings to false"):
         checkpoint.load()
