@@ -6,12 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from typer.testing import CliRunner
 
 from benchmarks import plan as benchmark
 from distill.cli import app
 from distill.config import DistillConfig, load_config
 from distill.models import load_teacher
+from distill.planning.live_memory import GroupedProducts
 from distill.planning.moments import moments, peak
 from distill.planning.propose import largest_micro_batch, with_adapters
 from distill.planning.setup import setup_of
@@ -246,6 +249,22 @@ def test_a_shape_that_is_none(tmp_path, content, message):
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=message):
         Shapes(config(f"teacher.path={tmp_path}")).networks()
+
+
+def product_of_groups(dtype):
+    """Shapes of 4 groups' product of 16 rows, and of its gradients."""
+    left = torch.empty(16, 32, dtype=dtype, requires_grad=True)
+    right = torch.empty(4, 32, 64, dtype=dtype, requires_grad=True)
+    product = torch.ops.aten._grouped_mm(left, right, torch.empty(4, dtype=torch.int32))
+    return [part.shape for part in (product, *torch.autograd.grad(product.square().sum(), [left, right]))]
+
+
+def test_experts_products_have_the_shapes_that_torch_knows_in_bfloat16():
+    with FakeTensorMode():
+        known = product_of_groups(torch.bfloat16)
+        with GroupedProducts():
+            assert product_of_groups(torch.float32) == product_of_groups(torch.bfloat16) == known
+    assert known == [(16, 64), (16, 32), (4, 32, 64)]
 
 
 def test_processes_that_do_not_divide():
