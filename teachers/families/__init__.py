@@ -53,7 +53,10 @@ def resolve(
     trusted = check_trust(parse_source(name, revision), trust_remote_code)
     folder = model_folder(name, revision, code=trusted)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{name} is not a model folder: it has no config.json; give a folder saved by save_pretrained")
+        raise UserError(
+            f"{name} is not a model folder: it has no config.json; give one as it was released or saved by "
+            "save_pretrained, or, of a run, what fewstep export writes"
+        )
     config = read_object(folder / "config.json")
     check_section(config, folder / "config.json")
     found = recognise(config, name, folder) if family is None else named_family(family)

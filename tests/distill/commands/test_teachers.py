@@ -165,3 +165,9 @@ def test_a_judge_is_no_teacher(capsys):
     assert said["can"] == ["judging", "fewstep convert"]
     assert said["without"] == ["distillation, before it is converted"]
     assert any("autoregressive" in warning for warning in said["warnings"])
+
+
+def test_a_run_is_named_what_to_do_with(tmp_path):
+    (tmp_path / "config.yaml").write_text("length: 32", "utf-8")
+    with pytest.raises(UserError, match=r"no config\.json; .*of a run, what fewstep export writes"):
+        describe(resolve(str(tmp_path)))
