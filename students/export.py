@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from students.card import Card
 from students.samplers import Ancestral, Sampler
-from teachers.companions import is_tokenizer, write_generation
+from teachers.companions import end_tokens, is_tokenizer, write_generation
 from teachers.denoiser import Compression, Denoiser, DenoiserSpec, Layout
 from teachers.errors import UserError
 from teachers.families import resolve
@@ -70,7 +70,7 @@ def export_student(
         with denoiser.laid_out(layout, tokenizer) as (student, words):
             student.save(partial, compress, released=True)
             _write_tokenizer(words, student, partial)
-            write_generation(partial, _generation(student.spec), meant_for)
+            write_generation(partial, _generation(student.spec, end_tokens(denoiser.companions)), meant_for)
             divergence = check_export(student, words, partial, compress)
             family = resolve(str(partial)).family
             card = Card(
@@ -104,11 +104,16 @@ def _are_same(words: PreTrainedTokenizerBase, others: PreTrainedTokenizerBase) -
     return words.get_vocab() == others.get_vocab() and words.mask_token_id == others.mask_token_id
 
 
-def _generation(spec: DenoiserSpec) -> dict[str, int | bool]:
-    """What generation_config.json says where a release does not."""
+def _generation(spec: DenoiserSpec, ends: list[int]) -> dict[str, int | bool | list[int]]:
+    """What generation_config.json says where a release does not.
+
+    Args:
+        ends: several end tokens, of which the spec's is one; an engine that knew only that one would write on.
+    """
     entries = {"mask_token_id": spec.mask_id, "eos_token_id": spec.eos_id, "pad_token_id": spec.pad_id}
     present = {key: entry for key, entry in entries.items() if entry is not None and entry < spec.vocabulary}
-    return {**present, "use_cache": False}
+    several = {"eos_token_id": ends} if spec.eos_id in ends else {}
+    return {**present, **several, "use_cache": False}
 
 
 def precision_of(folder: Path) -> str:

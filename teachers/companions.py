@@ -42,6 +42,13 @@ def write_companions(companions: Mapping[str, bytes], folder: Path) -> None:
         (folder / name).write_bytes(content)
 
 
+def end_tokens(companions: Mapping[str, bytes]) -> list[int]:
+    """The end tokens of a checkpoint's generation_config.json, where there are several; its config.json holds one."""
+    settings = json.loads(companions.get(GENERATION, b"{}"))
+    ends = settings.get("eos_token_id")
+    return ends if isinstance(ends, list) else []
+
+
 def write_generation(folder: Path, defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Add settings to the folder's generation_config.json, which keeps its others, and what else it does not say."""
     path = folder / GENERATION

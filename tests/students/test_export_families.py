@@ -358,6 +358,14 @@ def test_what_sdar_can_not_be_is_refused(made, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_release_with_two_end_tokens_keeps_both(layout, tmp_path):
+    released = checkpoint_of(COPIES, "sdar") / "generation_config.json"
+    folder = fewstep.export(teacher_of("sdar"), tmp_path / "out", layout=layout)
+    ends = [json.loads(file.read_text("utf-8"))["eos_token_id"] for file in (released, folder / released.name)]
+    assert ends[0] == ends[1] == [241, 239]
+
+
 def test_layouts_that_are_none_or_not_to_be_had_are_one_line(tmp_path):
     assert LAYOUTS == ("own", "stock", "sdar")
     teacher = teacher_of("mdlm")
