@@ -43,9 +43,9 @@ CONFIDENCE = TopK()
 class NoisyTopK(TopK):
     """Positions are chosen at random, in proportion to their tokens' probability: Gumbel noise on its logarithm."""
 
-    def confidence(self, prediction: Prediction) -> Tensor:
-        """See `TopK.confidence`."""
-        uniforms = uniform_at(prediction.randomness, prediction.canvas.open, len(prediction.confidence))
+    def scores(self, prediction: Prediction) -> Tensor:
+        """See `TopK.scores`."""
+        uniforms = uniform_at(prediction.randomness, prediction.candidates, len(prediction.confidence))
         return prediction.confidence.double() - (-uniforms.clamp(min=1e-300).log()).log()
 
 

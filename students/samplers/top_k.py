@@ -49,10 +49,14 @@ class TopK(StepwiseSampler):
         """See `Sampler.summary`."""
         return score_summary(self.order, self.tempered)
 
+    def scores(self, prediction: Prediction) -> Tensor:
+        """(N,) what candidates are ranked by."""
+        return scores(self.order, self.tempered, prediction)
+
     def commit(self, prediction: Prediction) -> Tensor:
         """See `StepwiseSampler.commit`."""
         count = counts(self.timetable, self.block_length, prediction)
-        rank = ranks(scores(self.order, self.tempered, prediction), prediction.candidates)
+        rank = ranks(self.scores(prediction), prediction.candidates)
         return prediction.candidates & (rank < count[:, None])
 
 

@@ -322,7 +322,7 @@ def test_what_needs_a_network_is_refused_before_there_is_a_run(changes, words, f
 def test_there_is_nothing_to_plan_and_a_short_student_is_refused(folder, start, tmp_path):
     with pytest.raises(UserError) as refusal:
         plan_command(validate(DistillConfig, values(folder, start)), 1, 80.0, None)
-    refused(refusal, "exact Markov source", "teacher is a network")
+    refused(refusal, "exact Markov source", "choose a model of such a family")
     create_denoiser("qwen3", SHAPE, DenoiserSpec(5, 6, LENGTH - 1)).save(tmp_path / "short")
     with pytest.raises(UserError) as refusal:
         distil(validate(DistillConfig, values(folder, tmp_path / "short")), tmp_path / "run")

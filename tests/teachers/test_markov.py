@@ -323,7 +323,8 @@ def test_a_damaged_folder_is_refused(damage, tmp_path):
         tables = load_file(weights)
         tables["transitions" if damage == "tables" else "initial"] *= 2
         save_file(tables, weights)
-    with pytest.raises(UserError, match=r"cannot load Markov source|must be positive, sum to 1"):
+    message = r"cannot load Markov source|must be positive, sum to 1|fewstep\.max_length 'long'; it must be a whole"
+    with pytest.raises(UserError, match=message):
         load_denoiser(str(tmp_path))
 
 

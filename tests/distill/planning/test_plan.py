@@ -240,7 +240,7 @@ def test_a_plan_takes_the_options_that_a_run_takes(tmp_path):
     [
         (None, "no folder with a config.json"),
         ('{"model_type": "llada"}', "has no hidden_size"),
-        ('{"model_type": "llama", "hidden_size": 30, "num_attention_heads": 4}', "describes no"),
+        ('{"model_type": "llama", "hidden_size": 30, "num_attention_heads": 4}', r"size \(30\) is not a multiple"),
         ("[]", "must be a JSON object"),
     ],
 )
