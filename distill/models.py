@@ -234,8 +234,7 @@ def describe_name(name: str, family: str | None = None, tokenizer: str | None = 
         UserError: see `teachers.description.describe`.
     """
     checkpoint = resolve(name, family=family)
-    has_own = any(checkpoint.folder.glob("tokenizer*")) or any(checkpoint.folder.glob("vocab*"))
-    words = tokenizer_of(checkpoint, tokenizer) if has_own or tokenizer is not None else None
+    words = tokenizer_of(checkpoint, tokenizer) if checkpoint.holds_tokenizer or tokenizer is not None else None
     return describe(checkpoint, words)
 
 

@@ -138,6 +138,11 @@ class Checkpoint:
         held = {tensor.dtype for tensor in tensors if tensor.dtype[0] in "BF" and tensor.dtype != "BOOL"}
         return precision if held == {HELD[str(precision)]} else torch.float32
 
+    @property
+    def holds_tokenizer(self) -> bool:
+        """Whether a tokenizer lies beside the weights."""
+        return any(self.folder.glob("tokenizer*")) or any(self.folder.glob("vocab*"))
+
     def check_options(self, options: Mapping[str, Any], section: str = "") -> None:
         """Refuse to be told what the checkpoint says itself.
 
@@ -284,8 +289,8 @@ class Family(ABC):
 
     def tokenizer(self, checkpoint: Checkpoint) -> str:
         """The name of the tokenizer that belongs to a checkpoint: a folder, or a hub name with its commit."""
-        own = any(checkpoint.folder.glob("tokenizer*")) or any(checkpoint.folder.glob("vocab*"))
-        return str(checkpoint.folder) if own or self.lent_tokenizer is None else self.lent_tokenizer
+        lent = self.lent_tokenizer
+        return str(checkpoint.folder) if checkpoint.holds_tokenizer or lent is None else lent
 
     def discriminator(self, checkpoint: Checkpoint, **options: Any) -> tuple[Denoiser, nn.Module] | None:
         """What was released beside a checkpoint to guide its sampling; None where nothing was.

@@ -32,10 +32,6 @@ class Bd3lm(DitFamily):
         """See `Family.facts`."""
         return replace(super().facts(), attention="blocks of block_size, or full")
 
-    def recognises(self, config: Mapping[str, Any]) -> bool:
-        """See `Family.recognises`."""
-        return config.get("model_type") == "bd3lm"
-
     def layout(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Layout:
         """Attention and block size are the config's, or another one that is asked for; see `DitFamily.layout`."""
         refuse_flag(checkpoint, "causal", "an autoregressive model is no denoiser")

@@ -29,10 +29,6 @@ class Duo(DitFamily):
         """See `Family.facts`."""
         return replace(super().facts(), mask_id="none: a token may change until the end")
 
-    def recognises(self, config: Mapping[str, Any]) -> bool:
-        """See `Family.recognises`."""
-        return config.get("model_type") == "duo"
-
     def layout(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Layout:
         """See `DitFamily.layout`."""
         refuse_flag(checkpoint, "causal", "an autoregressive model is no denoiser")

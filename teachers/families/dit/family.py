@@ -66,6 +66,10 @@ class DitFamily(Family):
         """See `Family.traits`."""
         return Traits("DiffusionTransformer", "default, frequencies of the checkpoint")
 
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        """By a model_type that is the family's name, as half of the releases have; see `Family.recognises`."""
+        return config.get("model_type") == self.name
+
     @abstractmethod
     def layout(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Layout:
         """What the checkpoint is, read from its config.json and the headers of its weights.

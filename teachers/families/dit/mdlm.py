@@ -17,10 +17,6 @@ class Mdlm(DitFamily):
     title = "an MDLM checkpoint"
     releases = ("kuleshov-group/mdlm-owt", "kuleshov-group/mdlm-no_flashattn-fp32-owt")
 
-    def recognises(self, config: Mapping[str, Any]) -> bool:
-        """See `Family.recognises`."""
-        return config.get("model_type") == "mdlm"
-
     def layout(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Layout:
         """See `DitFamily.layout`."""
         return Layout(
