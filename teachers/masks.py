@@ -79,11 +79,14 @@ def doubled_mask(block: Tensor, padding: Tensor | None = None) -> Tensor:
     return visible
 
 
-def context_mask(context: Context, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def context_mask(
+    context: Context, length: int, dtype: torch.dtype, device: torch.device, padding: Tensor | None = None
+) -> Tensor:
     """The (1 or B, 1, L, L) additive mask of a context, or (B, 1, 2L, 2L) where there is clean text beside the canvas.
 
     Args:
         length: L.
+        padding: (B, L), as in `visible_mask`.
     """
     # 1. without blocks: all, or all that came before and what is open of the rest, (1 or B, 1, L, L)
     visible = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
@@ -98,6 +101,10 @@ def context_mask(context: Context, length: int, dtype: torch.dtype, device: torc
     if context.documents is not None:
         document = context.documents if context.clean is None else context.documents.repeat(1, 2)
         visible = visible & (document[:, None, :, None] == document[:, None, None, :])
+    # 4. no padding
+    if padding is not None:
+        real = padding.bool() if context.clean is None else padding.bool().repeat(1, 2)
+        visible = visible & real[:, None, None, :]
     return additive(visible, dtype)
 
 

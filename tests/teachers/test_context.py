@@ -1,6 +1,7 @@
 """What tokens look at in training: masks against brute force, and one pass against the separate ones it stands for."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -202,3 +203,36 @@ def test_equal_rows_of_different_contexts_share_no_pass():
     model, z = denoiser(), torch.full((3, L), MASK)
     canvas = canvas_of(z, documents=DOCUMENTS)
     close(model.head(model.features_at(canvas, canvas.open)), log_probs(model, z, documents=DOCUMENTS).flatten(0, 1))
+
+
+# --- padding -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("kind", ["annealed", "block", "doubled"])
+def test_a_padded_row_says_in_its_context_what_it_says_alone(kind, shift, side):
+    """Blocks begin at a row's first real token, however much padding there is, and nobody reads that."""
+    model = denoiser(shift=shift, attention="full" if kind == "annealed" else "block",
+                     block_size=None if kind == "annealed" else 3)  # fmt: skip
+    x0 = text()
+    opened = torch.rand(3, L, L, generator=torch.Generator().manual_seed(3)) < 0.5
+    real = torch.ones(3, L, dtype=torch.bool)
+    for row, pads in enumerate((0, 2, 5)):
+        real[row, slice(0, pads) if side == "left" else slice(L - pads, L)] = False
+    z = noise(x0)
+    canvas = Canvas(z, (z == MASK) & real, real)
+    context = context_of(kind, canvas.position_ids(), opened, x0)
+    together = model.log_probs(replace(canvas, context=context))
+    for row in range(3):
+        own = real[row]
+        alone = Canvas(z[row : row + 1, own], (z == MASK)[row : row + 1, own])
+        place = torch.arange(int(own.sum()))[None]
+        context = context_of(kind, place, opened[row : row + 1, own][:, :, own], x0[row : row + 1, own])
+        close(together[row, own], model.log_probs(replace(alone, context=context))[0])
+
+
+def context_of(kind, place, opened, x0):
+    if kind == "annealed":
+        return Context(opened=opened)
+    return Context(blocks=block_numbers(place, 3), clean=x0 if kind == "doubled" else None)

@@ -16,7 +16,6 @@ def states_in_context(model: PreTrainedModel, canvas: Canvas, context: Context, 
     Args:
         shift: the state before a token describes it: that of the clean text, where a block begins and there is one.
     """
-    assert canvas.real is None, "rows of training have no padding"
     # 1. the canvas, and the clean text beside it at the same positions, (B, L) or (B, 2L)
     positions = canvas.position_ids()
     if positions is None:
@@ -27,7 +26,7 @@ def states_in_context(model: PreTrainedModel, canvas: Canvas, context: Context, 
     # 2. one pass, (B, L or 2L, H)
     states = model.base_model(
         input_ids=tokens,
-        attention_mask=context_mask(context, canvas.length, model.dtype, canvas.device),
+        attention_mask=context_mask(context, canvas.length, model.dtype, canvas.device, canvas.real),
         position_ids=read_at,
         use_cache=False,
     ).last_hidden_state
