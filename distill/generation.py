@@ -115,10 +115,14 @@ def write(student: Student, canvases: Iterable[Canvas], steps: int, sampler: Sam
     generator, critic = torch.Generator(device).manual_seed(seed), student.critic(sampler)
     filled = []
     for canvas in (canvas.to(device) for canvas in canvases):
-        # rows that a critic guides take the same steps
-        most = steps if sampler.needs_critic else canvas.open.sum(1).clamp(max=steps)
+        most = steps_of_rows(canvas, sampler, steps)
         filled.append(fill(student.denoiser, canvas, sampler, most, generator, process=process, critic=critic))
     return filled
+
+
+def steps_of_rows(canvas: Canvas, sampler: Sampler, steps: int) -> int | Tensor:
+    """The steps of each row, no more than it has open positions; rows that a critic guides take the same."""
+    return steps if sampler.needs_critic else canvas.open.sum(1).clamp(max=steps)
 
 
 def check_counts(**counts: int | None) -> None:

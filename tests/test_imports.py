@@ -15,8 +15,8 @@ from tests.distill.test_generate import write_student
 ROOT = Path(__file__).parents[1]
 FLOORS = ["teachers", "students", "objectives", "distill", "fewstep"]
 ROOMS = [
-    "runtime", "config", "data", "models", "generation", "export", "evaluation", "training", "comparison", "planning",
-    "commands", "cli", "__main__",
+    "runtime", "config", "data", "models", "generation", "completions", "export", "evaluation", "training",
+    "comparison", "planning", "commands", "cli", "__main__",
 ]  # fmt: skip
 HEAVY = {
     "accelerate",

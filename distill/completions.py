@@ -1,0 +1,139 @@
+"""Completions: what a model writes after prompts, through any rule, up to its first end-of-text token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from distill.generation import ROWS, steps_of_rows
+from distill.runtime.world import ALONE, World
+from students.fill import Filled, fill
+from students.samplers import LOG_LINEAR, Sampler
+from teachers.canvas import Canvas
+from teachers.denoiser import Denoiser, DenoiserSpec
+from teachers.errors import UserError
+from teachers.process import MaskedProcess
+from teachers.randomness import Randomness, RowStreams
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was written after one prompt, and what it cost.
+
+    Attributes:
+        text: up to the first end-of-text token, without special tokens.
+        tokens: written up to that token, which counts as one of them.
+        ended: whether there is such a token.
+        nfe: forward passes that the row took. critic_nfe: of any other network.
+    """
+
+    text: str
+    tokens: int
+    ended: bool
+    nfe: int
+    critic_nfe: int
+
+
+@torch.no_grad()  # not inference_mode: a guided sampler needs gradients
+def complete(
+    denoiser: Denoiser,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    length: int,
+    sampler: Sampler,
+    steps: int,
+    seed: int,
+    batch: int = ROWS,
+    process: MaskedProcess = LOG_LINEAR,
+    critic: nn.Module | None = None,
+    world: World = ALONE,
+) -> list[Completion]:
+    """Write after each prompt, ``batch`` of them at once, on every process of ``world``.
+
+    A row is laid out as rows are in training: the prompt from column 0, and all the rest to be written. Its noise is
+    fixed by (seed, steps, its number), so that neither ``batch`` nor the number of processes changes a completion,
+    but for ``draw: float32-gumbel``, which draws for a batch at once.
+
+    Args:
+        prompts: N lists of tokens, of different lengths; a list may be empty.
+        length: L, tokens of a row, prompt included.
+        steps: what the sampler's ``budget`` counts; a row takes no more than it has tokens to write.
+
+    Returns:
+        N completions in the order of the prompts, on every process.
+
+    Raises:
+        UserError: see `check_prompts`, and `students.fill.fill`.
+    """
+    check_prompts(denoiser.spec, prompts, length)
+
+    def write(rows: range) -> list[Completion]:
+        part = prompts[rows.start : rows.stop]
+        canvas = Canvas.prompted(part, length, denoiser.spec.mask_id).to(denoiser.device)
+        randomness = _randomness(sampler, seed, steps, rows, denoiser.device)
+        most = steps_of_rows(canvas, sampler, steps)
+        filled = fill(denoiser, canvas, sampler, most, randomness, process=process, critic=critic)
+        return _completions(tokenizer, denoiser.spec, part, filled)
+
+    return [completion for part in world.share(len(prompts), batch, write) for completion in part]
+
+
+def check_prompts(spec: DenoiserSpec, prompts: Sequence[Sequence[int]], length: int) -> None:
+    """Refuse prompts that can not be completed, before anything is.
+
+    Raises:
+        UserError: rows that are longer than the model takes, a prompt that leaves no room, or one with a mask in it.
+    """
+    if length > spec.max_length:
+        raise UserError(f"length {length} is more than the model's {spec.max_length} positions; give a smaller one")
+    for number, prompt in enumerate(prompts, 1):
+        if len(prompt) >= length:
+            raise UserError(
+                f"prompt {number} has {len(prompt)} tokens and the canvas {length}, which leaves none to write; give a "
+                "shorter prompt, or a larger length"
+            )
+        if spec.mask_id in prompt:
+            raise UserError(
+                f"prompt {number} holds the mask token, which stands for what is to be written; take it out"
+            )
+
+
+def _randomness(sampler: Sampler, seed: int, steps: int, rows: range, device: torch.device) -> Randomness:
+    """A stream for each row, or one for the batch where draws are as published code makes them."""
+    if sampler.draw != "float32-gumbel":
+        return RowStreams(seed, (steps,), rows, device)
+    state = np.random.SeedSequence([seed, steps, rows.start]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
+
+
+def _completions(
+    tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec, prompts: Sequence[Sequence[int]], filled: Filled
+) -> list[Completion]:
+    costs = zip(filled.tokens.tolist(), filled.nfe.tolist(), filled.critic_nfe.tolist(), strict=True)
+    completions = []
+    for prompt, (tokens, nfe, critic_nfe) in zip(prompts, costs, strict=True):
+        written = tokens[len(prompt) :]
+        end = written.index(spec.eos_id) if spec.eos_id in written else None
+        text = continuation(tokenizer, prompt, written[:end])
+        completions.append(Completion(text, len(written) if end is None else end + 1, end is not None, nfe, critic_nfe))
+    return completions
+
+
+def continuation(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], written: Sequence[int]) -> str:
+    """What tokens say after those of a prompt.
+
+    Some tokenizers drop the space in front of the first word that they decode, so the prompt is decoded with it.
+    """
+    before, whole = _text(tokenizer, prompt), _text(tokenizer, [*prompt, *written])
+    return whole.removeprefix(before) if whole.startswith(before) else _text(tokenizer, written)
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)  # of one row
+    return text
