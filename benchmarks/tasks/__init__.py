@@ -1,0 +1,9 @@
+"""Task benches that two cores can train: prompts, completions to learn, and answers to check.
+
+    python -m benchmarks.tasks sums --out data/sums
+    python -m benchmarks.tasks sudoku --out data/sudoku
+    python -m benchmarks.tasks gsm8k --source GSM8K --out data/gsm8k
+
+Each writes train.jsonl, with the columns ``prompt`` and ``completion``, and test.jsonl, with ``prompt`` and ``answer``.
+No prompt of the test is one of the training's.
+"""

@@ -1,0 +1,112 @@
+"""The generators of benchmarks/tasks: right values, no test prompt in training, and the same files again."""
+
+import json
+import random
+import sys
+
+import pytest
+
+from benchmarks.tasks import gsm8k, sudoku, sums
+from benchmarks.tasks.__main__ import main
+
+
+def generate(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["tasks", *map(str, arguments)])
+    main()
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    def of(task, *arguments):
+        generate(monkeypatch, task, "--out", tmp_path / task, *arguments)
+        return rows(tmp_path / task / "train.jsonl"), rows(tmp_path / task / "test.jsonl")
+
+    return of
+
+
+def worked(prompt, working):
+    """Follow a working step by step; the sum that it comes to."""
+    carry, digits, addends = 0, "", [str(number) for number in sums.numbers(prompt)]
+    columns = list(zip(*addends, strict=True))[::-1]
+    for column, steps in zip(columns, working.split(";"), strict=True):
+        taken = [steps[n : n + 3] for n in range(0, len(steps), 3)]
+        assert sorted(step[0] for step in taken) == sorted(column)
+        for step in taken:
+            carry += int(step[0])
+            assert int(step[1:]) == carry
+        digits, carry = f"{carry % 10}{digits}", carry // 10
+    return int(f"{carry}{digits}")
+
+
+@pytest.mark.parametrize(("addends", "digits"), [(2, 1), (3, 2), (4, 3)])
+def test_a_sum_is_worked_out_digit_by_digit(files, addends, digits):
+    train, test = files("sums", "--addends", addends, "--digits", digits, "--train", 200, "--test", 5)
+    for row in train:
+        assert [len(str(number)) for number in sums.numbers(row["prompt"])] == [digits] * addends
+        working, answer = row["completion"].split(sums.MARKER)
+        assert worked(row["prompt"], working) == int(answer) == sum(sums.numbers(row["prompt"]))
+    assert all(int(row["answer"]) == sum(sums.numbers(row["prompt"])) for row in test)
+
+
+def test_the_digits_of_a_column_come_in_any_order():
+    draws = random.Random(0)
+    workings = {sums.completion("12+34+56=", draws) for _ in range(400)}
+    assert len(workings) == 36  # 3! orders in each of two columns
+    assert {worked("12+34+56=", text.split(sums.MARKER)[0]) for text in workings} == {102}
+
+
+def test_no_sum_of_the_test_is_learned_in_another_order(files):
+    train, test = files("sums", "--addends", 2, "--digits", 1, "--train", 3000, "--test", 20)
+    learned = {sums.identity(row["prompt"]) for row in train}
+    measured = {sums.identity(row["prompt"]) for row in test}
+    assert len(measured) == 20
+    assert not learned & measured
+    assert len(learned) == 55 - 20  # all other pairs of digits
+
+
+def test_a_sudoku_has_several_solutions_and_one_of_them_is_learned(files):
+    train, test = files("sudoku", "--train", 300, "--test", 50)
+    for row in train:
+        assert sudoku.fits(row["prompt"], row["completion"])
+        assert sudoku.is_filled(row["completion"])
+    assert all(len(sudoku.solutions(row["prompt"])) > 1 for row in [*train, *test])
+    assert len({row["prompt"] for row in test}) == 50
+    assert not {row["prompt"] for row in train} & {row["prompt"] for row in test}
+
+
+def test_every_filled_grid_is_known():
+    assert len(set(sudoku.grids())) == 288  # the number of 4x4 sudokus
+    assert all(map(sudoku.is_filled, sudoku.grids()))
+    assert not sudoku.is_filled("1234341221434312")  # a number twice in a column
+    assert not sudoku.is_filled("1234234134124123")  # rows and columns are right, boxes are not
+    assert not sudoku.is_filled("1234")
+
+
+def test_solutions_keep_what_is_given():
+    assert sudoku.solutions("1234341221434321=") == ["1234341221434321"]
+    assert len(sudoku.solutions("................=")) == 288
+    assert len(sudoku.solutions("1...............=")) == 72
+    assert sudoku.solutions("11..............=") == []
+
+
+def test_gsm8k_keeps_the_working_without_its_notes(tmp_path, files):
+    source = tmp_path / "published"
+    source.mkdir()
+    short = {"question": "How many are 2 x 600? ", "answer": "They are 2*600=<<2*600=1200>>1,200.\n#### 1,200"}
+    long = {"question": "How many? " * 100, "answer": "#### 1"}
+    for split in ("train", "test"):
+        (source / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in (short, long)), "utf-8")
+    train, test = files("gsm8k", "--source", source)
+    assert train == [{"prompt": "How many are 2 x 600?\n", "completion": "They are 2*600=1,200.\n#### 1,200"}]
+    assert test == [{"prompt": "How many are 2 x 600?\n", "answer": "1200"}]
+    assert gsm8k.answer("#### -5") == "-5"
+
+
+def test_the_same_seed_writes_the_same_files(files):
+    first = files("sums", "--train", 20, "--test", 5)
+    assert files("sums", "--train", 20, "--test", 5) == first
+    assert files("sums", "--train", 20, "--test", 5, "--seed", 1) != first
