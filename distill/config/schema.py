@@ -167,16 +167,46 @@ class TokenizerConfig(Section):
     plain_punctuation: bool = False
 
 
+Format = Literal["text", "prompt_completion", "messages", "prompt_only"]
+COLUMNS: dict[Format, tuple[str, ...]] = {
+    "text": (),
+    "prompt_completion": ("prompt", "completion"),
+    "messages": ("messages",),
+    "prompt_only": ("prompt",),
+}
+"""What a row of each format consists of, in TRL's words, beside a text's ``data.text_column``."""
+
+
+class ColumnsConfig(Section):
+    """The columns of prompted data, where they are not called as TRL calls them."""
+
+    prompt: str = "prompt"
+    completion: str = "completion"
+    messages: str = "messages"
+
+    def of(self, format: Format) -> dict[str, str]:
+        """The setting that names a column → the column, for all that a format has."""
+        return {f"data.columns.{name}": getattr(self, name) for name in COLUMNS[format]}
+
+
 class DataConfig(Section):
     """A corpus: text, JSONL, Parquet, a folder of them, a saved dataset, a pinned hub name, or ``bundled:novels``.
 
-    ``special_tokens`` says what a document that spells one of the tokenizer's special tokens holds: its letters
+    ``format`` says what a row is: text, or, as TRL has it, a prompt with its completion, a conversation whose last turn
+    is the completion, or a prompt alone. ``length`` counts prompt and completion together; ``too_long`` says whether
+    rows that are longer are refused or left out. ``tail`` is what the end-of-text tokens behind a completion may weigh.
+
+    ``special_tokens`` says what a document of text that spells one of the tokenizer's special tokens holds: its letters
     ("text"), or the token ("tokens"), as of text with separators or chat turns written out. The mask is always letters.
     """
 
     path: str
     heldout: DataName | None = None
+    format: Format = "text"
+    columns: ColumnsConfig = ColumnsConfig()
     length: int = Field(ge=2)
+    too_long: Literal["refuse", "drop"] = "refuse"
+    tail: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     pack: bool = True
     text_column: str = "text"
     split: str = "train"
@@ -188,6 +218,26 @@ class DataConfig(Section):
     def _pinned(self) -> DataConfig:
         parse_source(self.path, self.revision, "dataset")
         return self
+
+    @model_validator(mode="after")
+    def _format(self) -> DataConfig:
+        default = ColumnsConfig()
+        for name in ColumnsConfig.model_fields:
+            if name not in COLUMNS[self.format] and getattr(self.columns, name) != getattr(default, name):
+                has = ", ".join(f"columns.{own}" for own in COLUMNS[self.format]) or "text_column"
+                raise ValueError(
+                    f"columns.{name} does not go with format {self.format!r}, which has {has}; leave it out"
+                )
+        if self.prompted and not self.pack:
+            raise ValueError(f"pack is false, but a row of format {self.format!r} is never packed; leave it out")
+        if self.prompted and self.text_column != "text":
+            raise ValueError(f"text_column is of format 'text'; of {self.format!r}, set columns")
+        return self
+
+    @property
+    def prompted(self) -> bool:
+        """Whether rows have prompts."""
+        return self.format != "text"
 
 
 class RatesConfig(Section):
@@ -377,11 +427,24 @@ class PretrainConfig(Section):
     @model_validator(mode="after")
     def _cross_checks(self) -> PretrainConfig:
         _check_batch(self.train, self.group)
+        self._check_format()
         self._check_masks()
         self._check_blocks()
         self._check_edit()
         check_deepspeed(self.deepspeed, self.train.precision)
         return self
+
+    def _check_format(self) -> None:
+        if self.data.format == "prompt_only":
+            raise ValueError(
+                "data.format is 'prompt_only', but a model learns from what is written; give prompts with completions "
+                "(prompt_completion or messages), or distil a teacher on the prompts alone"
+            )
+        if self.masks.documents and self.data.prompted:
+            raise ValueError(
+                f"masks.documents keeps the documents of a packed row apart, but a row of data.format "
+                f"{self.data.format!r} is never packed; leave it out"
+            )
 
     def _check_masks(self) -> None:
         if self.objective != "elbo" and self.masks != MasksConfig():

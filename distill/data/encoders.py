@@ -55,18 +55,24 @@ def encoder_of(
         UserError: special tokens are to be read by a tokenizer that can not except the mask.
     """
     if _is_the_librarys(tokenizer):
-        own = token_id(tokenizer, "mask")
-        masks = {mask_id if own is None else own}
-        mask = next((token for entry, token in tokenizer.added_tokens_decoder.items() if entry in masks), None)
-        return FastEncoder.of(
-            tokenizer.backend_tokenizer, special_tokens == "tokens", None if mask is None else str(mask)
-        )
+        return FastEncoder.of(tokenizer.backend_tokenizer, special_tokens == "tokens", mask_text(tokenizer, mask_id))
     if special_tokens == "tokens":
         raise UserError(
             f"data.special_tokens is 'tokens', which {type(tokenizer).__name__} can not do without the mask; set it to "
             "text, or give a tokenizer of the tokenizers library"
         )
     return SlowEncoder(tokenizer)
+
+
+def mask_text(tokenizer: PreTrainedTokenizerBase, mask_id: int | None = None) -> str | None:
+    """How the mask is spelled; None where no text spells it.
+
+    Args:
+        mask_id: the model's, for a tokenizer that calls no token its mask.
+    """
+    own = token_id(tokenizer, "mask")
+    masks = {mask_id if own is None else own}
+    return next((str(token) for entry, token in tokenizer.added_tokens_decoder.items() if entry in masks), None)
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> str:

@@ -17,7 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.config import DistillConfig
+from distill.data.batches import Data, Rows, training_batch
 from distill.data.corpus import Corpus, TrajectoryCorpus
+from distill.data.prompted import PromptedCorpus
 from distill.runtime.messages import say
 from distill.runtime.progress import track
 from distill.runtime.run_folder import RunFolder
@@ -26,7 +28,6 @@ from objectives.objective import Needs, Objective
 from students.fill import fill
 from students.samplers import Ancestral
 from students.trajectories import best_order
-from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, ExactLaw
 from teachers.errors import UserError
 from teachers.files import publish
@@ -41,14 +42,15 @@ def training_rows(
     objective: Objective,
     config: DistillConfig,
     teacher: Denoiser,
-    corpus: Corpus | None,
+    corpus: Data | None,
     run: RunFolder | None,
     world: World,
-) -> Corpus | TrajectoryCorpus | None:
+) -> Rows | None:
     """What the objective learns from: the data as they are, or what the teacher made, equal on every process.
 
     An objective that needs trajectories gets, of the data, the first ``teacher_samples`` rows of the first epoch with
-    the order in which the teacher is confident of them; without data, tokens and order are the teacher's.
+    the order in which the teacher is confident of them; without data, tokens and order are the teacher's. Of prompts
+    alone, it gets as many with what the teacher writes after them, and so does an objective that needs rows.
 
     Args:
         corpus: the data, if there are any.
@@ -57,24 +59,29 @@ def training_rows(
     Raises:
         UserError: what a run has kept is damaged, or there is no room to keep it.
     """
+    prompted = isinstance(corpus, PromptedCorpus)
     if objective.needs == "nothing":
-        return None
-    if objective.needs == "rows" and corpus is not None:
+        return corpus if prompted else None
+    if objective.needs == "rows" and corpus is not None and not (prompted and not corpus.labelled):
         return corpus
+    end = corpus.end if prompted else None
     if run is None:
-        return _as_corpus(write_rows(config, teacher, world, objective.needs, objective.candidates, corpus), config)
+        tensors = write_rows(config, teacher, world, objective.needs, objective.candidates, corpus)
+        return _as_corpus(tensors, config, end)
     path, origin = run.path / FILE, _origin(objective, config, corpus)
     if not world.on_main(lambda: path.is_file() and _metadata(path).get("origin") == origin):
         start = time.monotonic()
         tensors = write_rows(config, teacher, world, objective.needs, objective.candidates, corpus)
         seconds = time.monotonic() - start
         world.on_main(lambda: _save(path, tensors, origin, seconds))
-    return _as_corpus(_load(path), config)
+    return _as_corpus(_load(path), config, end)
 
 
-def _as_corpus(tensors: dict[str, Tensor], config: DistillConfig) -> Corpus | TrajectoryCorpus:
+def _as_corpus(tensors: dict[str, Tensor], config: DistillConfig, end: int | None) -> Rows:
     if "order" in tensors:
         return TrajectoryCorpus(tensors["tokens"].numpy(), tensors["order"].numpy())
+    if end is not None:
+        return PromptedCorpus.of(tensors["tokens"].numpy(), tensors["given"].numpy(), end)
     return Corpus(tensors["tokens"].numpy().reshape(-1), config.sequence_length, 1.0, packed=False)
 
 
@@ -84,31 +91,31 @@ def write_rows(
     world: World,
     needs: Needs = "rows",
     candidates: int = 1,
-    corpus: Corpus | None = None,
+    corpus: Data | None = None,
 ) -> dict[str, Tensor]:
     """Let the teacher write ``teacher_samples`` rows in ``teacher_sample_steps`` steps, or order those of the data.
 
     Returns:
-        "tokens" (N, L) and, for trajectories, "order" (N, L); int32, on the CPU, the same for the same seed.
+        "tokens" (N, L) and, for trajectories, "order" (N, L), −1 at prompts; or, for prompts, "given" (N,), how long
+        each is; int32, on the CPU, the same for the same seed.
     """
     samples, length, steps = config.teacher_samples, config.sequence_length, config.teacher_sample_steps
     process, generator = MaskedProcess(config.teacher.process), torch.Generator(world.device)
     generator.manual_seed(config.train.seed)
-    if needs == "rows" and isinstance(teacher, ExactLaw):
+    if needs == "rows" and corpus is None and isinstance(teacher, ExactLaw):
         return {"tokens": teacher.sample(samples, generator, length).int().cpu()}  # exact, and without a step
-    given = corpus.batch(config.train.seed, range(samples)).to(world.device) if corpus is not None else None
-    what = "ordering rows of the data with" if given is not None else "sampling rows from"
+    batch = training_batch(corpus, config.train.seed, range(samples), length, teacher.spec.mask_id, world.device)
+    what = "ordering rows of the data with" if batch.labels is not None else "sampling rows from"
     say(f"{what} the teacher: {samples} at {steps} steps")
     parts: list[dict[str, Tensor]] = []
     for start in track(range(0, samples, AT_ONCE), "teacher's rows", total=-(-samples // AT_ONCE)):
-        rows = slice(start, min(start + AT_ONCE, samples))
-        canvas = Canvas.blank(rows.stop - start, length, teacher.spec.mask_id, world.device)
+        rows = batch.rows(slice(start, start + AT_ONCE))
         if needs == "rows":
-            filled = fill(teacher, canvas, Ancestral(), steps, generator, process=process)
-            parts.append({"tokens": filled.tokens})
+            filled = fill(teacher, rows.canvas, Ancestral(), steps, generator, process=process)
+            lengths = {} if corpus is None else {"given": (~rows.canvas.open).sum(1)}
+            parts.append({"tokens": filled.tokens, **lengths})
         else:
-            labels = given[rows] if given is not None else None
-            best = best_order(teacher, canvas, steps, generator, process, candidates, labels)
+            best = best_order(teacher, rows.canvas, steps, generator, process, candidates, rows.labels)
             parts.append({"tokens": best.tokens, "order": best.order})
     return {name: torch.cat([part[name] for part in parts]).int().cpu() for name in parts[0]}
 
@@ -123,7 +130,7 @@ def writing_seconds(run: RunFolder) -> float:
     return float(_metadata(path)["seconds"]) if path.is_file() else 0.0
 
 
-def _origin(objective: Objective, config: DistillConfig, corpus: Corpus | None) -> str:
+def _origin(objective: Objective, config: DistillConfig, corpus: Data | None) -> str:
     """All that the rows depend on, as a text."""
     values: dict[str, Any] = {
         "needs": objective.needs,

@@ -52,11 +52,13 @@ class TokenFile:
 
     Attributes:
         tokens: (N,) not writable.
+        folder: the entry that they are in.
     """
 
     tokens: np.ndarray
     mapping: mmap.mmap
     figures: Figures
+    folder: Path
 
 
 def cache_folder() -> Path:
@@ -116,7 +118,7 @@ def open_tokens(folder: Path) -> TokenFile | None:
     if len(tokens) != figures.tokens:
         return None
     mapping.madvise(mmap.MADV_RANDOM)  # rows are read in a random order
-    return TokenFile(tokens, mapping, figures)
+    return TokenFile(tokens, mapping, figures, folder)
 
 
 def write_tokens(folder: Path, parts: Iterable[np.ndarray], vocabulary: int) -> tuple[int, str, str]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.config import DistillConfig, OptimizerConfig
 from distill.config.deepspeed import deepspeed_section
-from distill.data.corpus import Corpus, load_corpus
+from distill.data.batches import Data, load_data
 from distill.data.teacher_rows import training_rows
 from distill.evaluation.evaluate import check_length
 from distill.models import as_distillation, check_networks, find_checkpoints, load_frozen, load_student, load_teacher
@@ -90,11 +90,11 @@ def load_networks(
     return Networks(teacher, student, tokenizer, original)
 
 
-def load_rows(config: DistillConfig, networks: Networks) -> Corpus | None:
+def load_rows(config: DistillConfig, networks: Networks) -> Data | None:
     """The data, without what is held out of them; None where the config names none."""
     if config.data is None:
         return None
-    corpus = load_corpus(config.data, networks.tokenizer, mask_id=networks.teacher.spec.mask_id)
+    corpus = load_data(config.data, networks.tokenizer, mask_id=networks.teacher.spec.mask_id)
     return corpus.split(config.data.heldout_fraction)[0]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from distill.config import OptimizerConfig, TrainConfig
-from distill.data.corpus import Corpus, TrajectoryCorpus
+from distill.data.batches import Rows
 from distill.runtime.checkpoints import latest_checkpoint
 from distill.runtime.exits import RunError
 from distill.runtime.progress import progress_bar
@@ -50,7 +50,7 @@ class Outcome:
 def train(
     objective: Objective,
     optimizers: dict[str, OptimizerConfig],
-    corpus: Corpus | TrajectoryCorpus | None,
+    corpus: Rows | None,
     config: TrainConfig,
     deepspeed: dict[str, Any] | None,
     run: RunFolder,

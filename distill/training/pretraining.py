@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.config import PretrainConfig
 from distill.config.deepspeed import deepspeed_section
-from distill.data.batches import training_batch
-from distill.data.corpus import Corpus, load_corpus
+from distill.data.batches import Data, load_data, training_batch
 from distill.data.tokenizers import load_tokenizer, train_tokenizer
 from distill.runtime.messages import say
 from distill.runtime.progress import track
@@ -57,9 +56,9 @@ def from_text(
     config = open_run(run, config, world, resume, allow_changes)
     tokenizer = world.on_main(lambda: tokenizer_of(config, run))
     if config.data.heldout:
-        corpus, heldout = (load_corpus(config.data, tokenizer, p) for p in (config.data.path, config.data.heldout))
+        corpus, heldout = (load_data(config.data, tokenizer, p) for p in (config.data.path, config.data.heldout))
     else:
-        corpus, heldout = load_corpus(config.data, tokenizer).split(config.data.heldout_fraction)
+        corpus, heldout = load_data(config.data, tokenizer).split(config.data.heldout_fraction)
     torch.manual_seed(config.train.seed)
     denoiser = new_denoiser(config, tokenizer).to(world.device)
     create_run(run, config, tokenizer, world, resume)
@@ -138,7 +137,7 @@ def in_context(config: PretrainConfig) -> bool:
 
 @torch.no_grad()
 def held_out_figures(
-    config: PretrainConfig, average: Denoiser, heldout: Corpus, process: MaskedProcess, rows: int = 256
+    config: PretrainConfig, average: Denoiser, heldout: Data, process: MaskedProcess, rows: int = 256
 ) -> dict[str, float]:
     """Nats a token and bits per byte of the averaged model on held-out rows: the ELBO bound, or exact for a judge.
 

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from distill.config import OptimizerConfig, TrainConfig
-from distill.data.batches import training_batch
-from distill.data.corpus import Corpus, TrajectoryCorpus
+from distill.data.batches import Rows, training_batch
 from distill.runtime.world import World
 from distill.training.engine import Engine, micro_batch
 from distill.training.engines import start_engine
@@ -72,7 +71,7 @@ class Trainer:
         self,
         objective: Objective,
         optimizers: dict[str, OptimizerConfig],
-        corpus: Corpus | TrajectoryCorpus | None,
+        corpus: Rows | None,
         config: TrainConfig,
         deepspeed: dict[str, Any] | None,
         world: World,

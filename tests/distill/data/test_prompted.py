@@ -1,0 +1,196 @@
+"""Prompts and completions: every format, what a row is, and what is refused before anything is trained."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from distill.config import DataConfig, TokenizerConfig
+from distill.data.batches import load_data, training_batch
+from distill.data.corpus import TrajectoryCorpus
+from distill.data.prompted import PromptedCorpus, load_prompted
+from distill.data.tokenizers import train_tokenizer
+from distill.generation import encoded
+from teachers.errors import UserError
+
+LENGTH = 16
+PAIRS = [("1+2=", "3"), ("10+20=", "30"), ("naïve?", " sí"), ("", "free")]
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+MASK = "<|mask|>"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    tokenizer = train_tokenizer(TokenizerConfig(vocabulary=259), DataConfig(path="unused", length=LENGTH))
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def pairs(tmp_path, rows=PAIRS):
+    return write(tmp_path / "c.jsonl", [{"prompt": p, "completion": c} for p, c in rows])
+
+
+def data(path, format="prompt_completion", **more):
+    return DataConfig(**{"path": str(path), "length": LENGTH, "format": format, **more})
+
+
+def in_order(corpus, mask_id):
+    """All rows, as they stand in the data."""
+    place = {tuple(row.tolist()): i for i, row in enumerate(corpus.batch(0, range(corpus.rows), mask_id).labels)}
+    assert len(place) == corpus.rows
+    return place
+
+
+def row_of(tokenizer, prompt, completion):
+    """A row by hand: prompt, completion, end-of-text up to the row's length."""
+    ids = encoded(tokenizer, prompt) + encoded(tokenizer, completion)
+    return ids + [tokenizer.eos_token_id] * (LENGTH - len(ids))
+
+
+def saved(tmp_path, kind, columns):
+    if kind == "jsonl":
+        return write(
+            tmp_path / "c.jsonl", [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        )
+    table = datasets.Dataset.from_dict({**columns, "other": [0] * len(PAIRS)})
+    if kind == "parquet":
+        table.to_parquet(str(tmp_path / "c.parquet"))
+        return tmp_path / "c.parquet"
+    table.save_to_disk(str(tmp_path / "saved"))
+    return tmp_path / "saved"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
+def test_a_row_is_prompt_completion_and_ends_of_text(kind, tokenizer, tmp_path):
+    prompts, completions = zip(*PAIRS, strict=True)
+    path = saved(tmp_path, kind, {"question": [*prompts], "answer": [*completions]})
+    config = data(path, columns={"prompt": "question", "completion": "answer"})
+    batch = training_batch(load_data(config, tokenizer), 0, range(4), LENGTH, tokenizer.mask_token_id, "cpu")
+    wanted = {tuple(row_of(tokenizer, p, c)): len(encoded(tokenizer, p)) for p, c in PAIRS}
+    for tokens, labels, open_ in zip(batch.canvas.tokens, batch.labels, batch.canvas.open, strict=True):
+        given = wanted.pop(tuple(labels.tolist()))
+        assert open_.tolist() == [False] * given + [True] * (LENGTH - given)
+        assert torch.equal(tokens[~open_], labels[~open_])
+        assert (tokens[open_] == tokenizer.mask_token_id).all()
+    assert not wanted
+    assert batch.canvas.real is None
+
+
+def test_a_row_depends_on_its_position_alone(tokenizer, tmp_path):
+    corpus = load_prompted(data(pairs(tmp_path)), tokenizer)
+    whole = corpus.batch(3, range(10), 0)
+    for part in (range(3), range(3, 10)):
+        some = corpus.batch(3, part, 0)
+        assert torch.equal(some.labels, whole.labels[part.start : part.stop])
+        assert torch.equal(some.canvas.tokens, whole.canvas.tokens[part.start : part.stop])
+    epochs = [sorted(map(tuple, whole.labels[first : first + 4].tolist())) for first in (0, 4)]
+    assert epochs[0] == epochs[1]
+    assert not torch.equal(whole.labels[:4], corpus.batch(4, range(4), 0).labels)
+
+
+def test_prompts_alone_have_no_labels(tokenizer, tmp_path):
+    corpus = load_prompted(data(pairs(tmp_path), "prompt_only"), tokenizer)
+    batch = corpus.batch(0, range(4), tokenizer.mask_token_id)
+    assert batch.labels is None
+    given = {tuple(row[~open_].tolist()) for row, open_ in zip(batch.canvas.tokens, batch.canvas.open, strict=True)}
+    assert given == {tuple(encoded(tokenizer, prompt)) for prompt, _ in PAIRS}
+
+
+def test_the_last_rows_are_held_out(tokenizer, tmp_path):
+    rows = [(f"{i}?", f"{i}!") for i in range(10)]
+    train, held = load_prompted(data(pairs(tmp_path, rows)), tokenizer).split(0.2)
+    assert (train.rows, held.rows) == (8, 2)
+    assert set(in_order(held, 0)) == {tuple(row_of(tokenizer, *row)) for row in rows[8:]}
+    assert set(in_order(train, 0)) == {tuple(row_of(tokenizer, *row)) for row in rows[:8]}
+    assert train.identity() != held.identity()
+    one = load_prompted(data(pairs(tmp_path, rows[:1])), tokenizer)
+    with pytest.raises(UserError, match="one row, too few to hold out"):
+        one.split(0.2)
+
+
+def test_a_conversations_last_turn_is_the_completion(tokenizer, tmp_path):
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    corpus = load_prompted(
+        data(write(tmp_path / "c.jsonl", [{"messages": messages}]), "messages", length=70), tokenizer
+    )
+    batch = corpus.batch(0, [0], 0)
+    end = tokenizer.eos_token
+    prompt = f"<|user|>a\n<|assistant|>b{end}\n<|user|>c\n<|assistant|>"
+    given = encoded(tokenizer, prompt)
+    assert given.count(tokenizer.eos_token_id) == 1
+    assert batch.labels[0].tolist() == given + encoded(tokenizer, "d") + [tokenizer.eos_token_id] * (69 - len(given))
+    assert int((~batch.canvas.open).sum()) == len(given)
+    # as prompt and completion, the prompt alone, and from Parquet
+    both = [{"prompt": messages[:3], "completion": messages[3:]}]
+    halves = load_prompted(data(write(tmp_path / "b.jsonl", both), length=70), tokenizer)
+    assert torch.equal(halves.batch(0, [0], 0).labels, batch.labels)
+    alone = load_prompted(data(tmp_path / "b.jsonl", "prompt_only", length=70), tokenizer)
+    assert torch.equal(alone.batch(0, [0], 0).canvas.tokens, batch.canvas.tokens)
+    datasets.Dataset.from_dict({"messages": [messages]}).to_parquet(str(tmp_path / "c.parquet"))
+    table = load_prompted(data(tmp_path / "c.parquet", "messages", length=70), tokenizer)
+    assert torch.equal(table.batch(0, [0], 0).labels, batch.labels)
+
+
+def test_rows_that_the_teacher_wrote_end_with_their_first_end_of_text():
+    tokens, given = np.array([[5, 6, 9, 7, 9], [9, 5, 6, 7, 8]]), np.array([2, 1])
+    batch = PromptedCorpus.of(tokens, given, 9).batch(0, range(2), 0)
+    both = zip(batch.labels.tolist(), batch.canvas.open.tolist(), strict=True)
+    rows = {tuple(labels): tuple(open_) for labels, open_ in both}
+    assert rows == {
+        (5, 6, 9, 9, 9): (False, False, True, True, True),
+        (9, 5, 6, 7, 8): (False, True, True, True, True),
+    }
+
+
+def test_a_trajectory_is_open_where_it_has_an_order():
+    corpus = TrajectoryCorpus(np.array([[5, 6, 7]]), np.array([[-1, 1, 0]]))
+    batch = training_batch(corpus, 0, [0], 3, 0, "cpu")
+    assert batch.canvas.tokens.tolist() == [[5, 0, 0]]
+    assert batch.canvas.open.tolist() == [[False, True, True]]
+    assert batch.labels.tolist() == [[5, 6, 7]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([("1+2=", "3"), ("x" * 16, "3")], "1 of 2 rows of .* leave no room to write in data.length 16, .*row 2"),
+        ([("1+2=", "3"), ("", "3" * 16)], "1 of 2 rows .* completions too long in data.length 16, .*row 2 .*17 tokens"),
+        ([("1+2=", "3"), (f"{MASK}+2=", "3")], r"line 2 of .*: the prompt holds the mask token '<\|mask\|>'"),
+        ([("1+2=", "3"), ("2+2=", None)], "line 2 of .* has no 'completion': it is null"),
+        ([("1+2=", "3"), ("2+2=", 4)], "line 2 of .*: column 'completion' holds int, neither text nor messages"),
+        ([("1+2=", "3"), ("2+2=", [])], "line 2 of .*: column 'completion' holds no message"),
+        ([("1+2=", "3<|endoftext|>4")], "line 1 of .* goes on after the end-of-text token"),
+        ([], "holds no row"),
+    ],
+)  # fmt: skip
+def test_what_is_no_row_is_refused_by_its_number(rows, says, tokenizer, tmp_path):
+    with pytest.raises(UserError, match=says) as caught:
+        load_prompted(data(pairs(tmp_path, rows)), tokenizer)
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_that_are_too_long_may_be_left_out(tokenizer, tmp_path, capsys):
+    rows = [("1+2=", "3"), ("x" * 16, "3"), ("3+4=", "7"), ("", "3" * 16)]
+    corpus = load_prompted(data(pairs(tmp_path, rows), too_long="drop"), tokenizer)
+    assert set(in_order(corpus, 0)) == {tuple(row_of(tokenizer, *rows[i])) for i in (0, 2)}
+    assert "left out" in capsys.readouterr().err
+    with pytest.raises(UserError, match="there are no others"):
+        load_prompted(data(pairs(tmp_path, rows[1:2]), too_long="drop"), tokenizer)
+
+
+def test_a_mask_in_a_completion_is_letters(tokenizer, tmp_path):
+    corpus = load_prompted(data(pairs(tmp_path, [("a", MASK)])), tokenizer)
+    labels = corpus.batch(0, [0], tokenizer.mask_token_id).labels[0]
+    assert tokenizer.mask_token_id not in labels
+    assert tokenizer.decode(labels[1:9]) == MASK
