@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from students.planner import PlannedDenoiser
+from teachers.cache import Window
 from teachers.canvas import Canvas
 from teachers.denoiser import Compression, Contexts, Denoiser
 from teachers.errors import UserError, nearest
@@ -135,6 +136,11 @@ class AdaptedDenoiser(Denoiser):
         """The base's, adapted; see `Denoiser.hidden_states`."""
         with ActiveAdapter(self.active, [self.name]):
             return self.base.hidden_states(canvas, embeddings)
+
+    def window_features(self, canvas: Canvas, window: Window) -> Tensor:
+        """The base's, adapted; see `Denoiser.window_features`."""
+        with ActiveAdapter(self.active, [self.name]):
+            return self.base.window_features(canvas, window)
 
     def checkpoint_activations(self, contexts: Contexts | None = None) -> None:
         """The base's, with the adapters in the repetition that were active in the pass itself.

@@ -32,7 +32,8 @@ class Filled:
         canvas: as it is now; nothing is open unless the filling was to end early.
         nfe: (B,) int64, forward passes of the denoiser that each row took.
         critic_nfe: (B,) int64, passes of any other network (discriminator, verifier).
-        query_tokens: tokens sent through the denoiser, all rows together: L for each counted pass.
+        query_tokens: tokens sent through the denoiser, all rows together: L for each counted pass, or what of them the
+            session's cache does not hold.
         log_prob: (B,) float64 nats, Σ log q(token | canvas before its pass) over what was written, as
             `MarkovDenoiser.kl_bound` takes it; of given tokens, in the order that the rule chose. None where the
             tokens' law is another (positions were chosen by what was drawn, a discriminator chose, draws are not
@@ -115,7 +116,7 @@ def fill(
         raise UserError(f"steps is {int(steps.min())}; a sampler needs at least 1, set a positive number")
     denoiser.spec.check_mask()
     sampler.check(critic)
-    session = Session(denoiser, canvas)
+    session = Session(denoiser, canvas, max(steps.tolist(), default=0))
     start = sampler.start(canvas, denoiser.spec, randomness)
     work = Work(session, start, steps, process, randomness, critic, until, given, uniforms, passes)
     total = torch.zeros(len(canvas), dtype=torch.float64, device=canvas.device)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from students.cache import Approximation, RowCache
 from teachers.canvas import Canvas
 from teachers.chunks import chunk_count, in_chunks
 from teachers.denoiser import Denoiser
 
 
 class Session:
-    """Passes over the rows of a canvas, counted row by row.
+    """Passes over the rows of a canvas, counted row by row; with a cache, where that is exact or asked for.
+
+    Args:
+        canvas: all rows, as they are at first.
+        passes: how many a row may take; nothing is kept for a single one.
+        approximation: of the cache; None for an exact one, if attention is in blocks and the network reads no time.
 
     Attributes:
         nfe: (B,) int64, forward passes of the denoiser that each row took.
@@ -19,20 +25,28 @@ class Session:
         query_tokens: tokens sent through the denoiser, all rows together.
     """
 
-    def __init__(self, denoiser: Denoiser, canvas: Canvas):
+    def __init__(self, denoiser: Denoiser, canvas: Canvas, passes: int = 1, approximation: Approximation | None = None):
         self.denoiser, self.spec = denoiser, denoiser.spec
         self.nfe = torch.zeros(len(canvas), dtype=torch.int64, device=canvas.device)
         self.critic_nfe = torch.zeros_like(self.nfe)
         self.query_tokens = 0
         self._positions = canvas.tokens.numel()
+        keeps = "cache" in denoiser.capabilities and not self.spec.time_conditioned and passes > 1
+        exact = self.spec.attention == "block"
+        self._cache = RowCache(denoiser, canvas, approximation) if keeps and (exact or approximation) else None
 
-    def features(self, canvas: Canvas, rows: Tensor, select: Tensor) -> Tensor:
+    def features(self, canvas: Canvas, rows: Tensor, select: Tensor, here: Tensor | None = None) -> Tensor:
         """What the denoiser's head reads at the selected positions, (N, H) in row-major order; one pass for each row.
 
         Args:
             canvas: the R rows as they are now. rows: (R,) their indices in the whole canvas. select: (R, L) bool.
+            here: (R, L) the block of the sampler that each row is at; None where it has none.
         """
         self.nfe[rows] += 1
+        if self._cache is not None:
+            features, sent = self._cache.features(canvas, rows, select, here)
+            self.query_tokens += sent
+            return features
         self.query_tokens += canvas.tokens.numel()
         return self.denoiser.features_at(canvas, select)
 

@@ -11,6 +11,7 @@ Capability = Literal[
     "embeddings",  # `Denoiser.token_embeddings`, and to read mixtures of them
     "blocks",  # `Denoiser.blocks`, of which some can train
     "adapters",  # LoRA layers can be put into its `network`
+    "cache",  # `Denoiser.window_features`: keys and values are kept from pass to pass
     "checkpointing",  # `Denoiser.checkpoint_activations`
     "sharding",  # spread over processes, by ZeRO 3
     "dispatch",  # layers spread over the devices of one process
@@ -27,6 +28,7 @@ WORDS: dict[Capability, str] = {
     "embeddings": "critics that read mixtures",
     "blocks": "critics that train a few blocks",
     "adapters": "adapters",
+    "cache": "a cache of keys and values",
     "checkpointing": "gradient checkpointing",
     "sharding": "ZeRO 3",
     "dispatch": "placement dispatched",

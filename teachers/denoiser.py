@@ -21,6 +21,8 @@ from teachers.randomness import Randomness
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from teachers.cache import Window
+
 Attention = Literal["full", "block", "causal"]
 Compression = Literal["int8", "int4"]
 """How weights can be written smaller, where the capability is declared."""
@@ -208,6 +210,19 @@ class Denoiser(nn.Module, ABC):
         self.require("hidden states", "reading hidden states")
         raise AssertionError(f"{type(self).__name__} declares hidden states and has none")
 
+    def window_features(self, canvas: Canvas, window: Window) -> Tensor:
+        """One pass over some columns of a canvas beside kept keys and values of others; capability "cache".
+
+        Args:
+            canvas: R rows; or one, where all are the same. window: which columns are sent.
+
+        Returns:
+            (R or 1, Q, H) what `head` reads at the columns that are sent. Which of them describes a token,
+            `teachers.cache.sources` says.
+        """
+        self.require("cache", "keeping keys and values")
+        raise AssertionError(f"{type(self).__name__} declares a cache and has none")
+
     def token_embeddings(self) -> Tensor:
         """(V, E) what the first block reads for each token; a mixture of the rows is a token not yet decided."""
         self.require("embeddings", "mixing embeddings")
@@ -347,6 +362,10 @@ class DelegatingDenoiser(Denoiser):
     def hidden_states(self, canvas: Canvas, embeddings: Tensor | None = None) -> Tensor:
         """See `Denoiser.hidden_states`."""
         return self.inner.hidden_states(canvas, embeddings)
+
+    def window_features(self, canvas: Canvas, window: Window) -> Tensor:
+        """See `Denoiser.window_features`."""
+        return self.inner.window_features(canvas, window)
 
     def token_embeddings(self) -> Tensor:
         """See `Denoiser.token_embeddings`."""

@@ -156,7 +156,7 @@ METHODS = sorted(name for name in METHODS if not name.startswith("_") and name n
 OWN = {
     DelegatingDenoiser: set(),
     PlannedDenoiser: {"commit_logits", "repulsion", "save", "laid_out"},
-    Watched: {"features"},
+    Watched: {"features", "window_features"},
 }
 """What wrappers do themselves."""
 

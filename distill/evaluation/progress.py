@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.progress import Progress
 from torch import Tensor
 
+from teachers.cache import Window
 from teachers.canvas import Canvas
 from teachers.denoiser import DelegatingDenoiser, Denoiser
 
@@ -41,3 +42,8 @@ class Watched(DelegatingDenoiser):
         """See `Denoiser.features`."""
         self.progress.advance(len(canvas))
         return self.inner.features(canvas, select)
+
+    def window_features(self, canvas: Canvas, window: Window) -> Tensor:
+        """See `Denoiser.window_features`."""
+        self.progress.advance(len(window.starts))
+        return self.inner.window_features(canvas, window)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from teachers.cache import Window, attention_blocks
 from teachers.canvas import Canvas
 from teachers.capability import Capability
 from teachers.companions import write_companions
@@ -58,7 +59,8 @@ class DitDenoiser(Denoiser):
     def __init__(self, transformer: DiffusionTransformer, spec: DenoiserSpec, release: Release):
         super().__init__()
         self.transformer, self.spec, self.release = transformer, spec, release
-        self.capabilities, self.companions = release.capabilities, release.companions
+        timed: set[Capability] = {"cache"} if spec.time_conditioned else set()  # keys and values have a time
+        self.capabilities, self.companions = release.capabilities - timed, release.companions
 
     def features(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:
         """What the output's linear layer reads; see `Denoiser.features`."""
@@ -95,6 +97,15 @@ class DitDenoiser(Denoiser):
         visible = doubled_mask(blocks_of(length, canvas.device, self.spec.block_size, canvas.real), canvas.real)
         embeddings, sigma = self.transformer.vocab_embed(tokens), self._noise_level(canvas)
         return self.transformer(embeddings, sigma, visible, positions.repeat(1, 2))[:, :length]
+
+    def window_features(self, canvas: Canvas, window: Window) -> Tensor:
+        """See `Denoiser.window_features`."""
+        positions = canvas.position_ids()
+        if positions is None:
+            positions = torch.arange(canvas.length, device=canvas.device)[None]
+        embeddings = self.transformer.vocab_embed(window.sent(canvas.tokens))
+        visible = window.visible(attention_blocks(canvas, self.spec.block_size, self.columns), canvas.real)
+        return self.transformer(embeddings, self._noise_level(canvas), visible, window.sent(positions), window)
 
     def _noise_level(self, canvas: Canvas) -> Tensor:
         """(B,) σ; 0 where the network was trained to read no time."""

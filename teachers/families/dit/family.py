@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NETWORK: frozenset[Capability] = frozenset(
     {"weights", "hidden states", "embeddings", "blocks", "adapters", "checkpointing", "sharding", "dispatch"}
 )
-MASKS: frozenset[Capability] = frozenset({"absorbing process", "planning"})
+MASKS: frozenset[Capability] = frozenset({"absorbing process", "cache", "planning"})
 CAPABILITIES = NETWORK | MASKS
 EMBEDDING = "vocab_embed.embedding"
 

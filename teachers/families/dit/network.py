@@ -8,15 +8,20 @@ is theirs. Parameters are named as in their checkpoints, so that loading is the 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
+from teachers.cache import Window
 from teachers.denoiser import Contexts
 from teachers.families.dit.shape import Shape
 
+Keep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Keeps new keys and values, and gives back all that are to be read."""
 FREQUENCIES = 128  # of the noise level's embedding
 LONGEST_PERIOD = 10_000.0  # of the noise level's embedding and of the rotary positions
 MLP_FACTOR = 4
@@ -95,7 +100,12 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Linear(shape.conditioning, 6 * hidden)
 
     def forward(
-        self, x: Tensor, condition: Tensor, rotation: tuple[Tensor, Tensor], visible: Tensor | None = None
+        self,
+        x: Tensor,
+        condition: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        visible: Tensor | None = None,
+        keep: Keep | None = None,
     ) -> Tensor:
         """(B, L, H) → (B, L, H).
 
@@ -103,22 +113,26 @@ class Block(nn.Module):
             condition: (B, C) of `NoiseEmbedding`.
             rotation: of `Rotary`.
             visible: bool that broadcasts to (B, N, L, L), True where a query sees a key; None for everywhere.
+            keep: given the new keys and values, gives back all that queries read; None for just these.
         """
         # 1. shift, scale and gate of attention, and of the MLP: (B, 1, H) each
         chunks = self.adaLN_modulation(condition)[:, None].chunk(6, -1)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = chunks
         # 2. attention
-        attended = self._attention(modulate(self.norm1(x), shift, scale), rotation, visible)
+        attended = self._attention(modulate(self.norm1(x), shift, scale), rotation, visible, keep)
         x = x + gate * self.attn_out(attended)
         # 3. MLP
         return x + mlp_gate * self.mlp(modulate(self.norm2(x), mlp_shift, mlp_scale))
 
-    def _attention(self, x: Tensor, rotation: tuple[Tensor, Tensor], visible: Tensor | None) -> Tensor:
+    def _attention(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], visible: Tensor | None, keep: Keep | None
+    ) -> Tensor:
         heads = self.attn_qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, L, 3, N, D)
         queries, keys, values = heads.permute(2, 0, 3, 1, 4)  # (B, N, L, D) each
-        mixed = functional.scaled_dot_product_attention(
-            rotate(queries, *rotation), rotate(keys, *rotation), values, attn_mask=visible
-        )
+        keys = rotate(keys, *rotation)
+        if keep is not None:
+            keys, values = keep(keys, values)
+        mixed = functional.scaled_dot_product_attention(rotate(queries, *rotation), keys, values, attn_mask=visible)
         return mixed.transpose(1, 2).flatten(2)
 
 
@@ -174,6 +188,7 @@ class DiffusionTransformer(nn.Module):
         sigma: Tensor,
         visible: Tensor | None = None,
         positions: Tensor | None = None,
+        window: Window | None = None,
     ) -> Tensor:
         """What the output's linear layer reads, in the positions of the tokens it describes.
 
@@ -182,6 +197,8 @@ class DiffusionTransformer(nn.Module):
             sigma: (B,) noise levels.
             visible: bool that broadcasts to (B, N, L, L), True where a query sees a key; None for everywhere.
             positions: (B or 1, L) of the rotary; 0 … L−1 by default.
+            window: where the blocks keep their keys and values, and find those of columns that are not among the L;
+                ``visible`` is then (B, N, L, E).
 
         Returns:
             (B, L, H).
@@ -190,8 +207,9 @@ class DiffusionTransformer(nn.Module):
             positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
         condition, rotation = self.sigma_map(sigma), self.rotary_emb(positions)
         x = embeddings
-        for block in self.blocks:
-            x = self._through(block, x, condition, rotation, visible)
+        for number, block in enumerate(self.blocks):
+            keep = None if window is None else partial(window.put, number)
+            x = self._through(block, x, condition, rotation, visible, keep)
         return self.output_layer(x, condition)
 
     def _through(self, block: nn.Module, *inputs: object) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from teachers.families.dit.family import DitFamily, Layout, refuse_unless, whole_number
+from teachers.families.dit.family import CAPABILITIES, DitFamily, Layout, refuse_unless, whole_number
 from teachers.families.dit.shape import Shape
 from teachers.families.family import Checkpoint
 
@@ -20,6 +20,7 @@ class Sedd(DitFamily):
 
     name = "sedd"
     title = "a SEDD checkpoint"
+    capabilities = CAPABILITIES - {"cache"}  # whose keys and values have a time
     releases = ("louaaron/sedd-small", "louaaron/sedd-medium")
 
     def recognises(self, config: Mapping[str, Any]) -> bool:

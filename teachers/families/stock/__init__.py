@@ -24,6 +24,7 @@ CAPABILITIES: frozenset[Capability] = frozenset(
         "embeddings",
         "blocks",
         "adapters",
+        "cache",
         "checkpointing",
         "sharding",
         "dispatch",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from teachers.cache import Window, attention_blocks
 from teachers.canvas import Canvas
 from teachers.capability import Capability
 from teachers.companions import is_tokenizer, write_companions
@@ -36,7 +37,8 @@ from teachers.families.stock.saving import (
     save_tensors,
     stock_names,
 )
-from teachers.masks import attention_mask_4d
+from teachers.families.stock.window import states_in_window
+from teachers.masks import additive, attention_mask_4d
 
 SHARD = "5GB"  # the largest weights file that is written
 
@@ -87,6 +89,7 @@ class StockDenoiser(Denoiser):
         self.takes_positions, self.first_position = takes_positions(model), first_position(model)
         missing: set[Capability] = set() if find_blocks(model) is not None else {"blocks", "dispatch"}
         missing |= set() if model.supports_gradient_checkpointing else {"checkpointing"}
+        missing |= set() if self.takes_positions and not _has_window(model.config, spec) else {"cache"}
         self.capabilities = (CAPABILITIES if release is None else release.capabilities) - missing
 
     def inputs(
@@ -124,6 +127,19 @@ class StockDenoiser(Denoiser):
         if self.spec.shift:
             hidden = torch.where(self._first(canvas), hidden, hidden.roll(1, dims=1))
         return hidden
+
+    def window_features(self, canvas: Canvas, window: Window) -> Tensor:
+        """See `Denoiser.window_features`."""
+        blocks = attention_blocks(canvas, self.spec.block_size, self.columns)
+        places = None if self.columns else canvas.position_ids()
+        if places is None:
+            places = torch.arange(canvas.length, device=canvas.device)[None]
+        inputs: dict[str, Tensor | None] = {
+            "input_ids": window.sent(canvas.tokens),
+            "attention_mask": additive(window.visible(blocks, canvas.real), self.model.dtype),
+            "position_ids": window.sent(places) + self.first_position,
+        }
+        return states_in_window(self.model, inputs, window)
 
     @staticmethod
     def _first(canvas: Canvas) -> Tensor:
@@ -246,14 +262,20 @@ class StockDenoiser(Denoiser):
                     yield pair
 
 
+def _has_window(config: PretrainedConfig, spec: DenoiserSpec) -> bool:
+    """Whether a layer looks at fewer tokens than a row can have."""
+    window = window_of(config)
+    return window is not None and window[1] < spec.max_length
+
+
 def _check_window(config: PretrainedConfig, spec: DenoiserSpec) -> None:
     """Refuse blocks where a layer has a window of its own, which a mask of ours would take the place of.
 
     Raises:
         UserError: it does, and rows can be longer than the window.
     """
-    field, window = window_of(config) or ("", spec.max_length)
-    if spec.attention == "block" and window < spec.max_length:
+    if spec.attention == "block" and _has_window(config, spec):
+        field, window = window_of(config) or ("", spec.max_length)
         raise UserError(
             f"{field} is {window} in the config.json of this {config.model_type} model, and block attention would undo "
             f"it in rows of up to {spec.max_length} tokens; set attention to full, which keeps it, or {field} to null "

@@ -1,6 +1,6 @@
 """What no config says of a network, tried on a few tokens when it is loaded: whether its law is the model's own.
 
-Three passes of a dozen tokens. Where there are no weights yet, because they are spread over processes or devices while
+Five passes of a dozen tokens. Where there are no weights yet, because they are spread over processes or devices while
 they are read, nothing is tried: the classes are the same there, and the head is the model's own in any case.
 """
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from teachers.cache import KeyValues, Window
 from teachers.canvas import Canvas
 from teachers.errors import UserError
 from teachers.families.stock.anatomy import logits_of
@@ -44,7 +45,7 @@ class Effects(NamedTuple):
 
 
 def check_denoiser(denoiser: StockDenoiser, name: str) -> None:
-    """Refuse a model that fewstep would read otherwise than it is.
+    """Refuse a model that fewstep would read otherwise than it is; and see whether it can keep keys and values.
 
     Args:
         name: the model's, for the message.
@@ -65,6 +66,8 @@ def check_denoiser(denoiser: StockDenoiser, name: str) -> None:
         fault = _fault(denoiser, rows)
     except Exception as error:  # whatever a class meets that knows no such input
         fault = f"can not be read with {spec.attention} attention ({reason(error)})"
+    if fault is None and "cache" in denoiser.capabilities and not _keeps(denoiser, rows):
+        denoiser.capabilities -= {"cache"}
     denoiser.model.train(training)
     if fault is not None:
         raise UserError(
@@ -130,6 +133,19 @@ def _fault(denoiser: StockDenoiser, rows: Tensor) -> str | None:
     if padding > max(seen.rounding, MUCH * seen.first):
         return "takes padding for text"
     return None
+
+
+@torch.no_grad()
+def _keeps(denoiser: StockDenoiser, rows: Tensor) -> bool:
+    """Whether the second half of rows alone, beside what is kept of the first, has the states of a whole pass."""
+    canvas, store = Canvas.of(rows, denoiser.spec.mask_id), KeyValues(*rows.shape)
+    whole, half = (Window(store, 0, (start,) * len(rows), TOKENS - start, TOKENS) for start in (0, TOKENS // 2))
+    try:
+        states, part = (denoiser.window_features(canvas, window) for window in (whole, half))
+    except Exception:  # whatever a class meets that keeps them in its own way
+        return False
+    close = max(NOTHING, ROUNDING * torch.finfo(states.dtype).eps)
+    return float((states[:, TOKENS // 2 :] - part).abs().max()) <= close * float(states.abs().max())
 
 
 def effects(logits: Tensor, block_size: int | None = None) -> Effects:
