@@ -24,6 +24,7 @@ from torch import Tensor
 from objectives.divergences import entropy
 from objectives.elbo import cross_entropy
 from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig, Rollout, labels_of, timed
+from objectives.tail import balanced, weighted
 from teachers.canvas import Batch, Canvas
 from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser
@@ -84,14 +85,28 @@ def in_block(open_: Tensor, start: Tensor, end: Tensor) -> Tensor:
     return (place >= start[:, None]) & (place < end[:, None])
 
 
-def draw_block(tokens: Tensor, block: int, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """One of the ⌈tokens/block⌉ blocks for each row, by its uniform (B,): (start, end), (B,) each.
+def draw_block(open_: Tensor, block: int, uniforms: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """One of each row's blocks of so many open positions, by its uniform (B,): (start, end), (B,) each.
+
+    All have the same chance; or, with weights, that of a position in it, drawn in proportion to what it counts. A block
+    is empty only where nothing is open.
 
     Args:
-        tokens: (B,) of each row, open ones; a block is empty only where there are none.
+        weights: (B, L), 0 where not open; None where all count alike.
     """
-    start = (uniforms * -(-tokens // block)).long() * block
+    tokens = open_.sum(1)
+    if weights is None:
+        start = (uniforms * -(-tokens // block)).long() * block
+    else:
+        mass = weights.double().cumsum(1)
+        passed = mass <= uniforms[:, None] * mass[:, -1:]
+        start = (passed & open_).sum(1).clamp(max=tokens - 1).clamp(min=0) // block * block
     return start, torch.minimum(start + block, tokens)
+
+
+def within(weights: Tensor | None, block: Tensor) -> Tensor | None:
+    """What positions count once a block (B, L) was drawn by what it counts in all."""
+    return None if weights is None else balanced(weights, block)
 
 
 def tempered_entropy(log_probs: Tensor, temperature: float) -> Tensor:
@@ -139,7 +154,7 @@ class CertaintyObjective(Objective[CanvasRollout]):
     asks = ()
 
     def __init__(self, distillation: Distillation, entropy_weight: float, temperature: float):
-        self.student, self.process = distillation.student, distillation.process
+        self.student, self.process, self.tail = distillation.student, distillation.process, distillation.tail
         self.entropy_weight, self.temperature = entropy_weight, temperature
 
     def outline(self, canvas: Canvas) -> CanvasRollout:
@@ -158,7 +173,8 @@ class CertaintyObjective(Objective[CanvasRollout]):
         sums = torch.zeros(4, dtype=torch.float64, device=labels.device)  # nats, entropy, correct, scored
         for hidden, scored in zip(rollout.hidden.unbind(1), rollout.scored.unbind(1), strict=True):
             canvas = hidden_canvas(labels, rollout.canvas, hidden, mask_id, self.process)
-            nats, entropies, correct = certainty_terms(self.student, canvas, scored, labels, self.temperature)
+            *terms, correct = certainty_terms(self.student, canvas, scored, labels, self.temperature)
+            nats, entropies = (weighted(term, rollout.weights) for term in terms)
             total = total + (row_means(nats, scored) + self.entropy_weight * row_means(entropies, correct)).sum()
             sums += torch.stack([x.detach().double().sum() for x in (nats, entropies * correct, correct, scored)])
         return LossOutput(
@@ -182,12 +198,14 @@ class Certainty(CertaintyObjective):
 
     def rollout(self, batch: Batch, randomness: RowStreams) -> CanvasRollout:
         """A block of each row, masked at random, and the complement."""
-        open_ = batch.canvas.open
+        open_, labels = batch.canvas.open, labels_of(batch)
+        weights = self.tail.weights(labels, open_)
         # 1. a block, counted among the open positions, so that a prompt shifts none
-        start, end = draw_block(open_.sum(1), self.config.block, uniform(randomness, len(batch), 1)[:, 0])
+        start, end = draw_block(open_, self.config.block, uniform(randomness, len(batch), 1)[:, 0], weights)
         block = in_block(open_, start, end)
         # 2. what is masked of it, and the complement
         masked = uniform(randomness, *open_.shape) < self.config.mask
         scored = torch.stack([block & masked, block & ~masked], 1)
         # 3. everything after it is hidden too, and not scored
-        return CanvasRollout(batch.canvas, labels_of(batch), scored | after_block(open_, end)[:, None], scored)
+        hidden = scored | after_block(open_, end)[:, None]
+        return CanvasRollout(batch.canvas, labels, hidden, scored, weights=within(weights, block))

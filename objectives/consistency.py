@@ -34,6 +34,7 @@ from objectives.divergences import DISTANCES
 from objectives.elbo import cross_entropy
 from objectives.objective import Distillation, LossOutput, Rollout, labels_of
 from objectives.rounds import RoundsConfig, RoundsObjective
+from objectives.tail import weighted
 from teachers.canvas import Batch, Canvas
 from teachers.chunks import chunk_count, in_chunks
 from teachers.randomness import RowStreams, uniform
@@ -90,7 +91,8 @@ class Consistency(RoundsObjective[ConsistencyRollout]):
         t = (uniform(randomness, len(batch)) + self.dt).clamp(max=1)
         noise = uniform(randomness, *batch.canvas.tokens.shape)
         z_t, z_s = (self._state(batch, noise, time) for time in (t, t - self.dt))
-        return ConsistencyRollout(z_t, z_s, labels_of(batch))
+        labels = labels_of(batch)
+        return ConsistencyRollout(z_t, z_s, labels, weights=self.tail.weights(labels, batch.canvas.open))
 
     def _state(self, batch: Batch, noise: Tensor, time: Tensor) -> Canvas:
         masked = batch.canvas.open & (noise < (1 - self.process.alpha(time))[:, None])
@@ -122,7 +124,8 @@ class Consistency(RoundsObjective[ConsistencyRollout]):
         # 2. those that are masked at s as well, and those that show their token: (N,)
         still = rollout.z_s.open[masked]
         chunks = chunk_count(masked.numel(), self.student.spec.vocabulary)
-        distances, nats = in_chunks(at_positions, chunks, ours, theirs, still, rollout.x0[masked])
+        terms = in_chunks(at_positions, chunks, ours, theirs, still, rollout.x0[masked])
+        distances, nats = (weighted(term, rollout.weights, masked) for term in terms)
         apart, shown = distances[still].sum(), nats[~still].sum()
         return LossOutput(
             apart + self.config.boundary * shown,

@@ -21,6 +21,7 @@ from torch import Tensor
 from objectives.certainty import CanvasRollout, hidden_canvas, row_means
 from objectives.elbo import masked_cross_entropy
 from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig, labels_of, order_of
+from objectives.tail import weighted
 from teachers.canvas import Batch, Canvas
 from teachers.randomness import RowStreams, uniform
 
@@ -55,7 +56,7 @@ class ConstrainedOrder(Objective[CanvasRollout]):
 
     def __init__(self, config: ConstrainedOrderConfig, distillation: Distillation):
         self.config, self.candidates = config, config.candidates
-        self.student, self.process = distillation.student, distillation.process
+        self.student, self.process, self.tail = distillation.student, distillation.process, distillation.tail
 
     def rollout(self, batch: Batch, randomness: RowStreams) -> CanvasRollout:
         """A state of each row's trajectory, all passes equally likely."""
@@ -64,7 +65,8 @@ class ConstrainedOrder(Objective[CanvasRollout]):
         passes = order.amax(1) + 1
         masked = state_before(order, (uniform(randomness, len(batch), 1)[:, 0] * passes).long())
         masked = (masked & open_)[:, None]
-        return CanvasRollout(batch.canvas, labels_of(batch), masked, masked)
+        labels = labels_of(batch)
+        return CanvasRollout(batch.canvas, labels, masked, masked, weights=self.tail.weights(labels, open_))
 
     def outline(self, canvas: Canvas) -> CanvasRollout:
         """See `Objective.outline`."""
@@ -78,6 +80,6 @@ class ConstrainedOrder(Objective[CanvasRollout]):
         """Σ over rows of λ times the cross-entropy of a row's masked tokens, per token."""
         masked = rollout.scored[:, 0]
         state = hidden_canvas(rollout.labels, rollout.canvas, masked, self.student.spec.mask_id, self.process)
-        nats = masked_cross_entropy(self.student, state, rollout.labels)
+        nats = weighted(masked_cross_entropy(self.student, state, rollout.labels), rollout.weights)
         terms = row_means(nats, masked if self.config.weight == "elbo" else rollout.canvas.open)
         return LossOutput(terms.sum(), {"masked_nats": (nats.detach().sum(), masked.sum())})

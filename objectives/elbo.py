@@ -16,6 +16,7 @@ from torch import Tensor
 
 from objectives.masking import Masking, MasksConfig
 from objectives.objective import LossOutput, Objective, Rollout, labels_of
+from objectives.tail import Tail, weighted
 from teachers.canvas import Batch, Canvas
 from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser, DenoiserSpec
@@ -149,6 +150,7 @@ class MaskedElbo(Objective[ElboRollout]):
     Args:
         edit: adds E_t[ Σᵢ −log p(x₀ᵢ | edited_t) ] in the second stage; `begin` says when it comes.
         masks: what else is masked, and seen; until `begin`, as at the end of training.
+        tail: what counts of an answer's canvas.
     """
 
     needs = "rows"
@@ -161,9 +163,10 @@ class MaskedElbo(Objective[ElboRollout]):
         process: MaskedProcess,
         edit: EditConfig | None = None,
         masks: MasksConfig | None = None,
+        tail: Tail | None = None,
     ):
         self.student, self.process, self.edit = denoiser, process, edit
-        self.masks = masks or MasksConfig()
+        self.masks, self.tail = masks or MasksConfig(), tail or Tail()
         self.masking = Masking(self.masks, denoiser.spec)
         self.editing = False
 
@@ -181,14 +184,16 @@ class MaskedElbo(Objective[ElboRollout]):
         context = self.masking.context(x0, randomness)
         t = self.masking.times(uniforms, context)
         z = replace(self.process.corrupt(x0, canvas, t, spec.mask_id, randomness), context=context)
+        weights = self.tail.weights(x0, canvas.open)
         if not self.editing:
             complement = self._complement(canvas, x0, z) if self.masks.complementary else None
-            return ElboRollout(canvas, x0, z, times=None if t.dim() == 1 else t, complement=complement)
+            times = None if t.dim() == 1 else t
+            return ElboRollout(canvas, x0, z, times=times, complement=complement, weights=weights)
         # 2. edits
         assert self.edit is not None
         counts = self.edit.counts(t, canvas.open.sum(1))
         tokens = edited(x0, canvas.open, counts, spec, randomness, self.edit.most(canvas.length))
-        return ElboRollout(canvas, x0, z, replace(canvas, tokens=tokens, time=t))
+        return ElboRollout(canvas, x0, z, replace(canvas, tokens=tokens, time=t), weights=weights)
 
     def _complement(self, canvas: Canvas, x0: Tensor, z: Canvas) -> Canvas:
         """What is unmasked in z is masked, and the other way; at the time at which so much is."""
@@ -207,22 +212,22 @@ class MaskedElbo(Objective[ElboRollout]):
 
     def loss(self, phase: str, rollout: ElboRollout) -> LossOutput:
         """The bound, and in the second stage the edit loss, summed over tokens."""
-        z, t = rollout.z, rollout.token_times()
+        z, t, weights = rollout.z, rollout.token_times(), rollout.weights
         # 1. Σ_masked −log p(x₀ᵢ | z_t), weighted by time
-        loss = masked_cross_entropy(self.student, z, rollout.x0)  # (B, L)
-        weighted = (loss * self.process.elbo_weight(t).to(loss)).sum()
+        loss = weighted(masked_cross_entropy(self.student, z, rollout.x0), weights)  # (B, L)
+        bound = (loss * self.process.elbo_weight(t).to(loss)).sum()
         metrics = {"masked_nats": (loss.detach().sum(), z.open.sum().to(loss))}
         # 2. the same of the complement, and the mean of both
         if rollout.complement is not None:
-            rest = masked_cross_entropy(self.student, rollout.complement, rollout.x0)  # (B, L)
-            weighted = (weighted + (rest * self.process.complement_weight(t).to(rest)).sum()) / 2
+            rest = weighted(masked_cross_entropy(self.student, rollout.complement, rollout.x0), weights)  # (B, L)
+            bound = (bound + (rest * self.process.complement_weight(t).to(rest)).sum()) / 2
             metrics["masked_nats"] = ((loss + rest).detach().sum(), rollout.canvas.open.sum().to(loss))
         # 3. Σᵢ −log p(x₀ᵢ | edited_t) at every open position
         if rollout.edited is not None:
-            undone = masked_cross_entropy(self.student, rollout.edited, rollout.x0).sum()
-            weighted = weighted + undone
+            undone = weighted(masked_cross_entropy(self.student, rollout.edited, rollout.x0), weights).sum()
+            bound = bound + undone
             metrics["edit_nats"] = (undone.detach(), rollout.edited.open.sum().to(undone))
-        return LossOutput(weighted, metrics)
+        return LossOutput(bound, metrics)
 
 
 def first_real(canvas: Canvas) -> Tensor:
@@ -232,19 +237,24 @@ def first_real(canvas: Canvas) -> Tensor:
 
 
 class Autoregressive(Objective[ElboRollout]):
-    """−Σ log p(xᵢ | x_{<i}): how a judge is trained. The first token has no context and is not scored."""
+    """−Σ log p(xᵢ | x_{<i}): how a judge is trained. The first token has no context and is not scored.
+
+    Args:
+        tail: what counts of an answer's canvas.
+    """
 
     needs = "rows"
     asks = ()
 
-    def __init__(self, denoiser: Denoiser):
-        self.student = denoiser
+    def __init__(self, denoiser: Denoiser, tail: Tail | None = None):
+        self.student, self.tail = denoiser, tail or Tail()
 
     def rollout(self, batch: Batch, randomness: RowStreams) -> ElboRollout:
         """Real rows as they are."""
         x0 = labels_of(batch)
         scored = batch.canvas.open & ~first_real(batch.canvas)
-        return ElboRollout(batch.canvas, x0, replace(batch.canvas, tokens=x0, open=scored))
+        weights = self.tail.weights(x0, batch.canvas.open)
+        return ElboRollout(batch.canvas, x0, replace(batch.canvas, tokens=x0, open=scored), weights=weights)
 
     def outline(self, canvas: Canvas) -> ElboRollout:
         """See `Objective.outline`."""
@@ -256,4 +266,5 @@ class Autoregressive(Objective[ElboRollout]):
 
     def loss(self, phase: str, rollout: ElboRollout) -> LossOutput:
         """Negative log-likelihood, summed over tokens."""
-        return LossOutput(masked_cross_entropy(self.student, rollout.z, rollout.x0).sum())
+        nats = masked_cross_entropy(self.student, rollout.z, rollout.x0)
+        return LossOutput(weighted(nats, rollout.weights).sum())

@@ -18,6 +18,7 @@ from objectives.corruption import CorruptionPart
 from objectives.divergences import _expectation, log_ratio
 from objectives.parts import Part
 from objectives.ratios import AuxiliaryRatio, RatioPart
+from objectives.tail import weighted
 from teachers.canvas import Canvas
 from teachers.chunks import row_sums
 
@@ -95,7 +96,7 @@ def grouped_token_advantage(reward: Tensor, used: Tensor, group: int, clamp: flo
     """The same for one reward a token: mean and standard deviation over the ``used`` tokens of a group.
 
     Args:
-        reward, used: (B, L).
+        reward: (B, L). used: (B, L) bool, or how much of each token is.
     """
     rows, length = reward.shape
     reward_group, used_group = (x.view(-1, group * length) for x in (reward, used.to(reward)))
@@ -128,12 +129,14 @@ class Move:
         state: the canvas before it; the regularisers look at all that is open.
         revealed: (B, L) bool, what it wrote. corrupted: (B, L) bool, where the sample is masked again.
         size: (B,) positions that a row's rollout writes in all, at least 1.
+        weights: (B, L) what each counts, see `Rollout`.
     """
 
     state: Canvas
     revealed: Tensor
     corrupted: Tensor
     size: Tensor
+    weights: Tensor | None = None
 
     @property
     def used(self) -> Tensor:
@@ -202,7 +205,7 @@ class VocabularyGradient(GradientPart):
 
     def row_losses(self, estimates: Tensor, move: Move, reward: Tensor | None) -> Tensor:
         """Their sum over a row, divided by how many positions it writes."""
-        return row_sums(estimates, move.used) / move.size
+        return row_sums(weighted(estimates, move.weights, move.used), move.used) / move.size
 
 
 class Marginalised(VocabularyGradient):
@@ -280,9 +283,10 @@ class PerToken(GroupedGradient):
     def row_losses(self, estimates: Tensor, move: Move, reward: Tensor | None) -> Tensor:
         """`per_token`, summed over a row and divided by how many positions it writes."""
         assert reward is not None
-        advantage = grouped_token_advantage(reward, move.corrupted, self.group, self.advantage_clamp)
+        counted = weighted(move.corrupted.to(reward), move.weights)
+        advantage = grouped_token_advantage(reward, counted, self.group, self.advantage_clamp)
         terms = per_token(estimates[move.used[move.state.open]], advantage[move.used])
-        return row_sums(terms, move.used) / move.size
+        return row_sums(weighted(terms, move.weights, move.used), move.used) / move.size
 
 
 class ScoreFunction(GroupedGradient):
@@ -293,8 +297,9 @@ class ScoreFunction(GroupedGradient):
     def row_losses(self, estimates: Tensor, move: Move, reward: Tensor | None) -> Tensor:
         """`score_function`."""
         assert reward is not None
-        mean = (reward * move.corrupted).sum(1) / move.corrupted.sum(1).clamp(min=1)
+        mean = (weighted(reward, move.weights) * move.corrupted).sum(1) / move.corrupted.sum(1).clamp(min=1)
         advantage = grouped_advantage(mean, self.group, self.advantage_clamp)
+        # weights are of the reward: the law of the row is that of all its tokens
         return score_function(row_sums(estimates[move.revealed[move.state.open]], move.revealed), advantage)
 
 

@@ -32,6 +32,7 @@ from objectives.parts import completed
 from objectives.ratios import AnyRatio, Auxiliary, AuxiliaryRatio, SoftLabels
 from objectives.regularisers import Regularisers
 from objectives.rollouts import AnyRollout, KStep, Start, recorded
+from objectives.tail import weighted
 from students.adapters import AdapterConfig
 from teachers.canvas import Batch, Canvas
 from teachers.capability import Capability
@@ -165,6 +166,7 @@ class IntegralKLRollout(Rollout):
         fake: the sample corrupted at t, open where it is masked.
         real: a real row, corrupted alike, for a discriminator; else None.
         weight: (B,) ω(t), over π(t) where importance is asked for.
+        real_weights: (B, L) `weights` of the real row; those are the sample's.
     """
 
     canvas: Canvas
@@ -175,12 +177,14 @@ class IntegralKLRollout(Rollout):
     fake: Canvas
     real: Canvas | None
     weight: Tensor
+    real_weights: Tensor | None = None
 
     def moves(self) -> list[Move]:
         """The M moves, with what the corruption hides of them."""
         size = self.canvas.open.sum(1).clamp(min=1)
         states = recorded(self.states, self.revealed, self.time, self.canvas)
-        return [Move(s, r, self.fake.open, size) for s, r in zip(states, self.revealed.unbind(1), strict=True)]
+        moves = zip(states, self.revealed.unbind(1), strict=True)
+        return [Move(state, revealed, self.fake.open, size, self.weights) for state, revealed in moves]
 
 
 class IntegralKL(Objective[IntegralKLRollout]):
@@ -191,7 +195,7 @@ class IntegralKL(Objective[IntegralKLRollout]):
     def __init__(self, config: IntegralKLConfig, distillation: Distillation):
         self.config, self.group = config, config.group
         self.teacher, self.student = distillation.teacher, distillation.student
-        self.process, self.sampler = distillation.process, distillation.sampler
+        self.process, self.sampler, self.tail = distillation.process, distillation.sampler, distillation.tail
         self.ratio = config.ratio.build(self.teacher, distillation.start)
         if config.ratio.needs_data or config.rollout.needs_data:
             self.needs = "rows"
@@ -217,11 +221,16 @@ class IntegralKL(Objective[IntegralKLRollout]):
         hidden = config.corruption.hidden(canvas, trajectory, t, self.process, randomness)
         # 3. the sample, and real rows, masked alike
         fake = self._masked(canvas, trajectory.sample, hidden, t)
-        real = self._masked(canvas, labels_of(batch), hidden, t) if config.ratio.needs_data else None
+        real, real_weights = None, None
+        if config.ratio.needs_data:
+            real = self._masked(canvas, labels_of(batch), hidden, t)
+            real_weights = self.tail.weights(labels_of(batch), canvas.open)
+        # 4. how much each counts
         weight = config.weight.at(t, config.time, self.process).float()
         return IntegralKLRollout(
-            canvas, trajectory.states, trajectory.revealed, trajectory.time, trajectory.sample, fake, real, weight
-        )
+            canvas, trajectory.states, trajectory.revealed, trajectory.time, trajectory.sample, fake, real, weight,
+            real_weights, weights=self.tail.weights(trajectory.sample, canvas.open),
+        )  # fmt: skip
 
     def _masked(self, canvas: Canvas, tokens: Tensor, hidden: Tensor, t: Tensor) -> Canvas:
         return replace(canvas, tokens=torch.where(hidden, self.student.spec.mask_id, tokens), open=hidden, time=t)
@@ -245,14 +254,17 @@ class IntegralKL(Objective[IntegralKLRollout]):
         soft, ratio = None, self.config.ratio
         if isinstance(ratio, Auxiliary) and ratio.labels == "soft":
             soft = SoftLabels(self.student, rollout.moves()[-1].state)
-        loss, sums = self.ratio.loss(rollout.fake, rollout.sample, rollout.real, soft)
+        loss, sums = self.ratio.loss(
+            rollout.fake, rollout.sample, rollout.real, soft, rollout.weights, rollout.real_weights
+        )
         count = self.count("critic", rollout)
         return LossOutput(loss, {name: (value, count) for name, value in sums.items()})
 
     def _student_loss(self, rollout: IntegralKLRollout) -> LossOutput:
-        gradient, moves = self.config.gradient, rollout.moves()
+        gradient, moves, weights = self.config.gradient, rollout.moves(), rollout.weights
         reward = None if gradient.over_vocabulary else self.ratio.reward(rollout.fake, rollout.sample)
-        entropies, rewards = [], [] if reward is None else [reward[rollout.fake.open]]
+        masked = rollout.fake.open
+        entropies, rewards = [], [] if reward is None else [weighted(reward[masked], weights, masked)]
         divergence, regulariser = 0.0, 0.0  # (B,) each
         for move in moves:
             # 1. what needs the whole vocabulary
@@ -260,11 +272,12 @@ class IntegralKL(Objective[IntegralKLRollout]):
             # 2. rows: the gradient at what the move wrote, the regularisers at all that is open
             open_ = move.state.open
             divergence = divergence + gradient.row_losses(estimates, move, reward)
-            regulariser = regulariser + row_sums(penalties, open_) / open_.sum(1).clamp(min=1) / len(moves)
+            penalties = row_sums(weighted(penalties, weights, open_), open_) / open_.sum(1).clamp(min=1)
+            regulariser = regulariser + penalties / len(moves)
             # 3. what is logged
-            entropies.append(state_entropies)
+            entropies.append(weighted(state_entropies, weights, open_))
             if reward is None:
-                rewards.append(-estimates.detach())
+                rewards.append(weighted(-estimates.detach(), weights, move.used))
         loss = (rollout.weight * divergence + regulariser).sum()
         return LossOutput(loss, {"entropy": _sum_count(torch.cat(entropies)), "reward": _sum_count(torch.cat(rewards))})
 

@@ -9,6 +9,7 @@ from typing import ClassVar, Generic, Literal, Self, TypeVar
 
 from torch import Tensor, nn
 
+from objectives.tail import Tail
 from students.adapters import AdapterConfig
 from students.samplers import Ancestral, Sampler
 from teachers.canvas import Batch, Canvas
@@ -39,7 +40,13 @@ class Rollout:
     """Everything random of one update. Every field is a canvas, or a tensor whose first dimension is the rows, or None.
 
     Losses are deterministic functions of a rollout, so a batch may be split into micro-batches anywhere.
+
+    Attributes:
+        weights: (B, L) what each position of the text counts, of mean 1 in a row; None where all count alike, see
+            objectives/tail.py.
     """
+
+    weights: Tensor | None = field(default=None, kw_only=True)
 
     def parts(self) -> dict[str, Tensor | Canvas]:
         """The fields that are not None."""
@@ -72,6 +79,7 @@ class Distillation:
         length: L, tokens of a row.
         start: what critics are copies of: the teacher, or, where that is an exact one, no network, the student's start.
         sampler: how the student will fill canvases: its rollouts do so too.
+        tail: what counts of an answer's canvas.
     """
 
     teacher: Denoiser
@@ -80,6 +88,7 @@ class Distillation:
     length: int
     start: Denoiser
     sampler: Sampler = field(default_factory=Ancestral)
+    tail: Tail = field(default_factory=Tail)
 
 
 @dataclass(frozen=True)

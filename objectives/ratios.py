@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from objectives.divergences import _expectation, log_ratio
 from objectives.elbo import cross_entropy
 from objectives.parts import Part
+from objectives.tail import weighted
 from students.adapters import AdapterConfig
 from students.critic import Discriminator, auxiliary_denoiser
 from teachers.canvas import Canvas
@@ -77,14 +78,16 @@ class Ratio(ABC):
 
     @abstractmethod
     def loss(
-        self, fake: Canvas, sample: Tensor, real: Canvas | None = None, soft: SoftLabels | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self, fake: Canvas, sample: Tensor, real: Canvas | None = None, soft: SoftLabels | None = None,
+        weights: Tensor | None = None, real_weights: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
         """Sum of the critic's loss over the open positions of ``fake``, and sums of metrics.
 
         Args:
             fake: the student's ``sample`` (B, L), corrupted: open where it is masked.
             real: real tokens, corrupted at the same time and positions, if the ratio needs them.
             soft: labels in place of the drawn tokens; for denoisers.
+            weights, real_weights: (B, L) what each position of the sample and of the real row counts, see `Rollout`.
         """
 
     @abstractmethod
@@ -108,8 +111,9 @@ class AuxiliaryRatio(Ratio):
         self.label_smoothing, self.clamp = label_smoothing, clamp
 
     def loss(
-        self, fake: Canvas, sample: Tensor, real: Canvas | None = None, soft: SoftLabels | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self, fake: Canvas, sample: Tensor, real: Canvas | None = None, soft: SoftLabels | None = None,
+        weights: Tensor | None = None, real_weights: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
         """Masked cross-entropy of the student's own samples, or of the law that it drew them from."""
         masked = fake.open
 
@@ -132,7 +136,8 @@ class AuxiliaryRatio(Ratio):
                 own = soft.student.features(soft.state, masked)
         features = self.network.features(fake, masked)
         chunks = chunk_count(masked.numel(), self.network.spec.vocabulary)
-        loss, plain = in_chunks(nats, chunks, features, sample[masked], own, drawn)
+        terms = in_chunks(nats, chunks, features, sample[masked], own, drawn)
+        loss, plain = (weighted(term, weights, masked) for term in terms)
         return loss.sum(), {"nats": plain.sum()}
 
     @torch.no_grad()
@@ -198,14 +203,16 @@ class DiscriminatorRatio(Ratio):
         self.network.refresh()
 
     def loss(
-        self, fake: Canvas, sample: Tensor, real: Canvas | None = None, soft: SoftLabels | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self, fake: Canvas, sample: Tensor, real: Canvas | None = None, soft: SoftLabels | None = None,
+        weights: Tensor | None = None, real_weights: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
         """(BCE(real, 0.9) + BCE(fake, 0.1)) / 2 on masked positions."""
         assert real is not None
         on_fake, on_real = (part[fake.open] for part in self.network(_stacked(fake, real)).chunk(2))
-        loss = (soft_bce(on_real, self.real_target) + soft_bce(on_fake, self.fake_target)).sum() / 2
+        bce_fake = weighted(soft_bce(on_fake, self.fake_target), weights, fake.open)
+        bce_real = weighted(soft_bce(on_real, self.real_target), real_weights, fake.open)
         right = ((on_real > 0).sum() + (on_fake < 0).sum()) / 2
-        return loss, {"accuracy": right.to(loss)}
+        return (bce_real + bce_fake).sum() / 2, {"accuracy": right.to(bce_fake)}
 
     @torch.no_grad()
     def reward(self, fake: Canvas, sample: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from torch import Tensor
 from objectives.elbo import masked_cross_entropy
 from objectives.objective import Distillation, LossOutput, Rollout, Surroundings, labels_of
 from objectives.rounds import RoundsConfig, RoundsObjective
+from objectives.tail import weighted
 from students.fill import fill
 from students.samplers import Ancestral
 from students.samplers.random_start import RandomStart, random_start
@@ -104,7 +105,7 @@ class Redi(RoundsObjective[RediRollout]):
         t = 1 - uniform(randomness, len(batch))  # in (0, 1]
         undecided = start.open & (uniform(randomness, *start.tokens.shape) >= self.process.alpha(t)[:, None])
         z = replace(start, tokens=torch.where(undecided, start.tokens, sample), open=undecided, time=t)
-        return RediRollout(start.tokens, sample, z)
+        return RediRollout(start.tokens, sample, z, weights=self.tail.weights(sample, start.open))
 
     def _sample(self, batch: Batch, start: Canvas, randomness: RowStreams) -> Tensor:
         if self.config.random_share and self.round == 0:
@@ -121,5 +122,5 @@ class Redi(RoundsObjective[RediRollout]):
 
     def loss(self, phase: str, rollout: RediRollout) -> LossOutput:
         """Cross-entropy of the sample, summed over undecided positions, all times alike [code]."""
-        nats = masked_cross_entropy(self.student, rollout.z, rollout.sample)
+        nats = weighted(masked_cross_entropy(self.student, rollout.z, rollout.sample), rollout.weights)
         return LossOutput(nats.sum(), {"nats": (nats.detach().sum(), rollout.z.open.sum())})

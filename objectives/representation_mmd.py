@@ -4,7 +4,7 @@ A real row x^r is masked to z_t, S its masked positions. One pass of the student
 set gets one reward: minus an unbiased estimate of MMD² to the law of x^r given z_t, but for the term without the
 student. It reads features φ_i(x) of a frozen copy of the start on the clean, completed row:
 
-  κ(x, x') = 1/|S|² Σ_{i,j ∈ S} k(φ_i(x), φ_j(x'))
+  κ(x, x') = 1/|S|² Σ_{i,j ∈ S} w_i(x) w_j(x') k(φ_i(x), φ_j(x')),  w of mean 1: 1, or objectives/tail.py's
   r_g = 2/B Σ_b κ(x^r, x_gb) − 1/(B(B−1)) Σ_{b≠b'} κ(x_gb, x_gb')
   loss = −1/G Σ_g A_g Σ_b Σ_{i∈S} log p_ν(x_gbi | z_t),  A_g = r_g − mean of the other sets' rewards.
 
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from objectives.divergences import entropy
 from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig, Rollout, labels_of
+from objectives.tail import weighted
 from students.rollout import one_move
 from students.student import frozen, trainable_copy
 from teachers.canvas import Batch, Canvas
@@ -102,17 +103,26 @@ class RepresentationMmdConfig(ObjectiveConfig):
         return RepresentationMmd(self, distillation)
 
 
-def kernel_mean(left: Tensor, right: Tensor, used: Tensor, bandwidth: float | None) -> Tensor:
+def kernel_mean(
+    left: Tensor,
+    right: Tensor,
+    used: Tensor,
+    bandwidth: float | None,
+    left_weights: Tensor | None = None,
+    right_weights: Tensor | None = None,
+) -> Tensor:
     """κ: the mean of k over pairs of used positions, (B,); 0 for rows without any.
 
     Args:
         left, right: (B, L, D). used: (B, L) bool. bandwidth: σ of the RBF kernel; None for the linear one.
+        left_weights, right_weights: (B, L) w; None for 1.
     """
-    weight = used.to(left) / used.sum(1, keepdim=True).clamp(min=1)
+    share = used.to(left) / used.sum(1, keepdim=True).clamp(min=1)
+    ours, theirs = weighted(share, left_weights), weighted(share, right_weights)
     if bandwidth is None:
-        return (torch.einsum("bl,bld->bd", weight, left) * torch.einsum("bl,bld->bd", weight, right)).sum(-1)
+        return (torch.einsum("bl,bld->bd", ours, left) * torch.einsum("bl,bld->bd", theirs, right)).sum(-1)
     values = torch.exp(-squared_distances(left, right) / (2 * bandwidth**2))
-    return torch.einsum("bi,bij,bj->b", weight, values, weight)
+    return torch.einsum("bi,bij,bj->b", ours, values, theirs)
 
 
 def squared_distances(left: Tensor, right: Tensor) -> Tensor:
@@ -128,20 +138,30 @@ def median_distance(features: Tensor) -> float:
     return float(squared_distances(features, features)[:, pairs].sqrt().median()) or 1.0
 
 
-def set_reward(real: Tensor, drawn: Tensor, used: Tensor, bandwidth: float | None) -> Tensor:
+def set_reward(
+    real: Tensor,
+    drawn: Tensor,
+    used: Tensor,
+    bandwidth: float | None,
+    real_weights: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
     """r = 2/B Σ_b κ(x^r, x_b) − 1/(B(B−1)) Σ_{b≠b'} κ(x_b, x_b'): (rows,), minus MMD² but for a constant.
 
     Pairs within one completion are left out, as its tokens are not independent; all pairs of two completions are in.
 
     Args:
         real: (rows, L, D) features. drawn: (rows, B, L, D) of a set. used: (rows, L).
+        real_weights: (rows, L) w of the real row, and weights: (rows, B, L) of the drawn ones; None for 1.
     """
     draws = drawn.shape[1]
+    of_draw = [None] * draws if weights is None else weights.unbind(1)
     attraction = repulsion = real.new_zeros(len(real))
     for a in range(draws):
-        attraction = attraction + kernel_mean(real, drawn[:, a], used, bandwidth)
+        attraction = attraction + kernel_mean(real, drawn[:, a], used, bandwidth, real_weights, of_draw[a])
         for b in range(a + 1, draws):
-            repulsion = repulsion + kernel_mean(drawn[:, a], drawn[:, b], used, bandwidth)
+            pair = drawn[:, a], drawn[:, b]
+            repulsion = repulsion + kernel_mean(*pair, used, bandwidth, of_draw[a], of_draw[b])
     return 2 * attraction / draws - 2 * repulsion / (draws * (draws - 1))
 
 
@@ -159,7 +179,7 @@ class MmdRollout(Rollout):
         state: real rows, masked at t.
         drawn: (B, G·B', L) completions, set after set.
         advantage: (B, G).
-        reward: (B, G).
+        reward: (B, G), in which the weights of each text are; `weights` are the real rows'.
     """
 
     state: Canvas
@@ -176,6 +196,7 @@ class RepresentationMmd(Objective[MmdRollout]):
 
     def __init__(self, config: RepresentationMmdConfig, distillation: Distillation):
         self.config, self.student, self.process = config, distillation.student, distillation.process
+        self.tail = distillation.tail
         self.extractor = frozen(trainable_copy(distillation.start))
         blocks = self.extractor.blocks()
         wanted = config.blocks or math.ceil(len(blocks) / 3)
@@ -209,8 +230,9 @@ class RepresentationMmd(Objective[MmdRollout]):
         t = beta(randomness, len(batch), 1, 1).clamp(*self.config.clamp_time)
         state = self.process.corrupt(labels, batch.canvas, t, self.student.spec.mask_id, randomness)
         drawn = self._complete(state, uniform(randomness, *state.tokens.shape, completions))
-        reward = self.rewards(labels, state, drawn)
-        return MmdRollout(state, drawn, leave_one_out(reward), reward)
+        reward = self.rewards(labels, state, drawn, batch.canvas.open)
+        weights = self.tail.weights(labels, batch.canvas.open)
+        return MmdRollout(state, drawn, leave_one_out(reward), reward, weights=weights)
 
     def _complete(self, state: Canvas, uniforms: Tensor) -> Tensor:
         """(B, M, L) completions of (B, L) by (B, L, M) uniforms, from one pass."""
@@ -226,14 +248,19 @@ class RepresentationMmd(Objective[MmdRollout]):
         return drawn.transpose(1, 2)
 
     @torch.no_grad()
-    def rewards(self, real: Tensor, state: Canvas, drawn: Tensor) -> Tensor:
-        """(B, G) reward of each set of ``drawn`` (B, G·B', L)."""
-        config, used = self.config, state.open
-        theirs, rewards = self._observed(self._features(_finished(state, real)), used), []
-        for members in drawn.split(config.draws, dim=1):
-            each = [self._observed(self._features(_finished(state, x)), used) for x in members.unbind(1)]
-            seen = used if config.observations == "token" else used.any(1, keepdim=True)
-            rewards.append(set_reward(theirs, torch.stack(each, 1), seen, self.bandwidth))
+    def rewards(self, real: Tensor, state: Canvas, drawn: Tensor, open_: Tensor) -> Tensor:
+        """(B, G) reward of each set of ``drawn`` (B, G·B', L).
+
+        Args:
+            open_: (B, L) what was to be written, masked in the state or not.
+        """
+        theirs, weights = self._read(state, real, open_)
+        seen = state.open if self.config.observations == "token" else state.open.any(1, keepdim=True)
+        rewards = []
+        for members in drawn.split(self.config.draws, dim=1):
+            each, of_each = zip(*(self._read(state, x, open_) for x in members.unbind(1)), strict=True)
+            of_set = None if weights is None else torch.stack(of_each, 1)
+            rewards.append(set_reward(theirs, torch.stack(each, 1), seen, self.bandwidth, weights, of_set))
         return torch.stack(rewards, 1)
 
     @torch.no_grad()
@@ -242,12 +269,18 @@ class RepresentationMmd(Objective[MmdRollout]):
         hidden = self.extractor.hidden_states(canvas)
         return hidden if hidden.dtype == torch.float64 else hidden.float()
 
-    def _observed(self, features: Tensor, used: Tensor) -> Tensor:
+    def _read(self, state: Canvas, text: Tensor, open_: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the kernel compares of a text (B, L), and what each of that counts, None where all count alike."""
+        weights = self.tail.weights(text, open_)
+        observed = self._observed(self._features(_finished(state, text)), state.open, weights)
+        return observed, weights if self.config.observations == "token" else None
+
+    def _observed(self, features: Tensor, used: Tensor, weights: Tensor | None = None) -> Tensor:
         """What the kernel compares: (B, L, D), or (B, 1, D) for "sequence"."""
         if self.config.observations == "token":
             return features
-        weight = used.to(features) / used.sum(1, keepdim=True).clamp(min=1)
-        return torch.einsum("bl,bld->bd", weight, features)[:, None]
+        share = used.to(features) / used.sum(1, keepdim=True).clamp(min=1)
+        return torch.einsum("bl,bld->bd", weighted(share, weights), features)[:, None]
 
     def outline(self, canvas: Canvas) -> MmdRollout:
         """See `Objective.outline`."""
@@ -271,6 +304,7 @@ class RepresentationMmd(Objective[MmdRollout]):
         chunks = chunk_count(masked.numel(), self.student.spec.vocabulary)
         tokens = rollout.drawn.transpose(1, 2)[masked]
         log_probs, entropies = in_chunks(terms, chunks, self.student.features(state, masked), tokens)
+        entropies = weighted(entropies, rollout.weights, masked)
         sets = log_probs.view(len(log_probs), config.sets, config.draws).sum(-1)
         # 2. their advantages
         advantage = rollout.advantage[:, None].expand(-1, state.length, -1)[masked].to(sets)

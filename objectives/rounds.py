@@ -39,6 +39,7 @@ class RoundsObjective(Objective[OneRollout]):
     def __init__(self, config: RoundsConfig, distillation: Distillation):
         self.rounds = config
         self.teacher, self.student, self.process = distillation.teacher, distillation.student, distillation.process
+        self.tail = distillation.tail
         self.target = twin(distillation.student)
         self.round = 0
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from objectives.divergences import DISTANCES, entropy
 from objectives.objective import Distillation, LossOutput, Rollout, labels_of
 from objectives.rounds import RoundsConfig, RoundsObjective
+from objectives.tail import weighted
 from students.drawing import Tokens
 from students.fill import Pass, fill
 from students.samplers.sampler import Asked, Sampler, Work
@@ -154,9 +155,10 @@ class Sdtt(RoundsObjective[SdttRollout]):
         """Corrupt real rows, and let the target take its steps."""
         low = self.config.lowest_time
         t = low + (1 - low) * uniform(randomness, len(batch))
-        z = self.process.corrupt(labels_of(batch), batch.canvas, t, self.student.spec.mask_id, randomness)
+        labels = labels_of(batch)
+        z = self.process.corrupt(labels, batch.canvas, t, self.student.spec.mask_id, randomness)
         theirs, _ = target_features(self.source, self.process, z, self.dt, self.config.target_steps, randomness)
-        return SdttRollout(z, theirs)
+        return SdttRollout(z, theirs, weights=self.tail.weights(labels, batch.canvas.open))
 
     def outline(self, canvas: Canvas) -> SdttRollout:
         """See `Objective.outline`."""
@@ -179,5 +181,6 @@ class Sdtt(RoundsObjective[SdttRollout]):
 
         features = self.student.features(rollout.z, masked)
         chunks = chunk_count(masked.numel(), self.student.spec.vocabulary)
-        distances, entropies = in_chunks(at_positions, chunks, features, rollout.theirs[masked])
+        terms = in_chunks(at_positions, chunks, features, rollout.theirs[masked])
+        distances, entropies = (weighted(term, rollout.weights, masked) for term in terms)
         return LossOutput(distances.sum(), {"entropy": (entropies.sum(), masked.sum())})

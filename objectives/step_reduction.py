@@ -30,6 +30,7 @@ from objectives.objective import (
     labels_of,
 )
 from objectives.ratios import DiscriminatorRatio
+from objectives.tail import weighted
 from objectives.verifiers import (
     at_the_end,
     causal_log_likelihood,
@@ -179,6 +180,7 @@ class StepReductionRollout(Rollout):
         states, commits, sample, steps, features: see `students.adaptive.AdaptiveTrajectory`.
         advantage: (B, M) of what each pass drew. verdict: (B,) V.
         fake, real: the sample and a real row, corrupted alike, for a discriminator; else None.
+        real_weights: (B, L) `weights` of the real row; those are the sample's.
     """
 
     canvas: Canvas
@@ -191,6 +193,7 @@ class StepReductionRollout(Rollout):
     fake: Canvas | None = None
     real: Canvas | None = None
     features: Tensor | None = None
+    real_weights: Tensor | None = None
 
     @property
     def path(self) -> AdaptiveTrajectory:
@@ -205,6 +208,7 @@ class Verdict:
     worth: Tensor
     fake: Canvas | None = None
     real: Canvas | None = None
+    real_weights: Tensor | None = None
 
 
 def ramp(progress: float, until: float) -> float:
@@ -221,7 +225,7 @@ class StepReduction(Objective[StepReductionRollout]):
     def __init__(self, config: StepReductionConfig, distillation: Distillation):
         self.config, self.group, self.phases = config, config.group, config.phases
         self.teacher, self.process, self.length = distillation.teacher, distillation.process, distillation.length
-        self.student, self.sampler = distillation.student, distillation.sampler
+        self.student, self.sampler, self.tail = distillation.student, distillation.sampler, distillation.tail
         if isinstance(self.sampler, Planner):
             if not isinstance(self.student, PlannedDenoiser):
                 self.student = add_planner(self.student, config.steps)
@@ -300,7 +304,8 @@ class StepReduction(Objective[StepReductionRollout]):
         config, canvas = self.config, batch.canvas
         # 1. what the student writes, and what that is worth
         path = self._trajectory(self.student, canvas, randomness, keep_features=self.planner_alone)
-        verdict = self._verdict(batch, path, randomness)
+        weights = self.tail.weights(path.sample, canvas.open)
+        verdict = self._verdict(batch, path, randomness, weights)
         # 2. what its passes cost
         reward = verdict.worth - config.length_weight * ramp(self.progress, config.length_warmup) * self.cost(path)
         # 3. each pass beside those of the other rows of the group
@@ -310,37 +315,40 @@ class StepReduction(Objective[StepReductionRollout]):
             advantage = advantage_to_go(reward, path.steps, self.group)
         return StepReductionRollout(
             canvas, path.states, path.commits, path.sample, path.steps, advantage, verdict.worth.sum(1), verdict.fake,
-            verdict.real, path.features,
+            verdict.real, path.features, verdict.real_weights, weights=weights,
         )  # fmt: skip
 
-    def _verdict(self, batch: Batch, path: AdaptiveTrajectory, randomness: RowStreams) -> Verdict:
+    def _verdict(
+        self, batch: Batch, path: AdaptiveTrajectory, randomness: RowStreams, weights: Tensor | None
+    ) -> Verdict:
         config, canvas = self.config, batch.canvas
         if config.verifier in ("teacher_path", "own_path"):
             verifier = self.teacher if config.verifier == "teacher_path" else self.first
-            return Verdict(
-                path_log_ratio(
-                    verifier, self.student, canvas, path, randomness, self.group, self.process, self.planner_alone
-                )
+            worth = path_log_ratio(
+                verifier, self.student, canvas, path, randomness, self.group, self.process, self.planner_alone, weights
             )
+            return Verdict(worth)
         masks = common_masks(randomness, canvas.open, config.verifier_masks, self.group)
         if self.ratio is not None:
-            return self._odds(self.ratio, labels_of(batch), canvas, path, masks[:, 0])
+            return self._odds(self.ratio, labels_of(batch), canvas, path, masks[:, 0], weights)
         if self.judge is not None:
-            nats = causal_log_likelihood(self.judge, canvas, path.sample)
+            nats = causal_log_likelihood(self.judge, canvas, path.sample, weights)
         else:
-            nats = masked_log_likelihood(self.teacher, canvas, path.sample, masks, self.process)
+            nats = masked_log_likelihood(self.teacher, canvas, path.sample, masks, self.process, weights)
         return Verdict(at_the_end(nats, path.steps, config.steps))
 
     def _odds(
-        self, ratio: DiscriminatorRatio, labels: Tensor, canvas: Canvas, path: AdaptiveTrajectory, masked: Tensor
-    ) -> Verdict:
+        self, ratio: DiscriminatorRatio, labels: Tensor, canvas: Canvas, path: AdaptiveTrajectory, masked: Tensor,
+        weights: Tensor | None,
+    ) -> Verdict:  # fmt: skip
         """The mean log-odds of a row's masked tokens."""
         ratio.refresh()
         mask_id = self.student.spec.mask_id
         fake, real = (hidden_canvas(x, canvas, masked, mask_id, self.process) for x in (path.sample, labels))
-        odds = ratio.reward(fake, path.sample) * masked
+        odds = weighted(ratio.reward(fake, path.sample), weights) * masked
         mean = (odds.sum(1) / masked.sum(1).clamp(min=1)).double()
-        return Verdict(at_the_end(mean, path.steps, self.config.steps), fake, real)
+        worth = at_the_end(mean, path.steps, self.config.steps)
+        return Verdict(worth, fake, real, self.tail.weights(labels, canvas.open))
 
     def outline(self, canvas: Canvas) -> StepReductionRollout:
         """See `Objective.outline`."""
@@ -370,7 +378,9 @@ class StepReduction(Objective[StepReductionRollout]):
     def _critic_loss(self, rollout: StepReductionRollout) -> LossOutput:
         assert self.ratio is not None
         assert rollout.fake is not None
-        loss, sums = self.ratio.loss(rollout.fake, rollout.sample, rollout.real)
+        loss, sums = self.ratio.loss(
+            rollout.fake, rollout.sample, rollout.real, weights=rollout.weights, real_weights=rollout.real_weights
+        )
         return LossOutput(loss, {name: (value, self.count("critic", rollout)) for name, value in sums.items()})
 
     def _student_loss(self, rollout: StepReductionRollout) -> LossOutput:
@@ -429,4 +439,5 @@ class StepReduction(Objective[StepReductionRollout]):
             logits = planned_logits(self.student, features, summaries, open_, config.steps, state.real)
             logits = logits + self.sampler.bias
             log_prob = log_prob + commit_log_prob(logits, open_, commit, self.student.repulsion)
-        return part, log_prob, scatter(away, open_).double().sum(1) / open_.sum(1).clamp(min=1)
+        away = weighted(scatter(away, open_).double(), None if rollout.weights is None else rollout.weights[part])
+        return part, log_prob, away.sum(1) / open_.sum(1).clamp(min=1)

@@ -39,6 +39,7 @@ from objectives.objective import (
     labels_of,
     order_of,
 )
+from objectives.tail import weighted
 from objectives.trajectory import last_unmasked, unmasking_rank
 from students.student import twin
 from teachers.canvas import Batch, Canvas
@@ -134,6 +135,7 @@ class T3D(Objective[T3DRollout]):
 
     def __init__(self, config: T3DConfig, distillation: Distillation):
         self.config, self.student, self.process = config, distillation.student, distillation.process
+        self.tail = distillation.tail
         self.target = twin(self.student)
 
     def begin(self, update: int, updates: int) -> bool:
@@ -157,7 +159,8 @@ class T3D(Objective[T3DRollout]):
         # 3. the reference's tokens there, and what each position counts in the path loss
         guess = self._guess(state, uniform(randomness, rows, canvas.length)[masked])
         path = path_weights(unmasking_rank(order, masked, ties), masked, self.config.path_tokens)
-        return T3DRollout(labels, labels.masked_scatter(masked, guess), state, path)
+        weights = self.tail.weights(labels, canvas.open)
+        return T3DRollout(labels, labels.masked_scatter(masked, guess), state, path, weights=weights)
 
     def _guess(self, state: Canvas, uniforms: Tensor) -> Tensor:
         """(N,) the reference's tokens at the open positions, drawn by their uniforms where it is not greedy."""
@@ -203,7 +206,7 @@ class T3D(Objective[T3DRollout]):
         # 2. of each position −log p(x₀), and both log-ratios to the reference: (B, L)
         chunks = chunk_count(masked.numel(), self.student.spec.vocabulary)
         values = in_chunks(at_positions, chunks, ours, theirs, rollout.labels[masked], rollout.guess[masked])
-        nats, real, fake = (scatter(value, masked) for value in values)
+        nats, real, fake = (weighted(scatter(value, masked), rollout.weights) for value in values)
         # 3. of each row: (B,)
         real, fake = row_means(real, masked), row_means(fake, masked)
         path = (nats * rollout.path.to(nats)).sum(1)

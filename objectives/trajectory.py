@@ -23,7 +23,7 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
-from objectives.certainty import CanvasRollout, CertaintyObjective, after_block, draw_block, in_block
+from objectives.certainty import CanvasRollout, CertaintyObjective, after_block, draw_block, in_block, within
 from objectives.objective import Distillation, ObjectiveConfig, labels_of, order_of
 from teachers.canvas import Batch
 from teachers.randomness import RowStreams, uniform
@@ -113,13 +113,15 @@ class PseudoTrajectory(CertaintyObjective):
 
     def rollout(self, batch: Batch, randomness: RowStreams) -> CanvasRollout:
         """A window of each row at a share of masks, as the teacher unmasked it, and the complement."""
-        open_, draws = batch.canvas.open, uniform(randomness, len(batch), 2)
+        open_, labels, draws = batch.canvas.open, labels_of(batch), uniform(randomness, len(batch), 2)
+        weights = self.tail.weights(labels, open_)
         # 1. a window, counted among the open positions, and a share of masks
-        start, end = draw_block(open_.sum(1), self.window, draws[:, 0])
+        start, end = draw_block(open_, self.window, draws[:, 0], weights)
         window = in_block(open_, start, end)
         ratio = self.smallest_ratio + draws[:, 1] * (self.config.largest_ratio - self.smallest_ratio)
         # 2. what the teacher unmasked last of it, and the complement
         last = last_unmasked(order_of(batch), window, ratio, uniform(randomness, *open_.shape))
         scored = torch.stack([last, window & ~last] if self.config.complement else [last], 1)
         # 3. everything after it is hidden too, and not scored
-        return CanvasRollout(batch.canvas, labels_of(batch), scored | after_block(open_, end)[:, None], scored)
+        hidden = scored | after_block(open_, end)[:, None]
+        return CanvasRollout(batch.canvas, labels, hidden, scored, weights=within(weights, window))

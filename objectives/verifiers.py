@@ -11,6 +11,7 @@ from objectives.certainty import hidden_canvas
 from objectives.divergences import kl, log_ratio
 from objectives.elbo import first_real, masked_cross_entropy
 from objectives.objective import timed
+from objectives.tail import weighted
 from students.adaptive import AdaptiveTrajectory
 from teachers.canvas import Canvas
 from teachers.chunks import chunk_count, in_chunks, scatter
@@ -44,26 +45,33 @@ def shared_uniforms(randomness: RowStreams, draws: int, numbers: int, group: int
 
 @torch.no_grad()
 def masked_log_likelihood(
-    teacher: Denoiser, canvas: Canvas, sample: Tensor, masks: Tensor, process: MaskedProcess
-) -> Tensor:
+    teacher: Denoiser, canvas: Canvas, sample: Tensor, masks: Tensor, process: MaskedProcess,
+    weights: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Mean over sets of positions of log p_teacher(xᵢ | the others): (B,) nats a token, float64.
 
     Args:
         canvas: what the sample (B, L) was written on. masks: (B, J, L).
+        weights: (B, L) what each position counts, see `objectives.objective.Rollout`.
     """
     total = torch.zeros(len(sample), dtype=torch.float64, device=sample.device)
     for masked in masks.unbind(1):
         z = hidden_canvas(sample, canvas, masked, teacher.spec.mask_id, process)
-        total -= masked_cross_entropy(teacher, z, sample).double().sum(1) / masked.double().sum(1).clamp(min=1)
+        nats = weighted(masked_cross_entropy(teacher, z, sample).double(), weights)
+        total -= nats.sum(1) / masked.double().sum(1).clamp(min=1)
     return total / masks.shape[1]
 
 
 @torch.no_grad()
-def causal_log_likelihood(judge: Denoiser, canvas: Canvas, sample: Tensor) -> Tensor:
-    """Mean log-likelihood of what was written on each row but its first token: (B, L) → (B,) nats a token, float64."""
+def causal_log_likelihood(judge: Denoiser, canvas: Canvas, sample: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean log-likelihood of what was written on each row but its first token: (B, L) → (B,) nats a token, float64.
+
+    Args:
+        weights: as in `masked_log_likelihood`.
+    """
     scored = canvas.open & ~first_real(canvas)
     nats = masked_cross_entropy(judge, replace(canvas, tokens=sample, open=scored), sample)
-    return -nats.double().sum(1) / scored.sum(1).clamp(min=1)
+    return -weighted(nats.double(), weights).sum(1) / scored.sum(1).clamp(min=1)
 
 
 def load_judge(name: str, spec: DenoiserSpec) -> Denoiser:
@@ -91,6 +99,7 @@ def path_log_ratio(
     group: int,
     process: MaskedProcess,
     marginalise: bool,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """log p_teacher(x_S | z) − Σ_{i∈S} log p_ν(x_i | z) of each pass: (B, M) nats a token, float64.
 
@@ -105,6 +114,7 @@ def path_log_ratio(
         canvas: what the path was written on.
         marginalise: read not the hidden tokens that were drawn but the expectation over them, which are independent
             of everything else that is read. It leaves the gradient of the planner unbiased, not that of the tokens.
+        weights: as in `masked_log_likelihood`.
     """
     rows, passes, length = path.commits.shape
     # 1. what is hidden of each pass's commits: (B, M, L)
@@ -134,15 +144,16 @@ def path_log_ratio(
         ours = student.features(before, where) if path.features is None else path.features[part, n][where]
         (ratio,) = in_chunks(ratios, chunks, theirs, ours, path.sample[part][where])
         # 3. the mean over the hidden part stands for all of S; nats for each token that the row writes
-        mean = scatter(ratio, where).double().sum(1) / where.sum(1).clamp(min=1)
+        ratio = weighted(scatter(ratio, where).double(), None if weights is None else weights[part])
+        mean = ratio.sum(1) / where.sum(1).clamp(min=1)
         total[part, n] = mean * size[part, n] / written[part]
     return total
 
 
 def state_before(path: AdaptiveTrajectory, canvas: Canvas, number: int, process: MaskedProcess) -> Canvas:
-    """The rows before a pass, as the sampler saw them."""
-    written = path.commits[:, :number].any(1)
-    return timed(replace(canvas, tokens=path.states[:, number], open=canvas.open & ~written), process)
+    """The rows before a pass, as the sampler saw them; nothing is open in those that did not make it."""
+    written, makes = path.commits[:, :number].any(1), (number < path.steps)[:, None]
+    return timed(replace(canvas, tokens=path.states[:, number], open=canvas.open & ~written & makes), process)
 
 
 def at_the_end(value: Tensor, steps: Tensor, passes: int) -> Tensor:

@@ -104,10 +104,10 @@ def test_two_canvases_share_a_block_between_them():
 
 
 def test_blocks_that_divide_the_row_are_never_empty():
-    start, end = draw_block(torch.full((4,), 8), 4, torch.tensor([0.0, 0.49, 0.5, 1 - 1e-9], dtype=torch.float64))
+    start, end = draw_block(torch.ones(4, 8).bool(), 4, torch.tensor([0.0, 0.49, 0.5, 1 - 1e-9], dtype=torch.float64))
     assert start.tolist() == [0, 0, 4, 4]
     assert end.tolist() == [4, 4, 8, 8]
-    start, end = draw_block(torch.tensor([8]), 32, torch.tensor([0.9], dtype=torch.float64))
+    start, end = draw_block(torch.ones(1, 8).bool(), 32, torch.tensor([0.9], dtype=torch.float64))
     assert (start.tolist(), end.tolist()) == ([0], [8])
 
 

@@ -66,7 +66,7 @@ def enumerated(objective, real_law):
     state = Canvas.blank(len(draws), L, V)
     total = torch.zeros((), dtype=torch.float64)
     for real, weight in zip(X, real_law, strict=True):
-        reward = objective.rewards(real.expand(len(draws), L), state, X[draws])
+        reward = objective.rewards(real.expand(len(draws), L), state, X[draws], state.open)
         rollout = MmdRollout(state, X[draws], leave_one_out(reward) * (weight * chance)[:, None], reward)
         total = total + objective.loss("student", rollout).sum
     return total
