@@ -112,18 +112,20 @@ def k_step(
 
     Each row draws K from ``steps`` and how many of its steps, 0 … K−1, are made before the recorded state, so the
     student is trained on exactly the states it will meet when sampled with these step counts. Of a sampler that decides
-    itself how many passes a row takes, all states that the row went through are equally likely.
+    itself how many passes a row takes, all states that the row went through are equally likely. Of a text whose blocks
+    have steps of their own, all of these count.
     """
     draws = uniform(randomness, len(canvas), 2)
     budget = torch.tensor(steps, device=canvas.device)[(draws[:, 0] * len(steps)).long()]
-    made = (draws[:, 1] * budget).long()
     if sampler.adaptive:
-        states, made, budget = _visited(student, process, canvas, sampler, budget, max(steps), draws[:, 1], randomness)
+        states, made, total = _visited(student, process, canvas, sampler, budget, max(steps), draws[:, 1], randomness)
     else:
-        states = fill(
-            student, canvas, sampler, budget, randomness, process=process, until=made, passes=max(steps) - 1
-        ).canvas
-    time, next_time = 1 - made / budget.double(), 1 - (made + 1) / budget.double()
+        total = sampler.transitions_of(canvas, student, budget)
+        made = (draws[:, 1] * total).long()
+        # the last transition is never made
+        most = max(steps) - 1 if sampler.budget == "text" else max(steps)
+        states = fill(student, canvas, sampler, budget, randomness, process=process, until=made, passes=most).canvas
+    time, next_time = 1 - made / total.double(), 1 - (made + 1) / total.double()
     sample = complete(student, replace(states, time=time), randomness).tokens
     return Trajectory(states.tokens[:, None], states.open[:, None], sample, time, next_time)
 
@@ -139,7 +141,7 @@ def _visited(
     randomness: RowStreams,
 ) -> tuple[Canvas, Tensor, Tensor]:
     """One of the states that each row went through, how many passes it had made, and how many it made in all."""
-    recorder = StateRecorder(canvas, most)
+    recorder = StateRecorder(canvas, sampler.most_transitions(canvas.length, most))
     filled = fill(student, canvas, sampler, budget, randomness, process=process, passes=most, record=recorder)
     passes = filled.nfe.clamp(min=1)
     made, row = (uniforms * passes).long(), torch.arange(len(canvas), device=canvas.device)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from students.fill import Pass, fill
-from students.samplers.sampler import LOG_LINEAR, Prediction, Sampler
+from students.samplers.sampler import LOG_LINEAR, Sampler
+from students.samplers.stepwise import Prediction
 from students.samplers.top_k import TopK
 from teachers.canvas import Canvas
 from teachers.chunks import row_sums

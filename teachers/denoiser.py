@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from teachers.canvas import Canvas
 from teachers.capability import Capability
+from teachers.companions import end_tokens
 from teachers.errors import UserError
 from teachers.randomness import Randomness
 
@@ -184,6 +185,15 @@ class Denoiser(nn.Module, ABC):
     def timed(self) -> Denoiser:
         """The same network, reading the time of a canvas where it can do so but by default does not; or else itself."""
         return self
+
+    @property
+    def end_ids(self) -> list[int]:
+        """The tokens that end a text, that of `spec` first; others are named by the release's settings of generation.
+
+        Empty where the model has none.
+        """
+        several = [token for token in end_tokens(self.companions) if token != self.spec.eos_id]
+        return [*([] if self.spec.eos_id is None else [self.spec.eos_id]), *several]
 
     def require(self, capability: Capability, purpose: str) -> None:
         """Refuse to go on where a capability is missing.

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from students.samplers.sampler import PlannedSampler
+from students.samplers.planned import PlannedSampler
 from teachers.canvas import Canvas
 from teachers.process import MaskedProcess
 from teachers.randomness import Randomness, uniform

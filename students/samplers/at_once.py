@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from students.samplers.sampler import Asked, PlannedSampler, Work
+from students.samplers.planned import PlannedSampler
+from students.samplers.sampler import Asked, Work
 from teachers.canvas import Canvas
 from teachers.process import MaskedProcess
 from teachers.randomness import Randomness

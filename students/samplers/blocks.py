@@ -20,25 +20,34 @@ class Blocks:
     A row's passes are shared out evenly among the blocks that hold something to write, the remainder to the first ones;
     what a block does not need is not handed on [as released].
 
+    Args:
+        steps: (B,) passes of each row; of each of its blocks where they are counted so (``each``).
+        length: tokens of a block; None for one block.
+
     Attributes:
         number: (B, L) which of the row's blocks writes a position, from 0 on; −1 where nothing is written.
-        count: (B,) blocks of each row. steps: (B,) passes of each row.
+        place: (B, L) where a position is, counted in blocks from where blocks are counted; −1 for padding.
+        count: (B,) blocks of each row. steps: (B,) passes of each row, all blocks together.
         current: (B,) the block that a row is at; ``count`` where all are written. began: (B,) its first pass.
         first: (B, L) where a block of the denoiser's own attention begins.
     """
 
-    def __init__(self, canvas: Canvas, denoiser: Denoiser, steps: Tensor, length: int | None):
+    def __init__(self, canvas: Canvas, denoiser: Denoiser, steps: Tensor, length: int | None, each: bool = False):
         self.number, self.count = block_numbers(canvas, denoiser, length)
-        self.steps = steps
+        self.steps = steps * self.count.clamp(min=1) if each else steps
+        self.place = torch.zeros_like(canvas.tokens) if length is None else places(canvas, denoiser) // length
+        if canvas.real is not None:
+            self.place = self.place.masked_fill(~canvas.real, -1)
         self.current, self.began = torch.full_like(self.count, -1), torch.zeros_like(self.count)
         self.first = torch.zeros_like(canvas.open)
         if length is not None and denoiser.spec.block_size is not None:
             self.first = places(canvas, denoiser) % denoiser.spec.block_size == 0
-        if bool((steps < self.count).any()):
-            row = int((self.count - steps).argmax())
+        if bool((self.steps < self.count).any()):
+            row = int((self.count - self.steps).argmax())
             raise UserError(
-                f"steps is {int(steps[row])}, but a text has {int(self.count[row])} blocks of {length} tokens and each "
-                f"takes a pass or more; set steps to at least {int(self.count[row])}, or a larger block_length"
+                f"steps is {int(self.steps[row])}, but a text has {int(self.count[row])} blocks of {length} tokens and "
+                f"each takes a pass or more; set steps to at least {int(self.count[row])}, a larger block_length, or "
+                "budget: block, which counts the steps of each block"
             )
 
     def move(self, current: Tensor, number: int) -> None:
@@ -50,10 +59,23 @@ class Blocks:
         """(B, L) what the current block was to write."""
         return self.number == self.current[:, None]
 
+    def extent(self) -> Tensor:
+        """(B, L) all of the current block, whether it was to be written or not."""
+        return self.place == torch.where(self.here(), self.place, -2).amax(1, keepdim=True)
+
     def budget(self) -> Tensor:
         """(B,) how many passes the current block may take."""
-        count = self.count.clamp(min=1)
-        return self.steps // count + (self.current < self.steps % count)
+        return self.steps_of(self.current, slice(None))
+
+    def steps_of(self, block: Tensor, rows: Tensor | slice) -> Tensor:
+        """(R,) how many passes a ``block`` (R,) of each of some rows may take."""
+        steps, count = self.steps[rows], self.count[rows].clamp(min=1)
+        return steps // count + (block < steps % count)
+
+    def before(self, block: Tensor, rows: Tensor | slice) -> Tensor:
+        """(R,) how many passes all blocks before that ``block`` may take."""
+        steps, count = self.steps[rows], self.count[rows].clamp(min=1)
+        return block * (steps // count) + torch.minimum(block, steps % count)
 
 
 def block_numbers(canvas: Canvas, denoiser: Denoiser, length: int | None) -> tuple[Tensor, Tensor]:
@@ -68,10 +90,10 @@ def block_numbers(canvas: Canvas, denoiser: Denoiser, length: int | None) -> tup
 
 
 def places(canvas: Canvas, denoiser: Denoiser) -> Tensor:
-    """(B, L) the place of each position among those that blocks are counted from."""
+    """(B, L) the place of each position, from where blocks are counted; below 0 in front of it."""
     column = torch.arange(canvas.length, device=canvas.device).expand_as(canvas.tokens)
     if denoiser.spec.attention != "block":
-        return (column - canvas.open.int().argmax(1, keepdim=True)).clamp(min=0)
+        return column - canvas.open.int().argmax(1, keepdim=True)
     position = None if denoiser.columns else canvas.position_ids()
     return column if position is None else position
 

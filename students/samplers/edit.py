@@ -15,8 +15,9 @@ from torch import Tensor
 
 from students.drawing import Tokens
 from students.samplers.blocks import Blocks
-from students.samplers.sampler import Asked, Prediction, StepwiseSampler, Work
+from students.samplers.sampler import Asked, Work
 from students.samplers.score import scores
+from students.samplers.stepwise import Prediction, StepwiseSampler
 from students.samplers.threshold import confident
 from teachers.canvas import Canvas
 from teachers.chunks import scatter
@@ -53,12 +54,13 @@ class Edit(StepwiseSampler):
 
     def begin(self, work: Work) -> int:
         """See `Sampler.begin`."""
+        super().begin(work)
         work.passes = work.most  # passes that edit come on top of those that write
-        return super().begin(work)
+        return work.passes
 
     def blocks(self, work: Work) -> Blocks:
-        """See `StepwiseSampler.blocks`."""
-        return EditedBlocks(work.canvas, work.session.denoiser, work.steps, self.block_length)
+        """See `Sampler.blocks`."""
+        return EditedBlocks(work.canvas, work.session.denoiser, work.steps, self.block_length, self.budget == "block")
 
     def current(self, work: Work) -> Tensor:
         """(B,) the block that each row is at."""
@@ -99,8 +101,8 @@ class EditedBlocks(Blocks):
         post: (B,) passes made in the current block since nothing was masked. done: (B,) whether it can be left.
     """
 
-    def __init__(self, canvas: Canvas, denoiser: Denoiser, steps: Tensor, length: int | None):
-        super().__init__(canvas, denoiser, steps, length)
+    def __init__(self, canvas: Canvas, denoiser: Denoiser, steps: Tensor, length: int | None, each: bool = False):
+        super().__init__(canvas, denoiser, steps, length, each)
         self.post, self.done = torch.zeros_like(self.count), torch.ones_like(self.count, dtype=torch.bool)
 
     def move(self, current: Tensor, number: int) -> None:

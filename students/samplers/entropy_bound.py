@@ -16,8 +16,8 @@ from torch import Tensor
 from students.drawing import Summary
 from students.planner import summary
 from students.samplers.factor import prefix
-from students.samplers.sampler import Prediction, StepwiseSampler
 from students.samplers.score import ranks, score_summary
+from students.samplers.stepwise import Prediction, StepwiseSampler
 
 
 class EntropyBound(StepwiseSampler):

@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from students.drawing import Summary
-from students.samplers.sampler import Prediction, StepwiseSampler
 from students.samplers.score import ranks, score_summary
+from students.samplers.stepwise import Prediction, StepwiseSampler
 
 
 class Factor(StepwiseSampler):

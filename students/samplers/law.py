@@ -14,7 +14,8 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from students.fill import fill
-from students.samplers.sampler import LOG_LINEAR, PlannedSampler
+from students.samplers.planned import PlannedSampler
+from students.samplers.sampler import LOG_LINEAR
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess

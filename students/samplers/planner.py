@@ -12,7 +12,7 @@ from torch import Tensor
 
 from students.drawing import Summary
 from students.planner import base_logits, draw_commits, summary, surroundings
-from students.samplers.sampler import Prediction, StepwiseSampler
+from students.samplers.stepwise import Prediction, StepwiseSampler
 from teachers.chunks import scatter
 from teachers.denoiser import Denoiser
 from teachers.randomness import uniform
@@ -21,14 +21,13 @@ from teachers.randomness import uniform
 class Planner(StepwiseSampler):
     """``bias`` is added to every logit: above 0 fewer passes than were trained for, below 0 more [own].
 
-    A denoiser without a planner commits at the rate that fills a canvas in ``steps`` passes, where a planner starts.
+    A denoiser without a planner commits at the rate that fills a canvas in ``steps`` passes, where a planner starts. Of
+    a text in blocks the planner is shown one block, as if there were nothing else.
     """
 
     adaptive: ClassVar[bool] = True
     name: Literal["planner"] = "planner"
     bias: float = 0.0  # [own]
-    block_length: None = None  # a planner is trained to choose from the whole canvas
-    stop: Literal[False] = False
 
     @property
     def summary(self) -> Summary:
@@ -42,8 +41,8 @@ class Planner(StepwiseSampler):
 
     def commit(self, prediction: Prediction) -> Tensor:
         """See `StepwiseSampler.commit`."""
-        open_, real, denoiser = prediction.canvas.open, prediction.canvas.real, prediction.denoiser
-        logits = planned_logits(denoiser, prediction.features, prediction.summaries, open_, prediction.steps, real)
+        open_, block, denoiser = prediction.candidates, prediction.block, prediction.denoiser
+        logits = planned_logits(denoiser, prediction.features, prediction.summaries, open_, prediction.steps, block)
         uniforms = uniform(prediction.randomness, len(open_), open_.shape[1] + 1)
         return draw_commits(logits + self.bias, open_, uniforms, denoiser.repulsion)
 

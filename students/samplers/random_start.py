@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from students.samplers.ancestral import reveal_transitions
-from students.samplers.sampler import PlannedSampler
+from students.samplers.planned import PlannedSampler
 from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.process import MaskedProcess

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from students.samplers.ancestral import Ancestral
 from students.samplers.edit import Edit
-from students.samplers.sampler import Sampler, StepwiseSampler
+from students.samplers.sampler import Sampler
+from students.samplers.stepwise import StepwiseSampler
 from students.samplers.threshold import Threshold
 from students.samplers.top_k import TopK
 from teachers.denoiser import DenoiserSpec

@@ -53,6 +53,7 @@ class Rgas(Sampler):
     """
 
     needs_critic: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
     name: Literal["rgas"] = "rgas"
     guided: float = Field(default=0.5, ge=0, le=1)  # [paper]
     strength: tuple[NonNegativeFloat, NonNegativeFloat] = (30.0, 40.0)  # [code] its config's

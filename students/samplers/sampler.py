@@ -1,22 +1,23 @@
 """The contract of a rule: which open positions to commit in a pass. A rule's settings are the ``sampler:`` section.
 
-There are two kinds, and a rule of either kind is one method. A `PlannedSampler` looks at no prediction: it says
-beforehand in which transition each position is written, and a pass asks just the positions that it writes. A
-`StepwiseSampler` decides pass by pass: it asks all open positions and says which of them to commit.
+There are two kinds, and a rule of either kind is one method. A `PlannedSampler` (students/samplers/planned.py) looks at
+no prediction: it says beforehand in which transition each position is written, and a pass asks just the positions that
+it writes. A `StepwiseSampler` (students/samplers/stepwise.py) decides pass by pass: it asks all open positions and says
+which of them to commit. Either writes a whole canvas, or block after block.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from students.drawing import Drawing, Summary, Tokens
-from students.samplers.blocks import Blocks, block_numbers, number_events
+from students.samplers.blocks import Blocks, block_numbers
 from students.session import Session
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, DenoiserSpec
@@ -25,6 +26,8 @@ from teachers.process import MaskedProcess
 from teachers.randomness import Randomness, of_rows, uniform_at
 
 LOG_LINEAR = MaskedProcess()
+Budget = Literal["text", "block"]
+"""What steps are counted for: a whole text, or each of its blocks."""
 
 
 @dataclass(frozen=True)
@@ -46,40 +49,11 @@ class Asked:
         return torch.where(commit, before.tokens.masked_scatter(self.positions, tokens), before.tokens)
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a rule that decides pass by pass looks at, N being the candidates of R rows, in row-major order.
-
-    Where a canvas is written in blocks, passes and positions are those of the block that a row is at.
-
-    Attributes:
-        canvas: the rows before the pass.
-        candidates: (R, L) the open positions that may be committed: all of them, or those of a block.
-        number: (R,) n of the pass, from 0. steps: (R,) how many there may be.
-        to_write: (R,) how many positions were open at the start.
-        features: (N, H) what the denoiser's head read.
-        log_prob, confidence, summaries: (N,), (N,) and (N, S), see `students.drawing.Tokens`.
-        denoiser: which may have an opinion. randomness: of these rows.
-    """
-
-    canvas: Canvas
-    candidates: Tensor
-    number: Tensor
-    steps: Tensor
-    to_write: Tensor
-    features: Tensor
-    log_prob: Tensor
-    confidence: Tensor
-    summaries: Tensor
-    denoiser: Denoiser
-    randomness: Randomness
-
-
 class Schedule(NamedTuple):
     """When each position is written.
 
     Attributes:
-        transition: (B, L), as `PlannedSampler.transitions` says.
+        transition: (B, L), of all transitions of a row, block after block.
         event, events: as `number_events` says.
     """
 
@@ -95,13 +69,15 @@ class Work:
         session: the denoiser, counted.
         canvas: as it is now. to_write: (B,) positions that were open at the start.
         steps, process, randomness, critic, until, given, uniforms: as of `fill`; steps are (B,).
-        number: n of the pass. most: the largest of the steps, in every process. passes: how many there may be, in every
-            process: no more than there are tokens.
-        schedule: of a `PlannedSampler`. blocks: of a `StepwiseSampler`.
+        number: n of the pass. most: the largest number of transitions of a row, in every process. passes: how many
+            there may be, in every process: no more than there are tokens.
+        blocks: that the canvas is written in. schedule: of a `PlannedSampler`. ends: (E,) what ends a text, the token
+            that fills up a text first.
     """
 
-    schedule: Schedule
     blocks: Blocks
+    schedule: Schedule
+    ends: Tensor
 
     def __init__(
         self,
@@ -123,6 +99,11 @@ class Work:
         self.canvas = Canvas(canvas.tokens.clone(), canvas.open.clone(), canvas.real, canvas.time)
         self.to_write, self.number = canvas.open.sum(1), 0
 
+    @property
+    def choosing(self) -> bool:
+        """Whether a rule is asked what to commit in this pass; the last of all commits everything."""
+        return self.number + 1 < self.passes or self.until is not None
+
     def rows(self, asked: Asked) -> Canvas:
         """The rows that are asked, as they are now."""
         real = None if self.canvas.real is None else self.canvas.real[asked.rows]
@@ -142,12 +123,36 @@ class Sampler(Drawing, ABC):
             plain ancestral sampling.
         adaptive: how many passes a row takes depends on what the network says; ``steps`` is then only a cap.
         edits: whether what is committed may be changed again, so that a row may take more passes than it has tokens.
+        whole: whether it reads whole texts, and so does not write in blocks.
+        block_length: tokens of the blocks that a canvas is written in, one after the other
+            (students/samplers/blocks.py); None for the whole canvas at once.
+        stop: a row ends with the first block that holds an end token: what follows is filled with end tokens.
+        budget: what ``steps`` counts: the passes of a whole "text", shared out among its blocks, or of each "block".
     """
 
     needs_critic: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
     edits: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
     name: str
+    block_length: int | None = Field(default=None, ge=1)
+    stop: bool = False
+    budget: Budget = "text"
+
+    @model_validator(mode="after")
+    def _in_blocks(self) -> Sampler:
+        if self.whole and self.block_length is not None:
+            raise ValueError(
+                f"{self.name} reads whole texts and does not write in blocks of {self.block_length}; leave out "
+                "block_length, or choose another sampler"
+            )
+        if self.stop and self.block_length is None:
+            raise ValueError("stop ends a text after one of its blocks; set block_length as well, or leave stop out")
+        if self.budget == "block" and self.block_length is None:
+            raise ValueError(
+                "budget 'block' counts the steps of each block; set block_length as well, or leave budget out"
+            )
+        return self
 
     @property
     def summary(self) -> Summary | None:
@@ -168,7 +173,12 @@ class Sampler(Drawing, ABC):
             for name, value in (("top_k", self.top_k), ("top_p", self.top_p))
             if value is not None
         )
-        return self.name + temperature + filters + f", {self.draw}" * (self.draw == "greedy")
+        return self.name + temperature + filters + f", {self.draw}" * (self.draw == "greedy") + self._blocks_label
+
+    @property
+    def _blocks_label(self) -> str:
+        counted = " with steps of their own" * (self.budget == "block")
+        return "" if self.block_length is None else f", blocks of {self.block_length}{counted}"
 
     def check(self, critic: nn.Module | None) -> None:
         """Refuse a run without what the rule needs.
@@ -178,8 +188,24 @@ class Sampler(Drawing, ABC):
         """
 
     def fewest_steps(self, canvas: Canvas, denoiser: Denoiser) -> int:
-        """With how many steps every row of a canvas can be filled, at least."""
-        return 1
+        """With how many steps every row of a canvas can be filled, at least: one for each block that shares them."""
+        if self.budget == "block":
+            return 1
+        return max(1, int(block_numbers(canvas, denoiser, self.block_length)[1].max()))
+
+    def most_steps(self, length: int) -> int:
+        """How many steps of rows of ``length`` tokens can each write a token."""
+        return min(length, self.block_length) if self.budget == "block" and self.block_length else length
+
+    def most_transitions(self, length: int, steps: int) -> int:
+        """How many transitions a row of ``length`` tokens has, its blocks' together, at most."""
+        return steps * -(-length // self.block_length) if self.budget == "block" and self.block_length else steps
+
+    def transitions_of(self, canvas: Canvas, denoiser: Denoiser, steps: Tensor) -> Tensor:
+        """(B,) how many transitions each row has, its blocks' together. ``steps``: (B,)."""
+        if self.budget == "text":
+            return steps
+        return steps * block_numbers(canvas, denoiser, self.block_length)[1].clamp(min=1)
 
     def start(self, canvas: Canvas, spec: DenoiserSpec, randomness: Randomness) -> Canvas:
         """What the first pass sees; most rules leave the canvas as it is."""
@@ -188,6 +214,44 @@ class Sampler(Drawing, ABC):
     @abstractmethod
     def begin(self, work: Work) -> int:
         """Before the first pass; says how many passes there may be, of all rows together."""
+
+    def enter(self, work: Work) -> None:
+        """Find the blocks of a canvas, and what ends a text.
+
+        Raises:
+            UserError: fewer steps than blocks, or no token that ends a text.
+        """
+        ends = work.session.denoiser.end_ids
+        if self.stop and not ends:
+            raise UserError("sampler.stop waits for an end token, and this model has none; set sampler.stop=false")
+        work.ends = torch.tensor(ends, device=work.canvas.device)
+        work.most = self.most_transitions(work.canvas.length, work.most)
+        work.passes = min(work.most, work.canvas.length)
+        work.blocks = self.blocks(work)
+
+    def blocks(self, work: Work) -> Blocks:
+        """Of the canvas before the first pass."""
+        return Blocks(work.canvas, work.session.denoiser, work.steps, self.block_length, self.budget == "block")
+
+    def move(self, work: Work) -> None:
+        """See which block each row is at; with ``stop``, rows whose last one holds an end token are filled up."""
+        work.blocks.move(self.current(work), work.number)
+        if self.stop:
+            self._end(work)
+
+    def current(self, work: Work) -> Tensor:
+        """(B,) the block that each row is at: the first that has something open."""
+        blocks = work.blocks
+        return torch.where(work.canvas.open, blocks.number, blocks.count[:, None]).amin(1)
+
+    def _end(self, work: Work) -> None:
+        blocks, canvas = work.blocks, work.canvas
+        written = (blocks.number >= 0) & (blocks.number < blocks.current[:, None])
+        ended = (written & torch.isin(canvas.tokens, work.ends)).any(1)
+        rest = canvas.open & ended[:, None]
+        canvas.tokens.masked_fill_(rest, work.ends[0])
+        canvas.open.logical_and_(~rest)
+        blocks.current = torch.where(ended, blocks.count, blocks.current)
 
     @abstractmethod
     def ask(self, work: Work) -> Asked | None:
@@ -218,167 +282,3 @@ class Sampler(Drawing, ABC):
             work.session.denoiser.head, work.session.chunks(len(features)), uniforms, work.randomness, features,
             given=given, summary=self.summary,
         )  # fmt: skip
-
-
-class PlannedSampler(Sampler):
-    """A rule that looks at no prediction."""
-
-    @abstractmethod
-    def transitions(self, canvas: Canvas, steps: Tensor, process: MaskedProcess, randomness: Randomness) -> Tensor:
-        """The transition k, from t = 1 − k/steps to 1 − (k+1)/steps, that writes each open position.
-
-        Args:
-            steps: (B,).
-
-        Returns:
-            (B, L) in [0, steps).
-        """
-
-    def begin(self, work: Work) -> int:
-        """Number each row's transitions: pass n serves the n-th of every row that has one."""
-        transition = self.transitions(work.canvas, work.steps, work.process, work.randomness)
-        where = work.canvas.open if work.until is None else work.canvas.open & (transition < work.until[:, None])
-        work.schedule = Schedule(transition, *number_events(transition, where))
-        if work.session.denoiser.collective:
-            return work.passes
-        return max(work.schedule.events.tolist(), default=0)
-
-    def ask(self, work: Work) -> Asked | None:
-        """The positions that this pass writes."""
-        transition, event, events = work.schedule
-        rows = (events > work.number).nonzero().squeeze(1)
-        if len(rows) == 0:
-            return None
-        now = event[rows] == work.number
-        time = 1 - transition[rows].masked_fill(~now, 0).amax(1).double() / work.steps[rows]
-        return Asked(rows, now, time)
-
-    def settle(self, work: Work, asked: Asked, before: Canvas, features: Tensor) -> tuple[Tokens, Tensor]:
-        """All that is asked is committed."""
-        return self.draw_tokens(work, asked, features), asked.positions
-
-
-class StepwiseSampler(Sampler):
-    """A rule that decides pass by pass.
-
-    Attributes:
-        block_length: tokens of the blocks that a canvas is written in, one after the other
-            (students/samplers/blocks.py); None for the whole canvas at once. Where the denoiser has block attention
-            and predicts the next token, the first token of an attention block is committed alone: what predicts it
-            sees nothing of its block (Fast-dLLM v2, which takes it from the pass that stores the block before).
-        stop: a row ends with the first block that holds an end token: what follows is filled with end tokens.
-    """
-
-    block_length: int | None = Field(default=None, ge=1)
-    stop: bool = False
-
-    @model_validator(mode="after")
-    def _stops_after_blocks(self) -> StepwiseSampler:
-        if self.stop and self.block_length is None:
-            raise ValueError("stop ends a text after one of its blocks; set block_length as well, or leave stop out")
-        return self
-
-    @property
-    def label(self) -> str:
-        """See `Sampler.label`."""
-        blocks = "" if self.block_length is None else f", blocks of {self.block_length}"
-        return super().label + blocks
-
-    @abstractmethod
-    def commit(self, prediction: Prediction) -> Tensor:
-        """Which of the candidates to commit: (R, L) bool, at least one in every row.
-
-        What it says of a row's last step, or its last within a block, is not heeded: that one commits everything.
-        """
-
-    def fewest_steps(self, canvas: Canvas, denoiser: Denoiser) -> int:
-        """One for each block; see `Sampler.fewest_steps`."""
-        return max(1, int(block_numbers(canvas, denoiser, self.block_length)[1].max()))
-
-    def begin(self, work: Work) -> int:
-        """See `Sampler.begin`."""
-        if self.stop and work.session.spec.eos_id is None:
-            raise UserError("sampler.stop waits for an end token, and this model has none; set sampler.stop=false")
-        work.blocks = self.blocks(work)
-        return work.passes
-
-    def blocks(self, work: Work) -> Blocks:
-        """Of the canvas before the first pass."""
-        return Blocks(work.canvas, work.session.denoiser, work.steps, self.block_length)
-
-    def ask(self, work: Work) -> Asked | None:
-        """What is open in each row's current block."""
-        work.blocks.move(self.current(work), work.number)
-        if self.stop:
-            self.end(work)
-        unfinished = work.blocks.current < work.blocks.count
-        if work.until is not None:
-            unfinished &= work.number < work.until
-        rows = unfinished.nonzero().squeeze(1)
-        if len(rows) == 0:
-            return None
-        share = work.canvas.rows(rows).open_share()
-        return Asked(rows, self.positions(work)[rows], work.process.time_of(1 - share))
-
-    def current(self, work: Work) -> Tensor:
-        """(B,) the block that each row is at: the first that has something open."""
-        blocks = work.blocks
-        return torch.where(work.canvas.open, blocks.number, blocks.count[:, None]).amin(1)
-
-    def end(self, work: Work) -> None:
-        """Fill up the rows whose last block holds an end token."""
-        blocks, canvas, eos_id = work.blocks, work.canvas, work.session.spec.eos_id
-        assert eos_id is not None
-        written = (blocks.number >= 0) & (blocks.number < blocks.current[:, None])
-        ended = (written & (canvas.tokens == eos_id)).any(1)
-        rest = canvas.open & ended[:, None]
-        canvas.tokens.masked_fill_(rest, eos_id)
-        canvas.open.logical_and_(~rest)
-        blocks.current = torch.where(ended, blocks.count, blocks.current)
-
-    def positions(self, work: Work) -> Tensor:
-        """(B, L) what is open in each row's current block, or only the first of it where that is committed alone."""
-        candidates = work.canvas.open & work.blocks.here()
-        if not work.session.spec.shift:
-            return candidates
-        first = candidates & work.blocks.first
-        alone = first.any(1) & self.going(work)
-        return torch.where(alone[:, None], first, candidates)
-
-    def going(self, work: Work) -> Tensor:
-        """(B,) whether another pass may follow in the current block."""
-        return work.number - work.blocks.began + 1 < work.blocks.budget()
-
-    def settle(self, work: Work, asked: Asked, before: Canvas, features: Tensor) -> tuple[Tokens, Tensor]:
-        """See `Sampler.settle`."""
-        drawn, commit = self.draw_tokens(work, asked, features), asked.positions.clone()
-        going = self.going(work)[asked.rows]
-        if work.number + 1 < work.passes:
-            at = going[:, None].expand_as(commit)[commit]
-            part = Tokens(*(values[at] for values in drawn))
-            commit[going] = self.choice(work, asked.rows[going], before.rows(going), commit[going], features[at], part)
-        return drawn, commit
-
-    def idle(self, work: Work) -> None:
-        """The rule is asked about no rows, since it may ask the denoiser in its turn."""
-        features = work.session.idle(work.canvas)
-        if work.number + 1 < work.passes:
-            rows, none = work.steps.new_zeros(0), features.new_zeros(0)
-            nothing = Tokens(rows, none, none, none.view(0, 2))
-            self.choice(work, rows, work.canvas.rows(rows), work.canvas.open[rows], features, nothing)
-
-    def choice(
-        self, work: Work, rows: Tensor, before: Canvas, candidates: Tensor, features: Tensor, drawn: Tokens
-    ) -> Tensor:
-        """What `commit` says of R rows: (R, L).
-
-        Args:
-            candidates: (R, L), N positions. features: (N, H) there. drawn: the N tokens there.
-        """
-        blocks = work.blocks
-        prediction = Prediction(
-            before, candidates, work.number - blocks.began[rows], blocks.budget()[rows], blocks.here().sum(1)[rows],
-            features, drawn.log_prob, drawn.confidence, drawn.summaries, work.session.denoiser,
-            of_rows(work.randomness, rows),
-        )  # fmt: skip
-        return self.commit(prediction)

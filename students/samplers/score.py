@@ -9,7 +9,7 @@ from torch import Tensor
 
 from students.drawing import Summary
 from students.planner import summary
-from students.samplers.sampler import Prediction
+from students.samplers.stepwise import Prediction
 from teachers.randomness import uniform_at
 
 Score = Literal["confidence", "largest", "margin", "entropy", "random", "sequential"]

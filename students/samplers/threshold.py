@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from students.drawing import Summary
-from students.samplers.sampler import Prediction, StepwiseSampler
 from students.samplers.score import Score, ranks, score_summary, scores
+from students.samplers.stepwise import Prediction, StepwiseSampler
 from students.samplers.timetable import Timetable
 from students.samplers.top_k import counts
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from students.drawing import Summary
-from students.samplers.sampler import Prediction, StepwiseSampler
 from students.samplers.score import Score, ranks, score_summary, scores
+from students.samplers.stepwise import Prediction, StepwiseSampler
 from students.samplers.timetable import Timetable, tokens_per_pass
 
 

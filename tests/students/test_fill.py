@@ -188,6 +188,39 @@ def in_blocks(canvas: Canvas, length: int, choose: Callable[[Seen], Choice]) -> 
     return choose_there
 
 
+def at_block_steps(canvas: Canvas, rule: Callable[[int], Callable[[Seen], Choice]]) -> Callable[[Seen], Choice]:
+    """Of a row that is written in two blocks of two tokens, in two passes each, the second of which takes the rest."""
+    begin = canvas.open[0].tolist().index(True)
+
+    def choose(seen: Seen) -> Choice:
+        block, number = divmod(seen.number, 2)
+        here = [i for i, place in enumerate(seen.places) if (place - begin) // 2 == block]
+        places = [seen.places[i] for i in here]
+        if number == 1 or not places:
+            return [(1.0, places)]
+        return rule(2)(replace(seen, places=places, log_probs=seen.log_probs[here], number=number))
+
+    return choose
+
+
+def rate_of_two(canvas: Canvas) -> Callable[[Seen], Choice]:
+    """A planner's start: each position at the rate that fills what is open of a block in two passes, but never none."""
+    begin = canvas.open[0].tolist().index(True)
+
+    def choose(seen: Seen) -> Choice:
+        end = canvas.length if canvas.real is None else max(canvas.real[0].nonzero().squeeze(1).tolist()) + 1
+        first = begin + (seen.places[0] - begin) // 2 * 2
+        rate = min(1 / (1 + math.exp(-5)), 1 / (2 * len(seen.places) / len(range(first, min(first + 2, end)))))
+        subsets = [s for s in itertools.product([False, True], repeat=len(seen.places)) if any(s)]
+        chance = [math.prod(rate if chosen else 1 - rate for chosen in subset) for subset in subsets]
+        return [
+            (p / sum(chance), list(itertools.compress(seen.places, subset)))
+            for p, subset in zip(chance, subsets, strict=True)
+        ]
+
+    return choose
+
+
 def van_der_corput(rotation: int, bits: int, begin: int) -> Callable[[Seen], Choice]:
     """Of places in the text, which begins behind so much padding."""
 
@@ -262,6 +295,21 @@ LAWS: dict[str, tuple[Sampler, int, Callable[[TabularDenoiser, Canvas, float], L
     ),
     "factor": (Factor(factor=1.5), 4, lambda d, c, t: filling_law(d, c, 4, factor(1.5), t)),
     "entropy bound": (EntropyBound(gamma=0.8), 4, lambda d, c, t: filling_law(d, c, 4, entropy_bound(0.8), t)),
+    "ancestral, blocks": (
+        Ancestral(block_length=2),
+        4,
+        lambda d, c, t: filling_law(d, c, 4, at_block_steps(c, ancestral), t),
+    ),
+    "ancestral, steps of each block": (
+        Ancestral(block_length=2, budget="block"),
+        2,
+        lambda d, c, t: filling_law(d, c, 4, at_block_steps(c, ancestral), t),
+    ),
+    "planner, blocks": (
+        Planner(block_length=2, budget="block"),
+        2,
+        lambda d, c, t: filling_law(d, c, 4, at_block_steps(c, lambda steps: rate_of_two(c)), t),
+    ),
     "planner, one position a pass": (Planner(bias=-50.0), 4, lambda d, c, t: filling_law(d, c, 4, any_one, t)),
 }
 """Rule, steps, and its law on a row at a temperature."""
@@ -313,6 +361,9 @@ RULES: list[Sampler] = [
     Threshold(threshold=0.6, confidence="drawn"), Planner(), Factor(factor=1.5), EntropyBound(gamma=0.8),
     TopK(order="entropy", timetable="dream"), TopK(order="random", timetable="dllm", tempered=True),
     TopK(block_length=2), Threshold(threshold=0.5, block_length=2, timetable="sdar", strict=True),
+    Ancestral(block_length=2), Dilated(block_length=2, budget="block"), Planner(block_length=2),
+    RandomStart(random_share=0.5, block_length=2, budget="block"), TopK(order="margin", block_length=2, budget="block"),
+    Edit(threshold=0.6, editing_threshold=0.4, block_length=2, budget="block"),
     Edit(threshold=0.6, editing_threshold=0.4),
     Edit(threshold=0.6, editing_threshold=0.4, block_length=2, post_steps=1),
     Rgas(guided=0.5),
@@ -335,7 +386,8 @@ def steps_for(sampler: Sampler) -> torch.Tensor:
 
 
 def in_two_blocks(sampler: Sampler) -> bool:
-    return "blocks of 2" in sampler.label
+    """Which share the steps."""
+    return sampler.block_length == 2 and sampler.budget == "text"
 
 
 def mixed() -> Canvas:
@@ -362,7 +414,8 @@ def test_what_is_given_stays_and_what_is_open_is_written_in_so_many_passes(sampl
     assert (filled.tokens[open_] != MASK).all()
     assert not filled.canvas.open.any()
     assert (filled.nfe >= 1).all()
-    most = steps if sampler.needs_critic or sampler.edits else min(steps, int(open_[0].sum()))
+    most = 2 * steps if sampler.budget == "block" else steps
+    most = most if sampler.needs_critic or sampler.edits else min(most, int(open_[0].sum()))
     assert (filled.nfe <= most).all()
     assert filled.query_tokens == int(filled.nfe.sum()) * canvas.length
 
@@ -457,9 +510,9 @@ def test_confidence_is_the_denoisers_own_at_every_temperature(sampler, temperatu
 @ALONE
 def test_until_ends_early_where_the_whole_way_passes(sampler):
     canvas, steps = mixed(), 5
-    denoiser, recorder = table(canvas), StateRecorder(canvas, steps)
+    denoiser, recorder = table(canvas), StateRecorder(canvas, sampler.most_transitions(canvas.length, steps))
     fill(denoiser, canvas, sampler, steps, RowStreams(1, (0,), range(5)), record=recorder)
-    until = torch.tensor([0, 1, 2, 3, 5])
+    until = torch.tensor([0, 1, 2, 3, recorder.states.shape[1]])
     ended = fill(denoiser, canvas, sampler, steps, RowStreams(1, (0,), range(5)), until=until)
     states = torch.cat([recorder.states, recorder.states[:, -1:]], 1)
     for row in range(5):
@@ -504,6 +557,47 @@ class Clocked(TabularDenoiser):
 
 
 @pytest.mark.parametrize("schedule", ["log-linear", "cosine"])
+@pytest.mark.parametrize("sampler", [Ancestral(), Dilated()], ids=lambda sampler: sampler.name)
+def test_a_block_that_is_the_whole_text_is_written_as_without_blocks(sampler, schedule):
+    canvas, process = mixed(), MaskedProcess(schedule)
+    whole, one_block = Clocked(V, canvas.length, 0), Clocked(V, canvas.length, 0)
+    expected = fill(whole, canvas, sampler, 3, seeded(1), process=process)
+    for budget in ("text", "block"):
+        rule = sampler.model_copy(update={"block_length": canvas.length, "budget": budget})
+        filled = fill(one_block, canvas, rule, 3, seeded(1), process=process)
+        assert torch.equal(filled.tokens, expected.tokens)
+        assert torch.equal(filled.nfe, expected.nfe)
+        for (_, time), (_, other) in zip(whole.times, one_block.times, strict=False):
+            torch.testing.assert_close(time, other)
+
+
+@pytest.mark.parametrize("attention", ["full", "block"])
+def test_a_transition_within_a_block_is_at_the_time_of_the_text_or_of_the_block_where_attention_ends(attention):
+    canvas = Canvas.blank(1, 4, MASK)
+    denoiser, seen = Clocked(V, 4, 0), []
+    denoiser.spec = replace(denoiser.spec, attention=attention, block_size=2 if attention == "block" else None)
+    fill(denoiser, canvas, Dilated(block_length=2, budget="block"), 2, seeded(0))
+    for canvas_read, time in denoiser.times:
+        seen.append((int(canvas_read.open.sum()), float(time)))
+    assert seen == [(4, 1.0), (3, 0.75 if attention == "full" else 0.5), (2, 0.5 if attention == "full" else 1.0),
+                    (1, 0.25 if attention == "full" else 0.5)]  # fmt: skip
+
+
+def test_a_planner_sees_a_block_as_if_there_were_nothing_else():
+    torch.manual_seed(0)
+    network = stock(V, 8, MASK, attention="block", block_size=4, sizes=shape(initializer_range=0.5))
+    planned = add_planner(network, base_steps=2).requires_grad_(False)
+    for parameter in planned.planner.parameters():
+        parameter.normal_(generator=seeded(1))
+    seen: list[torch.Tensor] = []
+    planned.planner.register_forward_pre_hook(lambda module, given: seen.append(given[2]))
+    tokens = torch.tensor([[0, 1, 2, 0, 1, MASK, MASK, MASK]])
+    fill(planned, Canvas.of(tokens, MASK), Planner(block_length=4), 2, seeded(2))
+    fill(planned, Canvas.of(tokens[:, 4:], MASK), Planner(), 2, seeded(2))
+    torch.testing.assert_close(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("schedule", ["log-linear", "cosine"])
 @pytest.mark.parametrize("sampler", [TopK(), Threshold(threshold=0.6), Planner()], ids=lambda sampler: sampler.name)
 def test_rules_that_decide_pass_by_pass_are_at_the_time_of_what_is_open_and_no_padding(sampler, schedule):
     canvas, process = mixed(), MaskedProcess(schedule)
@@ -525,7 +619,7 @@ def test_k_step_records_states_that_fill_goes_through(sampler):
     # the same way, to its end
     replay = streams()
     steps = torch.tensor(budgets)[(uniform(replay, 5, 2)[:, 0] * 2).long()]
-    recorder = StateRecorder(canvas, max(budgets))
+    recorder = StateRecorder(canvas, sampler.most_transitions(canvas.length, max(budgets)))
     filled = fill(denoiser, canvas, sampler, steps, replay, passes=max(budgets), record=recorder)
     for row in range(5):
         passes = int(filled.nfe[row])
@@ -588,4 +682,7 @@ def test_collective_denoisers_are_called_alike_whatever_the_rows(sampler, logits
                 calls.append(tuple(together.calls))
                 together.calls.clear()
     assert len(set(calls)) == 1
-    assert calls[0].count("pass") == (max(budgets) if sampler.adaptive else max(budgets) - 1) + 1
+    most = max(budgets) if sampler.adaptive or sampler.budget == "block" else max(budgets) - 1
+    if sampler.budget == "block":  # there may be three blocks, and five tokens
+        most = 3 * most if sampler.edits else 5
+    assert calls[0].count("pass") == most + 1

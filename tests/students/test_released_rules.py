@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from students.drawing import Drawing
 from students.fill import fill
-from students.samplers import RELEASED, Edit, Planner, Threshold, TopK, released_sampler
+from students.samplers import RELEASED, Ancestral, Dilated, Edit, Planner, Rgas, Threshold, TopK, released_sampler
 from students.samplers.blocks import Blocks
 from students.samplers.factor import Factor
 from students.samplers.timetable import tokens_per_pass
@@ -186,6 +186,43 @@ def test_a_text_ends_with_the_block_that_holds_an_end_token():
     assert (going_on.nfe == 6).all()
 
 
+@pytest.mark.parametrize("rule", [Ancestral, Dilated, TopK])
+def test_planned_rules_end_texts_too_under_a_budget_of_each_block(rule):
+    canvas = Canvas.blank(200, 6, 3)
+    filled = fill(Ending(6), canvas, rule(block_length=2, stop=True, budget="block"), 1, seeded(0))
+    ends = (filled.tokens == 0).view(200, 3, 2).any(2)
+    blocks = torch.where(ends.any(1), ends.int().argmax(1) + 1, 3)
+    assert torch.equal(filled.nfe, blocks)
+    assert set(blocks.tolist()) == {1, 2, 3}
+    for row, count in enumerate(blocks.tolist()):
+        assert (filled.tokens[row, 2 * count :] == 0).all()
+
+
+def test_every_end_token_of_the_release_ends_a_text():
+    denoiser = Ending(6)
+    denoiser.companions = {"generation_config.json": b'{"eos_token_id": [1, 0]}'}
+    assert denoiser.end_ids == [0, 1]
+    filled = fill(denoiser, Canvas.blank(200, 6, 3), TopK(block_length=2, stop=True), 6, seeded(0))
+    ends = (filled.tokens < 2).view(200, 3, 2).any(2)
+    blocks = torch.where(ends.any(1), ends.int().argmax(1) + 1, 3)
+    assert torch.equal(filled.nfe, 2 * blocks)
+    for row, count in enumerate(blocks.tolist()):
+        assert (filled.tokens[row, 2 * count :] == 0).all(), "filled up with the first of them"
+
+
+@pytest.mark.parametrize("rule", [Ancestral, Dilated, TopK, Planner])
+def test_each_block_has_steps_of_its_own_whatever_the_number_of_blocks(rule):
+    """Two tokens of a block in two steps, all at once in one; a block that is open in part takes no more passes."""
+    canvas = Canvas.of(torch.tensor([[2, 2, 2, 2, 2, 2], [0, 2, 2, 2, 2, 2], [0, 0, 0, 0, 2, 2]]), 2)
+    denoiser = TabularDenoiser(3, 6, 0)
+    filled = fill(denoiser, canvas, rule(block_length=2, budget="block"), 1, seeded(0))
+    assert filled.nfe.tolist() == [3, 3, 1]
+    many = fill(denoiser, canvas, rule(block_length=2, budget="block"), 2**20, seeded(0))
+    if rule is Planner:
+        return
+    assert many.nfe.tolist() == [6, 5, 2]
+
+
 def test_an_end_token_of_the_prompt_ends_nothing():
     canvas = Canvas.of(torch.tensor([[0, 3, 3, 3, 3]]).expand(50, 5), 3)
     filled = fill(Ending(5), canvas, TopK(block_length=2, stop=True), 4, seeded(1))
@@ -267,7 +304,8 @@ def test_edits_keep_within_their_steps():
     [
         (TopK, {"order": "entropi"}), (TopK, {"timetable": "didi"}), (TopK, {"block_length": 0}), (TopK, {"top_k": 0}),
         (TopK, {"top_p": 0.0}), (TopK, {"top_p": 1.1}), (Factor, {"factor": 0.0}), (Edit, {"editing_threshold": 1.5}),
-        (Edit, {"post_steps": -1}), (Planner, {"block_length": 4}), (Planner, {"stop": True}),
+        (Edit, {"post_steps": -1}), (Rgas, {"block_length": 4}), (Planner, {"stop": True}),
+        (Ancestral, {"budget": "block"}),
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(rule, settings):

@@ -1,10 +1,11 @@
 """Rollouts write what the student's own sampler writes, and record what a gradient needs."""
 
+import pytest
 import torch
 
 from students.fill import fill
 from students.rollout import k_step, one_move, two_moves
-from students.samplers import Ancestral, Dilated
+from students.samplers import Ancestral, Dilated, TopK
 from teachers.canvas import Canvas
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, uniform
@@ -79,6 +80,17 @@ def test_dilated_states_are_those_of_the_dilated_sampler():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("budget", ["text", "block"])
+def test_a_rule_that_ranks_leaves_as_much_open_as_its_schedule_says_after_every_number_of_steps(budget):
+    """Of the last recorded state as well: what it leaves is what its last step would write."""
+    student, steps = TabularDenoiser(3, 4, 0), 4 if budget == "text" else 2
+    sampler = TopK(order="margin", block_length=2, budget=budget)
+    out = k_step(student, PROCESS, Canvas.blank(400, 4, 2), sampler, [steps], RowStreams(0, (0,), range(400)))
+    assert set(out.time.tolist()) == {1.0, 0.75, 0.5, 0.25}
+    assert torch.equal(out.revealed[:, 0].sum(1), (4 * out.time).long())
+    torch.testing.assert_close(out.next_time, out.time - 0.25)
+
+
 def test_sample_is_drawn_from_the_recorded_state():
     student = TabularDenoiser(V + 1, L, seed=3)
     out = k_step(student, PROCESS, blank(20_000), Ancestral(), [2], RowStreams(1, (0,), range(20_000)))

@@ -13,7 +13,7 @@ from torch import Tensor
 from students.fill import Filled, fill
 from students.samplers import LOG_LINEAR, SAMPLERS, Ancestral, Dilated
 from students.samplers.ancestral import reveal_transitions
-from students.samplers.sampler import number_events
+from students.samplers.blocks import number_events
 from teachers import chunks, randomness
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, DenoiserSpec

@@ -99,7 +99,9 @@ def test_missing_keys_are_named(tmp_path):
         (["evaluate.sampler=ancestrel"], ("'ancestrel'", "'ancestral'")),
         (["sampler={name: top_k, stop: true}"], ("stop ends a text", "block_length")),
         (["sampler={name: top_k, order: entropi}"], ("sampler", "order", "entropi", "'entropy'")),
-        (["sampler={name: planner, block_length: 4}"], ("sampler", "block_length", "4")),
+        (["sampler={name: ancestral, stop: true}"], ("stop ends a text", "block_length")),
+        (["sampler={name: dilated, budget: block}"], ("budget 'block'", "block_length")),
+        (["evaluate.sampler={name: rgas, block_length: 4}"], ("rgas reads whole texts", "blocks of 4")),
     ],
 )
 def test_cross_checks(overrides, parts, tmp_path):

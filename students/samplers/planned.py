@@ -1,0 +1,89 @@
+"""Rules that look at no prediction: when each position is written is known before the first pass."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from students.drawing import Tokens
+from students.samplers.blocks import number_events
+from students.samplers.sampler import Asked, Sampler, Schedule, Work
+from teachers.canvas import Canvas
+from teachers.process import MaskedProcess
+from teachers.randomness import Randomness, of_rows
+
+
+class PlannedSampler(Sampler):
+    """A rule that looks at no prediction."""
+
+    @abstractmethod
+    def transitions(self, canvas: Canvas, steps: Tensor, process: MaskedProcess, randomness: Randomness) -> Tensor:
+        """The transition k, from t = 1 − k/steps to 1 − (k+1)/steps, that writes each open position.
+
+        Args:
+            canvas: open at what is written in these steps: a whole text, or one block of it.
+            steps: (B,).
+
+        Returns:
+            (B, L) in [0, steps).
+        """
+
+    def begin(self, work: Work) -> int:
+        """Number each row's transitions: pass n serves the n-th of every row that has one."""
+        self.enter(work)
+        transition = self.of_blocks(work)
+        where = work.canvas.open if work.until is None else work.canvas.open & (transition < work.until[:, None])
+        work.schedule = Schedule(transition, *number_events(transition, where))
+        if work.session.denoiser.collective:
+            return work.passes
+        return max(work.schedule.events.tolist(), default=0)
+
+    def of_blocks(self, work: Work) -> Tensor:
+        """`transitions` of each block behind those of the blocks before it: (B, L)."""
+        if self.block_length is None:
+            return self.transitions(work.canvas, work.steps, work.process, work.randomness)
+        blocks, transition = work.blocks, torch.zeros_like(work.canvas.tokens)
+        for block in range(max(blocks.count.tolist(), default=0)):
+            # only rows that have such a block, so that no row's draws depend on how many blocks another one has
+            rows = (blocks.count > block).nonzero().squeeze(1)
+            here = blocks.number[rows] == block
+            part = replace(work.canvas.rows(rows), open=here)
+            number = torch.full_like(rows, block)
+            own = self.transitions(part, blocks.steps_of(number, rows), work.process, of_rows(work.randomness, rows))
+            transition[rows] += torch.where(here, blocks.before(number, rows)[:, None] + own, 0)
+        return transition
+
+    def ask(self, work: Work) -> Asked | None:
+        """The positions that this pass writes."""
+        transition, event, events = work.schedule
+        if self.stop:
+            self.move(work)
+            events.masked_fill_(work.blocks.current == work.blocks.count, 0)
+        rows = (events > work.number).nonzero().squeeze(1)
+        if len(rows) == 0:
+            return None
+        now = event[rows] == work.number
+        return Asked(rows, now, self.time(work, rows, now, transition[rows].masked_fill(~now, 0).amax(1)))
+
+    def time(self, work: Work, rows: Tensor, now: Tensor, transition: Tensor) -> Tensor:
+        """(R,) t before a transition (R,) of some rows (R,), which writes at ``now`` (R, L).
+
+        Of a block within a text that a network sees whole, t is that of the whole text: at which as much of it is open
+        as then will be, on average. Where attention is in blocks, each has a time of its own.
+        """
+        if self.block_length is None:
+            return 1 - transition.double() / work.steps[rows]
+        blocks, number = work.blocks, work.blocks.number[rows]
+        block = torch.where(now, number, 0).amax(1)
+        own = 1 - (transition - blocks.before(block, rows)).double() / blocks.steps_of(block, rows)
+        if work.session.spec.attention == "block":
+            return own
+        here, later = (number == block[:, None]).sum(1), (number > block[:, None]).sum(1)
+        return work.process.time_of(1 - (later + here * (1 - work.process.alpha(own))) / work.to_write[rows])
+
+    def settle(self, work: Work, asked: Asked, before: Canvas, features: Tensor) -> tuple[Tokens, Tensor]:
+        """All that is asked is committed."""
+        return self.draw_tokens(work, asked, features), asked.positions
