@@ -186,15 +186,6 @@ class Denoiser(nn.Module, ABC):
         """The same network, reading the time of a canvas where it can do so but by default does not; or else itself."""
         return self
 
-    @property
-    def end_ids(self) -> list[int]:
-        """The tokens that end a text, that of `spec` first; others are named by the release's settings of generation.
-
-        Empty where the model has none.
-        """
-        several = [token for token in end_tokens(self.companions) if token != self.spec.eos_id]
-        return [*([] if self.spec.eos_id is None else [self.spec.eos_id]), *several]
-
     def require(self, capability: Capability, purpose: str) -> None:
         """Refuse to go on where a capability is missing.
 
@@ -316,6 +307,16 @@ class Denoiser(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
+
+
+def end_ids(denoiser: Denoiser) -> list[int]:
+    """The tokens that end a text, that of its spec first; a release's settings of generation may name others.
+
+    Empty where a model has none.
+    """
+    first = denoiser.spec.eos_id
+    several = [token for token in end_tokens(denoiser.companions) if token != first]
+    return [*([] if first is None else [first]), *several]
 
 
 class ExactLaw(Denoiser):

@@ -20,7 +20,7 @@ from students.drawing import Drawing, Summary, Tokens
 from students.samplers.blocks import Blocks, block_numbers
 from students.session import Session
 from teachers.canvas import Canvas
-from teachers.denoiser import Denoiser, DenoiserSpec
+from teachers.denoiser import Denoiser, DenoiserSpec, end_ids
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
 from teachers.randomness import Randomness, of_rows, uniform_at
@@ -221,7 +221,7 @@ class Sampler(Drawing, ABC):
         Raises:
             UserError: fewer steps than blocks, or no token that ends a text.
         """
-        ends = work.session.denoiser.end_ids
+        ends = end_ids(work.session.denoiser)
         if self.stop and not ends:
             raise UserError("sampler.stop waits for an end token, and this model has none; set sampler.stop=false")
         work.ends = torch.tensor(ends, device=work.canvas.device)

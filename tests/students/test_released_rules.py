@@ -15,6 +15,7 @@ from students.samplers.blocks import Blocks
 from students.samplers.factor import Factor
 from students.samplers.timetable import tokens_per_pass
 from teachers.canvas import Canvas
+from teachers.denoiser import end_ids
 from teachers.errors import UserError
 from tests.networks import shape, stock
 from tests.tabular import TabularDenoiser
@@ -201,7 +202,7 @@ def test_planned_rules_end_texts_too_under_a_budget_of_each_block(rule):
 def test_every_end_token_of_the_release_ends_a_text():
     denoiser = Ending(6)
     denoiser.companions = {"generation_config.json": b'{"eos_token_id": [1, 0]}'}
-    assert denoiser.end_ids == [0, 1]
+    assert end_ids(denoiser) == [0, 1]
     filled = fill(denoiser, Canvas.blank(200, 6, 3), TopK(block_length=2, stop=True), 6, seeded(0))
     ends = (filled.tokens < 2).view(200, 3, 2).any(2)
     blocks = torch.where(ends.any(1), ends.int().argmax(1) + 1, 3)

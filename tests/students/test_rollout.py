@@ -79,7 +79,6 @@ def test_dilated_states_are_those_of_the_dilated_sampler():
     assert total_variation(law, out.sample[last]) < 2 * (len(law) / (6.28 * int(last.sum()))) ** 0.5
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("budget", ["text", "block"])
 def test_a_rule_that_ranks_leaves_as_much_open_as_its_schedule_says_after_every_number_of_steps(budget):
     """Of the last recorded state as well: what it leaves is what its last step would write."""
@@ -91,6 +90,7 @@ def test_a_rule_that_ranks_leaves_as_much_open_as_its_schedule_says_after_every_
     torch.testing.assert_close(out.next_time, out.time - 0.25)
 
 
+@torch.no_grad()
 def test_sample_is_drawn_from_the_recorded_state():
     student = TabularDenoiser(V + 1, L, seed=3)
     out = k_step(student, PROCESS, blank(20_000), Ancestral(), [2], RowStreams(1, (0,), range(20_000)))
