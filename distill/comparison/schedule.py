@@ -24,7 +24,7 @@ from distill.comparison.fairness import chosen_settings
 from distill.comparison.results import Command, Comparison, Machine, RunResult, load_run_result
 from distill.comparison.run import LOOK, Run, parameters_trained, start, wait_until_free, why_failed
 from distill.config import DistillConfig, dump_config
-from distill.data.teacher_rows import writing_seconds
+from distill.data.kept_rows import writing_seconds
 from distill.evaluation.results import Evaluation, as_json, json_text, load_result
 from distill.runtime.checkpoints import verify_checkpoint
 from distill.runtime.exits import PREEMPTED

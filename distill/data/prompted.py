@@ -117,6 +117,12 @@ class PromptedCorpus:
         return replace(self, numbers=numbers[:-held]), replace(self, numbers=numbers[-held:])
 
 
+def with_tail(tokens: np.ndarray, written: np.ndarray, end: int) -> np.ndarray:
+    """Rows (R, L) that end: what was written (R, L) after the first end-of-text token becomes such tokens."""
+    ended = np.cumsum((tokens == end) & written, 1) > 0
+    return np.where(ended & written, end, tokens)
+
+
 def _digest(tokens: np.ndarray, borders: np.ndarray) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(tokens).data)
     digest.update(np.ascontiguousarray(borders).data)

@@ -1,25 +1,24 @@
-"""What the teacher writes before training starts: rows, or rows with the order in which it unmasked them.
+"""What a data-free distillation learns from: rows and trajectories that the teacher writes before training starts.
 
-It takes minutes, so it is kept in the run folder, ``teacher-rows.safetensors``, and a resumed run reads it.
+They are the same for the same seed, whatever they were interrupted by, and equal on every process.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.config import DistillConfig
 from distill.data.batches import Data, Rows, training_batch
 from distill.data.corpus import Corpus, TrajectoryCorpus
-from distill.data.prompted import PromptedCorpus
+from distill.data.kept_rows import FILE, PARTS, Parts, load, metadata, save
+from distill.data.prompted import PromptedCorpus, with_tail
 from distill.runtime.messages import say
 from distill.runtime.progress import track
 from distill.runtime.run_folder import RunFolder
@@ -28,12 +27,10 @@ from objectives.objective import Needs, Objective
 from students.fill import fill
 from students.samplers import Ancestral
 from students.trajectories import best_order
+from teachers.canvas import Batch
 from teachers.denoiser import Denoiser, ExactLaw
-from teachers.errors import UserError
-from teachers.files import publish
 from teachers.process import MaskedProcess
 
-FILE = "teacher-rows.safetensors"
 AT_ONCE = 64
 """Rows the teacher writes at a time [own]."""
 
@@ -54,7 +51,7 @@ def training_rows(
 
     Args:
         corpus: the data, if there are any.
-        run: keeps what the teacher made; None to keep it nowhere.
+        run: keeps what the teacher made, batch by batch, so that one that is resumed goes on; None to keep it nowhere.
 
     Raises:
         UserError: what a run has kept is damaged, or there is no room to keep it.
@@ -66,23 +63,25 @@ def training_rows(
         return corpus
     end = corpus.end if prompted else None
     if run is None:
-        tensors = write_rows(config, teacher, world, objective.needs, objective.candidates, corpus)
+        tensors, _ = write_rows(config, teacher, world, objective.needs, objective.candidates, corpus)
         return _as_corpus(tensors, config, end)
     path, origin = run.path / FILE, _origin(objective, config, corpus)
-    if not world.on_main(lambda: path.is_file() and _metadata(path).get("origin") == origin):
-        start = time.monotonic()
-        tensors = write_rows(config, teacher, world, objective.needs, objective.candidates, corpus)
-        seconds = time.monotonic() - start
-        world.on_main(lambda: _save(path, tensors, origin, seconds))
-    return _as_corpus(_load(path), config, end)
+    if not world.on_main(lambda: path.is_file() and metadata(path).get("origin") == origin):
+        parts = Parts(run.path / PARTS, f"{origin} on {world.device.type}")
+        tensors, seconds = write_rows(config, teacher, world, objective.needs, objective.candidates, corpus, parts)
+        world.on_main(lambda: save(path, tensors, origin, seconds))
+        world.on_main(parts.remove)
+    return _as_corpus(load(path), config, end)
 
 
 def _as_corpus(tensors: dict[str, Tensor], config: DistillConfig, end: int | None) -> Rows:
+    tokens = tensors["tokens"].numpy()
     if "order" in tensors:
-        return TrajectoryCorpus(tensors["tokens"].numpy(), tensors["order"].numpy())
+        order = tensors["order"].numpy()
+        return TrajectoryCorpus(tokens if end is None else with_tail(tokens, order >= 0, end), order)
     if end is not None:
-        return PromptedCorpus.of(tensors["tokens"].numpy(), tensors["given"].numpy(), end)
-    return Corpus(tensors["tokens"].numpy().reshape(-1), config.sequence_length, 1.0, packed=False)
+        return PromptedCorpus.of(tokens, tensors["given"].numpy(), end)
+    return Corpus(tokens.reshape(-1), config.sequence_length, 1.0, packed=False)
 
 
 def write_rows(
@@ -92,42 +91,63 @@ def write_rows(
     needs: Needs = "rows",
     candidates: int = 1,
     corpus: Data | None = None,
-) -> dict[str, Tensor]:
+    kept: Parts | None = None,
+) -> tuple[dict[str, Tensor], float]:
     """Let the teacher write ``teacher_samples`` rows in ``teacher_sample_steps`` steps, or order those of the data.
+
+    Args:
+        kept: what it has written already, and where the rest is kept; None to keep it nowhere.
 
     Returns:
         "tokens" (N, L) and, for trajectories, "order" (N, L), −1 at prompts; or, for prompts, "given" (N,), how long
-        each is; int32, on the CPU, the same for the same seed.
+        each is; int32, on the CPU, the same for the same seed. And the seconds that it took.
     """
-    samples, length, steps = config.teacher_samples, config.sequence_length, config.teacher_sample_steps
-    process, generator = MaskedProcess(config.teacher.process), torch.Generator(world.device)
+    samples, length, start = config.teacher_samples, config.sequence_length, time.monotonic()
+    generator = torch.Generator(world.device)
     generator.manual_seed(config.train.seed)
     if needs == "rows" and corpus is None and isinstance(teacher, ExactLaw):
-        return {"tokens": teacher.sample(samples, generator, length).int().cpu()}  # exact, and without a step
+        tokens = teacher.sample(samples, generator, length).int().cpu()  # exact, and without a step
+        return {"tokens": tokens}, time.monotonic() - start
     batch = training_batch(corpus, config.train.seed, range(samples), length, teacher.spec.mask_id, world.device)
+    writer = _Writer(config, teacher, needs, candidates, corpus is not None, generator)
+    total, done = -(-samples // AT_ONCE), 0 if kept is None else world.on_main(kept.count)
+    parts, seconds = ([], 0.0) if kept is None else kept.read(done, generator)
     what = "ordering rows of the data with" if batch.labels is not None else "sampling rows from"
-    say(f"{what} the teacher: {samples} at {steps} steps")
-    parts: list[dict[str, Tensor]] = []
-    for start in track(range(0, samples, AT_ONCE), "teacher's rows", total=-(-samples // AT_ONCE)):
-        rows = batch.rows(slice(start, start + AT_ONCE))
-        if needs == "rows":
-            filled = fill(teacher, rows.canvas, Ancestral(), steps, generator, process=process)
-            lengths = {} if corpus is None else {"given": (~rows.canvas.open).sum(1)}
-            parts.append({"tokens": filled.tokens, **lengths})
+    there = f", {done * AT_ONCE} are there" if done else ""
+    say(f"{what} the teacher: {samples} at {config.teacher_sample_steps} steps{there}")
+    for number in track(range(done, total), "teacher's rows", total=total - done):
+        start = time.monotonic()
+        parts.append(writer.write(batch.rows(slice(number * AT_ONCE, (number + 1) * AT_ONCE))))
+        took = time.monotonic() - start
+        if kept is not None:
+            world.on_main(partial(kept.keep, number, parts[-1], generator, took))
+        seconds += took
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, seconds
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """A teacher that writes canvases, or orders what was written on them."""
+
+    config: DistillConfig
+    teacher: Denoiser
+    needs: Needs
+    candidates: int
+    prompted: bool
+    generator: torch.Generator
+
+    def write(self, batch: Batch) -> dict[str, Tensor]:
+        """The tensors of `write_rows`, of some of its rows."""
+        steps, process = self.config.teacher_sample_steps, MaskedProcess(self.config.teacher.process)
+        if self.needs == "rows":
+            filled = fill(self.teacher, batch.canvas, Ancestral(), steps, self.generator, process=process)
+            tensors = {"tokens": filled.tokens}
+            if self.prompted:
+                tensors["given"] = (~batch.canvas.open).sum(1)
         else:
-            best = best_order(teacher, rows.canvas, steps, generator, process, candidates, rows.labels)
-            parts.append({"tokens": best.tokens, "order": best.order})
-    return {name: torch.cat([part[name] for part in parts]).int().cpu() for name in parts[0]}
-
-
-def writing_seconds(run: RunFolder) -> float:
-    """How long the teacher took for what a run has kept; 0 if it keeps nothing.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    path = run.path / FILE
-    return float(_metadata(path)["seconds"]) if path.is_file() else 0.0
+            best = best_order(self.teacher, batch.canvas, steps, self.generator, process, self.candidates, batch.labels)
+            tensors = {"tokens": best.tokens, "order": best.order}
+        return {name: tensor.int().cpu() for name, tensor in tensors.items()}
 
 
 def _origin(objective: Objective, config: DistillConfig, corpus: Data | None) -> str:
@@ -143,42 +163,3 @@ def _origin(objective: Objective, config: DistillConfig, corpus: Data | None) ->
         "data": corpus.identity() if corpus is not None else None,
     }
     return json.dumps(values, sort_keys=True)
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {list(tensors[name].shape)}".encode())
-        digest.update(tensors[name].contiguous().numpy().data)
-    return digest.hexdigest()
-
-
-def _save(path: Path, tensors: dict[str, Tensor], origin: str, seconds: float) -> None:
-    metadata = {"origin": origin, "sha256": _digest(tensors), "seconds": f"{seconds:.3f}"}
-    try:
-        publish(path, lambda partial: save_file(tensors, partial, metadata))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {path} ({error}); free some space, then start again with --resume") from error
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path) from error
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path) from error
-    if _metadata(path).get("sha256") != _digest(tensors):
-        raise _damaged(path)
-    return tensors
-
-
-def _damaged(path: Path) -> UserError:
-    return UserError(f"{path} is damaged; remove it, and the teacher writes the same rows again")

@@ -172,8 +172,8 @@ def in_run_folder(
     if watch is not None:
         watch.reference = objective.reference
     place_teacher(networks.teacher, config.teacher, config.train, world, offload_folder(run.path))
-    data = corpus.identity() if corpus is not None and objective.needs != "nothing" and not allow_changes else None
     rows = training_rows(objective, config, networks.teacher, corpus, run, world)
+    data = None if corpus is None or rows is None or allow_changes else corpus.identity()
     sharded = config.teacher.placement == "sharded"
     deepspeed: dict[str, Any] | None = deepspeed_section(config.deepspeed, world.size, sharded)
     outcome = train(

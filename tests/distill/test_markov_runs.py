@@ -287,7 +287,7 @@ def test_where_rows_are_needed_and_there_are_none_the_source_writes_them(folder,
     changes = {"data": None, "length": LENGTH, "teacher_samples": 500}
     config = validate(DistillConfig, values(folder, start, **changes))
     teacher, _ = load_teacher(config.teacher)
-    rows = write_rows(config, teacher, start_world())["tokens"].long()
+    rows = write_rows(config, teacher, start_world())[0]["tokens"].long()
     mean, error = teacher.excess_nats(rows)
     assert abs(mean) < 4 * error < 0.3
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ from safetensors.torch import load_file, save_file
 from distill.config import DistillConfig, load_config
 from distill.data import teacher_rows
 from distill.data.corpus import Corpus
-from distill.data.teacher_rows import FILE, training_rows, write_rows, writing_seconds
+from distill.data.kept_rows import FILE, PARTS, writing_seconds
+from distill.data.prompted import PromptedCorpus
+from distill.data.teacher_rows import training_rows, write_rows
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
 from objectives.objective import Distillation
 from students.fill import fill
-from students.samplers import TopK
+from students.samplers import Ancestral, TopK
 from students.student import trainable_copy
 from teachers.canvas import Canvas
 from teachers.errors import UserError
@@ -24,7 +27,7 @@ from teachers.process import MaskedProcess
 from tests.distill.runs import ROOT, assert_same_weights, here
 from tests.tabular import TabularDenoiser
 
-LENGTH, MASK = 4, 3
+LENGTH, MASK, END = 4, 3, 2
 WORLD = World(0, 1, torch.device("cpu"))
 TRAJECTORY, CERTAINTY = "objective={name: trajectory}", "objective={name: certainty}"
 
@@ -86,8 +89,8 @@ def test_rows_of_another_config_are_written_again(teacher, run, change):
 
 
 def test_candidates_raise_the_elbo_of_the_same_rows(teacher, run):
-    plain = write_rows(configure(TRAJECTORY), teacher, WORLD, "trajectories")
-    best = write_rows(configure(TRAJECTORY), teacher, WORLD, "trajectories", candidates=4)
+    plain, _ = write_rows(configure(TRAJECTORY), teacher, WORLD, "trajectories")
+    best, _ = write_rows(configure(TRAJECTORY), teacher, WORLD, "trajectories", candidates=4)
     assert torch.equal(plain["tokens"][:64], best["tokens"][:64])
     assert not torch.equal(plain["order"][:64], best["order"][:64])
 
@@ -112,6 +115,100 @@ def test_data_are_served_as_they_are_to_objectives_that_need_rows(teacher, run):
     assert isinstance(written, Corpus)
     assert written.rows == 70
     assert written.batch(0, range(70)).amax() < MASK
+
+
+def prompts_of(rows, labelled):
+    """Prompts of one token or two; what the teacher's last token but the mask is ends a text."""
+    given = np.arange(rows) % 2 + 1
+    tokens = np.random.default_rng(1).integers(0, MASK, (rows, LENGTH))
+    corpus = PromptedCorpus.of(tokens, given, END)
+    if labelled:
+        return corpus
+    borders = np.append(0, np.cumsum(np.stack([given, given * 0], 1)))
+    prompts = np.concatenate([row[:length] for row, length in zip(tokens, given, strict=True)])
+    return PromptedCorpus(prompts, borders, LENGTH, END, False, 1.0)
+
+
+def test_the_teacher_writes_after_prompts(teacher, run):
+    prompts = prompts_of(9, labelled=False)
+    rows = rows_of(configure(CERTAINTY), teacher, run, prompts)
+    assert rows.labelled
+    assert rows.rows == 70
+    canvas = prompts.batch(0, range(64), MASK).canvas
+    generator = torch.Generator().manual_seed(0)
+    written = fill(teacher, canvas, Ancestral(), 3, generator).tokens
+    ended = ((written == END) & canvas.open).cumsum(1) > 0
+    wanted = torch.where(ended & canvas.open, END, written)
+    batch = rows.batch(0, range(70), MASK)
+    served = list(zip(batch.labels.tolist(), batch.canvas.open.tolist(), strict=True))
+    assert all(row in served for row in zip(wanted.tolist(), canvas.open.tolist(), strict=True))
+    assert ended.any()
+
+
+def test_trajectories_after_prompts_leave_them_alone(teacher, run):
+    prompts = prompts_of(9, labelled=False)
+    rows = rows_of(configure(TRAJECTORY), teacher, run, prompts)
+    canvas = prompts.batch(0, range(70), MASK).canvas
+    assert np.array_equal(rows.order >= 0, canvas.open.numpy())
+    assert np.array_equal(rows.tokens[~canvas.open.numpy()], canvas.tokens[~canvas.open].numpy())
+    assert rows.tokens.max() < MASK
+    labelled = prompts_of(9, labelled=True)
+    ordered = rows_of(configure(TRAJECTORY), teacher, run, labelled)
+    assert np.array_equal(ordered.tokens, labelled.batch(0, range(70), MASK).labels.numpy())
+    assert np.array_equal(ordered.order >= 0, canvas.open.numpy())
+
+
+def test_prompts_are_served_as_they_are_where_no_rows_are_needed(teacher, run):
+    prompts = prompts_of(9, labelled=False)
+    nothing = SimpleNamespace(needs="nothing")
+    assert training_rows(nothing, configure(CERTAINTY), teacher, prompts, run, WORLD) is prompts
+    assert training_rows(nothing, configure(CERTAINTY), teacher, corpus_of(5), run, WORLD) is None
+    labelled = prompts_of(9, labelled=True)
+    assert rows_of(configure(CERTAINTY), teacher, run, labelled) is labelled
+    assert not list(run.path.iterdir())
+
+
+@pytest.mark.parametrize("objective", [CERTAINTY, TRAJECTORY, "objective={name: constrained_order, candidates: 2}"])
+@pytest.mark.parametrize("prompted", [False, True])
+def test_a_teacher_that_is_killed_goes_on_where_it_was(objective, prompted, teacher, tmp_path, monkeypatch):
+    corpus = prompts_of(9, labelled=False) if prompted else None
+    config = configure(objective, "teacher_samples=150")
+    whole, cut = (RunFolder(tmp_path / name) for name in ("whole", "cut"))
+    for run in (whole, cut):
+        run.path.mkdir()
+    wanted = rows_of(config, teacher, whole, corpus)
+    batches = []
+    write = teacher_rows._Writer.write
+
+    def killed(writer, batch):
+        batches.append(len(batch))
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return write(writer, batch)
+
+    monkeypatch.setattr(teacher_rows._Writer, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        rows_of(config, teacher, cut, corpus)
+    assert [path.name for path in cut.path.iterdir()] == [PARTS]
+    assert rows_of(config, teacher, cut, corpus).identity() == wanted.identity()
+    assert batches == [64, 64, 22, 22]
+    assert [path.name for path in cut.path.iterdir()] == [FILE]
+
+
+def test_parts_of_another_config_are_written_again_and_damaged_ones_refused(teacher, run, monkeypatch):
+    config = configure(TRAJECTORY)
+    monkeypatch.setattr(teacher_rows, "save", None)  # would fail, when all parts are there
+    with pytest.raises(TypeError):
+        rows_of(config, teacher, run)
+    part = run.path / PARTS / "000001.safetensors"
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"000001\.safetensors is damaged; remove it"):
+        rows_of(config, teacher, run)
+    monkeypatch.undo()
+    other = rows_of(configure(TRAJECTORY, "train.seed=1"), teacher, run)
+    fresh = RunFolder(run.path / "fresh")
+    fresh.path.mkdir()
+    assert other.identity() == rows_of(configure(TRAJECTORY, "train.seed=1"), teacher, fresh).identity()
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "forged"])
