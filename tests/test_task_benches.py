@@ -52,6 +52,17 @@ def test_a_sum_is_worked_out_digit_by_digit(files, addends, digits):
     assert all(int(row["answer"]) == sum(sums.numbers(row["prompt"])) for row in test)
 
 
+def test_a_working_is_right_if_each_of_its_steps_is():
+    prompt = "37+85+46="
+    assert sums.is_worked_out(prompt, "707512618;304812416#168", "168")
+    assert sums.is_worked_out(prompt, "606511718;405813316#168", "168")  # other orders
+    assert not sums.is_worked_out(prompt, "707512618;304813416#168", "168")  # a total that no step comes to
+    assert not sums.is_worked_out(prompt, "707512618;304812416#169", "168")  # another sum
+    assert not sums.is_worked_out(prompt, "707714618;304812416#168", "168")  # a digit twice
+    assert not sums.is_worked_out(prompt, "707512618#168", "168")  # a column is missing
+    assert not any(sums.is_worked_out(prompt, text, "168") for text in ("", "168", "#168", ";#168"))
+
+
 def test_the_digits_of_a_column_come_in_any_order():
     draws = random.Random(0)
     workings = {sums.completion("12+34+56=", draws) for _ in range(400)}
@@ -91,6 +102,16 @@ def test_solutions_keep_what_is_given():
     assert len(sudoku.solutions("................=")) == 288
     assert len(sudoku.solutions("1...............=")) == 72
     assert sudoku.solutions("11..............=") == []
+
+
+def test_any_solution_is_right_and_nothing_else():
+    prompt, answer = "12..........4321=", "1234341221434321"
+    right = sudoku.solutions(prompt)
+    assert len(right) == 2
+    assert all(sudoku.is_solution(prompt, grid, answer) for grid in right)
+    assert not sudoku.is_solution("21..............=", answer, answer)
+    mixed = right[0][:8] + right[1][8:]
+    assert not any(sudoku.is_solution(prompt, text, answer) for text in ("", "1234", f"{answer}1", mixed))
 
 
 def test_gsm8k_keeps_the_working_without_its_notes(tmp_path, files):

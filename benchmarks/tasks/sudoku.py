@@ -1,6 +1,6 @@
 """Sudokus of 4x4 cells with several solutions: a grid is right as a whole or not at all.
 
-    1..4....2......3=1324413224133241
+    1..4.4..2.4...2.=1234341221434321
 
 A prompt is the grid row by row, with a dot where a cell is empty; the completion is the grid, filled. So few cells are
 given that a prompt has several solutions, and a row of training has one of them at random. Cells that are drawn at the
@@ -26,8 +26,8 @@ class Sudokus:
         least, most: cells that are given.
     """
 
-    least: int = 2
-    most: int = 4
+    least: int = 5
+    most: int = 7
 
     def prompt(self, draws: random.Random) -> str:
         """A grid with so few cells given that it has several solutions."""
@@ -75,6 +75,15 @@ def is_filled(grid: str) -> bool:
 def fits(prompt: str, grid: str) -> bool:
     """Whether a grid holds what the prompt gives."""
     return all(given in (EMPTY, cell) for given, cell in zip(prompt.removesuffix("="), grid, strict=True))
+
+
+def is_solution(prompt: str, completion: str, answer: str) -> bool:
+    """Whether a grid is one of the solutions, not just the answer; for the checker "python" of `fewstep evaluate`.
+
+    >>> is_solution("..34341221434321=", "1234341221434321", "1234341221434321")
+    True
+    """
+    return is_filled(completion) and fits(prompt, completion)
 
 
 def solutions(prompt: str) -> list[str]:

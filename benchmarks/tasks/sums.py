@@ -11,7 +11,9 @@ taken twice, or a total of another order, makes a wrong sum. The sum itself stan
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 MARKER = "#"
 
@@ -24,7 +26,7 @@ class Sums:
         addends: numbers a sum has. digits: of each number.
     """
 
-    addends: int = 4
+    addends: int = 3
     digits: int = 2
 
     def prompt(self, draws: random.Random) -> str:
@@ -54,13 +56,40 @@ def answer(prompt: str) -> str:
 
 def completion(prompt: str, draws: random.Random) -> str:
     """One of the right workings, and the sum after the marker."""
-    addends = [str(number) for number in numbers(prompt)]
-    columns, carry = [], 0
-    for column in reversed(list(zip(*addends, strict=True))):
-        steps, total = [], carry
-        for digit in draws.sample(column, len(column)):
-            total += int(digit)
-            steps.append(f"{digit}{total:02}")
-        columns.append("".join(steps))
-        carry = total // 10
-    return ";".join(columns) + MARKER + answer(prompt)
+    workings, carry = [], 0
+    for column in _columns(prompt):
+        workings.append(_steps(draws.sample(column, len(column)), carry))
+        carry = (carry + sum(map(int, column))) // 10
+    return ";".join(workings) + MARKER + answer(prompt)
+
+
+def is_worked_out(prompt: str, completion: str, answer: str) -> bool:
+    """Whether every step of a working is right, and the sum; for the checker "python" of `fewstep evaluate --task`.
+
+    >>> is_worked_out("37+85+46+29=", "707512618927;305813417219#197", "197")
+    True
+    >>> is_worked_out("37+85+46+29=", "707512719927;305813417219#197", "197")  # the 7 is taken twice
+    False
+    """
+    working, _, total = completion.partition(MARKER)
+    steps, columns = working.split(";"), _columns(prompt)
+    if len(steps) != len(columns) or total != answer:
+        return False
+    carry = 0
+    for column, written in zip(columns, steps, strict=True):
+        digits = written[::3]
+        if sorted(digits) != sorted(column) or written != _steps(digits, carry):
+            return False
+        carry = (carry + sum(map(int, digits))) // 10
+    return True
+
+
+def _columns(prompt: str) -> list[tuple[str, ...]]:
+    """The digits of each column, the right one first."""
+    return list(zip(*(str(number) for number in numbers(prompt)), strict=True))[::-1]
+
+
+def _steps(digits: Sequence[str], carry: int) -> str:
+    """Each digit with the running total that starts at the carry."""
+    totals = accumulate(map(int, digits), initial=carry)
+    return "".join(f"{digit}{total:02}" for digit, total in zip(digits, list(totals)[1:], strict=True))

@@ -35,7 +35,8 @@ def kind(path):
 
 
 def trains_from_text(path):
-    return path.parent.name in ("pretrain", "convert") or path == CONFIGS / "convert.yaml"
+    in_tasks = CONFIGS / "tasks" in path.parents and path.stem == "teacher"
+    return in_tasks or path.parent.name in ("pretrain", "convert") or path == CONFIGS / "convert.yaml"
 
 
 def header(path):
