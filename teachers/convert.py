@@ -1,4 +1,4 @@
-"""Autoregressive → diffusion: the same weights, another mask, one more token."""
+"""Autoregressive → diffusion: the same weights, another mask, one more token; and full attention → blocks."""
 
 from __future__ import annotations
 
@@ -27,8 +27,66 @@ CLOSE = 1e-3
 """How far, of its largest, hidden states may be apart that ought to be the same [own]."""
 
 
-def from_autoregressive(
+def converted(
     name: str, tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec, in_context: bool = False
+) -> StockDenoiser:
+    """Load a model as the start of a denoiser: an autoregressive one, or a denoiser of ours that looks elsewhere.
+
+    Args:
+        in_context: it will be trained on canvases with a `Context`.
+
+    Raises:
+        UserError: see `from_autoregressive` and `from_denoiser`.
+    """
+    checkpoint = resolve(name)
+    if "stock class" not in checkpoint.family.capabilities:
+        raise UserError(
+            f"model {name!r} is {checkpoint.family.title} and needs no conversion; "
+            "distil it as teacher.path, or set model.init to an autoregressive model of a stock transformers class"
+        )
+    if spec.attention != "causal" and _is_denoiser(checkpoint):
+        return from_denoiser(checkpoint, tokenizer, spec, in_context)
+    return from_autoregressive(checkpoint, tokenizer, spec, in_context)
+
+
+def from_denoiser(
+    checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec, in_context: bool = False
+) -> StockDenoiser:
+    """Load a denoiser of ours as the start of one whose tokens look elsewhere: full attention becomes blocks.
+
+    Its mask and its embeddings stay as they are.
+
+    Raises:
+        UserError: it looks there already, or it has other tokens, another shift or fewer positions than ``spec``.
+    """
+    own = checkpoint.config["fewstep"]
+    if (own["attention"], own.get("block_size")) == (spec.attention, spec.block_size):
+        raise UserError(
+            f"model {checkpoint.name!r} is a diffusion model already, with {spec.attention} attention; distil it as "
+            "teacher.path, or set model.attention or model.block_size to another one, or model.init to an "
+            "autoregressive model"
+        )
+    if (own["mask_id"], own["shift"]) != (spec.mask_id, spec.shift):
+        raise UserError(
+            f"model {checkpoint.name!r} has mask {own['mask_id']} and shift {own['shift']}, and this run mask "
+            f"{spec.mask_id} and shift {spec.shift}; leave out tokenizer.mask, and set model.shift as the model has it"
+        )
+    model = load_model(checkpoint)
+    _check_positions(checkpoint, model.config, spec, in_context)
+    rows = weight_of(model.get_input_embeddings()).shape[0]
+    _check_extends(checkpoint, rows, tokenizer)
+    denoiser = StockDenoiser(model, replace(spec, vocabulary=rows, gaps=gaps_of(tokenizer, rows, spec.mask_id)))
+    check_denoiser(denoiser, checkpoint.name)
+    return denoiser
+
+
+def _is_denoiser(checkpoint: Checkpoint) -> bool:
+    """Whether it is one of ours, whose mask means something."""
+    return (checkpoint.config.get("fewstep") or {}).get("attention", "causal") != "causal"
+
+
+def from_autoregressive(
+    checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec, in_context: bool = False
 ) -> StockDenoiser:
     """Load an autoregressive model as the start of a denoiser.
 
@@ -44,8 +102,10 @@ def from_autoregressive(
         UserError: the model comes with a tokenizer that gives other ids, or lacks rows for ordinary tokens; it is not
             autoregressive, has fewer positions than ``spec``, or can not look at what it should.
     """
-    checkpoint = resolve(name)
-    _check_autoregressive(checkpoint)
+    if _is_denoiser(checkpoint):
+        raise UserError(
+            f"model {checkpoint.name!r} is a diffusion model already; set model.init to an autoregressive one"
+        )
     model = load_model(checkpoint)
     _check_positions(checkpoint, model.config, spec, in_context)
     had = weight_of(model.get_input_embeddings()).shape[0]
@@ -62,22 +122,8 @@ def from_autoregressive(
     if spec.attention != "causal":
         _try(checkpoint, model, spec, in_context)
     denoiser = StockDenoiser(model, spec)
-    check_denoiser(denoiser, name)
+    check_denoiser(denoiser, checkpoint.name)
     return denoiser
-
-
-def _check_autoregressive(checkpoint: Checkpoint) -> None:
-    """Refuse other families, and denoisers of ours: their mask means something, and their attention is not causal."""
-    if "stock class" not in checkpoint.family.capabilities:
-        raise UserError(
-            f"model {checkpoint.name!r} is {checkpoint.family.title} and needs no conversion; "
-            "distil it as teacher.path, or set model.init to an autoregressive model of a stock transformers class"
-        )
-    if (checkpoint.config.get("fewstep") or {}).get("attention", "causal") != "causal":
-        raise UserError(
-            f"model {checkpoint.name!r} is a diffusion model already; distil it as teacher.path, or set model.init to "
-            "an autoregressive one"
-        )
 
 
 def _check_positions(checkpoint: Checkpoint, config: PretrainedConfig, spec: DenoiserSpec, in_context: bool) -> None:

@@ -24,7 +24,7 @@ from distill.training.opening import create_run, leave, open_run
 from objectives.elbo import Autoregressive, MaskedElbo
 from objectives.masking import MasksConfig
 from objectives.objective import Objective
-from teachers.convert import from_autoregressive
+from teachers.convert import converted
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.families.stock.loading import create_denoiser
 from teachers.families.stock.trial import check_denoiser
@@ -107,7 +107,7 @@ def tokenizer_of(config: PretrainConfig, run: RunFolder) -> PreTrainedTokenizerB
 
 
 def new_denoiser(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> Denoiser:
-    """Build the network to train: from scratch, or converted from an autoregressive model."""
+    """Build the network to train: from scratch, or converted from another model."""
     autoregressive = config.objective == "autoregressive"
     mask_id = token_id(tokenizer, "mask")
     assert mask_id is not None, "it has been given one"
@@ -126,7 +126,7 @@ def new_denoiser(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
         denoiser = create_denoiser(config.model.type, config.model.shape, spec)
         check_denoiser(denoiser, config.model.type)
         return denoiser
-    return from_autoregressive(config.model.init, tokenizer, spec, in_context(config))
+    return converted(config.model.init, tokenizer, spec, in_context(config))
 
 
 def in_context(config: PretrainConfig) -> bool:
