@@ -15,7 +15,7 @@ from torch import Tensor
 
 from teachers.errors import UserError
 
-AnyRows = TypeVar("AnyRows", "Canvas", "Batch", "Context")
+AnyRows = TypeVar("AnyRows", "Canvas", "Batch", "Context", "Prefix")
 
 
 def _mapped(rows: AnyRows, function: Callable[[Tensor], Tensor]) -> AnyRows:
@@ -24,8 +24,12 @@ def _mapped(rows: AnyRows, function: Callable[[Tensor], Tensor]) -> AnyRows:
     return replace(rows, **{name: _changed(value, function) for name, value in values.items() if value is not None})
 
 
-def _changed(value: Tensor | Canvas | Context, function: Callable[[Tensor], Tensor]) -> Tensor | Canvas | Context:
+def _changed(
+    value: Tensor | Canvas | Context | Prefix, function: Callable[[Tensor], Tensor]
+) -> Tensor | Canvas | Context | Prefix:
     if isinstance(value, Canvas):
+        return _mapped(value, function)
+    if isinstance(value, Prefix):
         return _mapped(value, function)
     return _mapped(value, function) if isinstance(value, Context) else function(value)
 
@@ -55,6 +59,28 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """The clean text that is read before the rows of a canvas, each of which is one block of a text.
+
+    Nothing is behind a block. The rows of a text are read in one pass where a network's attention allows it
+    (teachers/prefix.py).
+
+    Attributes:
+        text: (B, T) int64, the text of each row, T tokens; those before the row's block are read, and no others.
+        block: (B,) int64, which block of its text a row is, from 0: with L tokens a row, it begins at block · L.
+        owner: (B,) int64, the number of its text: rows with the same number are blocks of the same text.
+    """
+
+    text: Tensor
+    block: Tensor
+    owner: Tensor
+
+    def rows(self, part: Tensor | slice) -> Prefix:
+        """Of some of the rows: by index, mask or slice."""
+        return _mapped(self, lambda tensor: tensor[part])
+
+
+@dataclass(frozen=True)
 class Canvas:
     """B rows of L tokens, some of them still to be written.
 
@@ -64,6 +90,7 @@ class Canvas:
         real: (B, L) bool, False where a token is padding; None where none is.
         time: (B,) t of the noise process, for whoever knows it; None to have it read off the open share.
         context: what tokens may look at, in training; None: what the denoiser's `spec` says.
+        prefix: the text before each row, where rows are blocks of texts; None where they are whole ones.
     """
 
     tokens: Tensor
@@ -71,6 +98,7 @@ class Canvas:
     real: Tensor | None = None
     time: Tensor | None = None
     context: Context | None = None
+    prefix: Prefix | None = None
 
     @staticmethod
     def blank(rows: int, length: int, mask_id: int, device: torch.device | str = "cpu") -> Canvas:

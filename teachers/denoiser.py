@@ -160,11 +160,12 @@ class Denoiser(nn.Module, ABC):
     def features_at(self, canvas: Canvas, select: Tensor) -> Tensor:
         """`features` at the N positions of ``select``, (N, H); one forward row serves rows that are all the same.
 
-        All-masked canvases are. Padded rows, and rows at times of their own, are never taken for the same.
+        All-masked canvases are. Padded rows, rows at times of their own and blocks behind a prefix are never taken for
+        the same.
         """
         z = canvas.tokens
-        alone = canvas.real is not None or canvas.context is not None or self.spec.time_conditioned
-        if len(z) < 2 or alone or not bool((z == z[:1]).all()):
+        alone = any(part is not None for part in (canvas.real, canvas.context, canvas.prefix))
+        if len(z) < 2 or alone or self.spec.time_conditioned or not bool((z == z[:1]).all()):
             return self.features(canvas, select)
         wanted = select.any(0)
         shared = self.features(canvas.rows(slice(0, 1)), wanted[None])

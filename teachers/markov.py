@@ -27,6 +27,7 @@ from teachers.denoiser import Compression, DenoiserSpec, ExactLaw
 from teachers.errors import UserError
 from teachers.families.family import Checkpoint
 from teachers.families.markov import CAPABILITIES, MODEL_TYPE
+from teachers.prefix import states_in_text
 from teachers.randomness import Randomness, categorical, uniform
 from teachers.source import reason
 
@@ -122,8 +123,14 @@ class MarkovDenoiser(ExactLaw):
         return self.transitions.numel()
 
     def features(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:
-        """`posterior` in float32, whatever the time: (B, L, V), or (N, V) under ``select``; see `Denoiser.features`."""
-        log_probs = self.posterior(canvas.tokens, canvas.real)
+        """`posterior` in float32, whatever the time: (B, L, V), or (N, V) under ``select``; see `Denoiser.features`.
+
+        Behind a prefix it is that given the clean text before a block.
+        """
+        if canvas.prefix is None:
+            log_probs = self.posterior(canvas.tokens, canvas.real)
+        else:
+            log_probs = states_in_text(lambda whole: self.posterior(whole.tokens), canvas, self.spec)
         return (log_probs if select is None else log_probs[select]).float()
 
     @torch.no_grad()

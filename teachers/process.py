@@ -6,7 +6,7 @@ Time runs from 0 (clean) to 1 (all masked); α(t) is the probability that a toke
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -67,7 +67,8 @@ class MaskedProcess:
         one_a_row = t.dim() == 1
         masked = uniform(randomness, *x0.shape) < (1 - self.alpha(t.double())).view(len(t), -1)
         masked &= canvas.open
-        return Canvas(torch.where(masked, mask_id, x0), masked, canvas.real, t if one_a_row else None)
+        tokens = torch.where(masked, mask_id, x0)
+        return replace(canvas, tokens=tokens, open=masked, time=t if one_a_row else None)
 
     def reverse_step(
         self, z: Tensor, log_probs: Tensor, t: Tensor, s: Tensor, mask_id: int, generator: Randomness

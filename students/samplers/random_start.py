@@ -7,6 +7,7 @@ the canvas is drawn once, whatever it started as; prompts are kept.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -47,7 +48,7 @@ def random_start(canvas: Canvas, share: float, spec: DenoiserSpec, randomness: R
         return canvas
     replaced = canvas.open & (uniform(randomness, *canvas.tokens.shape) < share)
     tokens = random_tokens(uniform(randomness, *canvas.tokens.shape), spec)
-    return Canvas(torch.where(replaced, tokens, canvas.tokens), canvas.open, canvas.real, canvas.time)
+    return replace(canvas, tokens=torch.where(replaced, tokens, canvas.tokens))
 
 
 def random_tokens(uniforms: Tensor, spec: DenoiserSpec) -> Tensor:

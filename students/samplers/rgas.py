@@ -21,7 +21,7 @@ mixtures, and its unmasked positions, which the choice among candidates also sum
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -180,7 +180,7 @@ def choose(critic: Discriminator, candidates: Tensor, reveal: Tensor, before: Ca
     """
     # one candidate of every row at a time: no more memory than the batch itself
     canvases = (
-        Canvas(tokens, before.open & ~revealed, before.real, before.time)
+        replace(before, tokens=tokens, open=before.open & ~revealed)
         for tokens, revealed in zip(candidates.unbind(1), reveal.unbind(1), strict=True)
     )
     rewards = torch.stack([_reward(critic, canvas) for canvas in canvases], 1)

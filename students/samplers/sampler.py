@@ -9,7 +9,7 @@ which of them to commit. Either writes a whole canvas, or block after block.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -96,7 +96,7 @@ class Work:
         self.passes = min(self.most, canvas.length)
         self.session, self.steps, self.process, self.randomness = session, steps, process, randomness
         self.critic, self.until, self.given, self.uniforms = critic, until, given, uniforms
-        self.canvas = Canvas(canvas.tokens.clone(), canvas.open.clone(), canvas.real, canvas.time)
+        self.canvas = replace(canvas, tokens=canvas.tokens.clone(), open=canvas.open.clone())
         self.to_write, self.number = canvas.open.sum(1), 0
 
     @property
@@ -106,8 +106,7 @@ class Work:
 
     def rows(self, asked: Asked) -> Canvas:
         """The rows that are asked, as they are now."""
-        real = None if self.canvas.real is None else self.canvas.real[asked.rows]
-        return Canvas(self.canvas.tokens[asked.rows], self.canvas.open[asked.rows], real, asked.time)
+        return replace(self.canvas.rows(asked.rows), time=asked.time)
 
     def write(self, asked: Asked, before: Canvas, tokens: Tensor, commit: Tensor) -> None:
         """Put the (N,) tokens of the asked positions where (R, L) ``commit`` says, and close these positions."""

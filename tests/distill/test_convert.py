@@ -16,7 +16,8 @@ from distill.commands.distil import distil
 from distill.config import DistillConfig, PretrainConfig, load_config
 from distill.runtime.checkpoints import checkpoint_folders, latest_checkpoint
 from distill.runtime.run_folder import RunFolder
-from distill.training.pretraining import tokenizer_of
+from distill.training.pretraining import new_denoiser, tokenizer_of
+from teachers.canvas import Canvas
 from teachers.errors import UserError
 from teachers.families import load_denoiser
 from teachers.vocabulary import NEW_MASK, read_tokenizer, set_mask
@@ -209,6 +210,22 @@ def test_a_model_that_is_a_denoiser_already(home, tmp_path):
     message = refusal(home, tmp_path / "run", model="bundled:teacher")
     assert "bundled:teacher" in message
     assert "diffusion model already" in message
+    message = refusal(
+        home, tmp_path / "run", "model={attention: block, block_size: 4, shift: true}", model="bundled:teacher"
+    )
+    assert "shift False" in message
+
+
+def test_a_denoiser_of_full_attention_becomes_one_of_blocks(home, tmp_path):
+    """Nothing but where its tokens look changes before the first update: not even the mask's embedding."""
+    config = load_config(PretrainConfig, ROOT / "configs/blocks/novels-teacher.yaml", ["data.length=32"])
+    words = read_tokenizer(ROOT / "teachers/bundled/teacher")
+    start, teacher = new_denoiser(config, words), load_denoiser("bundled:teacher")
+    assert (start.spec.attention, start.spec.block_size, start.spec.mask_id) == ("block", 16, teacher.spec.mask_id)
+    for (name, ours), (_, theirs) in zip(start.named_parameters(), teacher.named_parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    one_block = Canvas.blank(1, 16, teacher.spec.mask_id)
+    torch.testing.assert_close(start.log_probs(one_block), teacher.log_probs(one_block))
 
 
 def test_models_that_are_no_causal_language_models(home, tmp_path):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from students.critic import released_discriminator
 from teachers.canvas import Canvas
 from teachers.families import resolve
+from teachers.prefix import split
 from tests.golden.places import COPIES, SHARED, checkpoint_of
 
 ROOTS = {"copy": COPIES, "whole": SHARED}
@@ -63,7 +64,8 @@ def features(case, name, level):
     canvas = case.canvas(name, level)
     network = case.denoiser if canvas.time is None else case.denoiser.timed()
     if case.checkpoint.config.get("cross_attn") and not name.startswith("sample"):
-        return network.doubled_features(canvas, case.reference["x0.input_ids"])
+        blocks = split(canvas, case.reference["x0.input_ids"], network.spec.block_size)
+        return network.features(blocks).view(*canvas.tokens.shape, -1)
     return network.features(canvas)
 
 

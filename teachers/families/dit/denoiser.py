@@ -21,7 +21,8 @@ from teachers.errors import UserError
 from teachers.families.dit.network import DiffusionTransformer
 from teachers.families.stock.dtypes import FLOAT32, Dtypes
 from teachers.families.stock.saving import parameters_as
-from teachers.masks import blocks_of, doubled_mask, visible_mask
+from teachers.masks import visible_mask
+from teachers.prefix import asked_rows, doubled, states_in_text
 from teachers.weights import write_weights
 
 WEIGHTS_FILE = "model.safetensors"
@@ -64,12 +65,17 @@ class DitDenoiser(Denoiser):
 
     def features(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:
         """What the output's linear layer reads; see `Denoiser.features`."""
+        if canvas.prefix is not None and select is not None:
+            canvas, select = asked_rows(canvas, select)
         hidden = self.hidden_states(canvas)
         return hidden if select is None else hidden[select]
 
     def hidden_states(self, canvas: Canvas, embeddings: Tensor | None = None) -> Tensor:
         """See `Denoiser.hidden_states`."""
         assert canvas.context is None, "what it is for, training from text, makes stock networks alone"
+        if canvas.prefix is not None:
+            assert embeddings is None, "blocks behind a prefix are of training, which reads tokens"
+            return self._states_behind_prefix(canvas)
         if embeddings is None:
             embeddings = self.transformer.vocab_embed(canvas.tokens)
         visible = None if canvas.real is None else canvas.real[:, None, None]
@@ -77,26 +83,19 @@ class DitDenoiser(Denoiser):
             visible = visible_mask("block", canvas.length, canvas.device, self.spec.block_size, canvas.real)
         return self.transformer(embeddings, self._noise_level(canvas), visible, canvas.position_ids())
 
-    def doubled_features(self, canvas: Canvas, clean: Tensor) -> Tensor:
-        """What `head` reads of every block at once, each behind *clean* earlier blocks: BD3-LM's training form.
+    def _states_behind_prefix(self, canvas: Canvas) -> Tensor:
+        """(B, L, H) of blocks; all of a text in one pass, BD3-LM's training form, where they are the network's own.
 
-        The row is the canvas and then its clean text, [x_t ⊕ x₀]: a noised token sees its own noised block and earlier
-        clean ones, a clean token clean blocks up to its own. Both halves have the same positions.
-
-        Args:
-            clean: (B, L) x₀.
-
-        Returns:
-            (B, L, H), of the first half.
+        A network that reads the time has one for a pass, and blocks have a time each.
         """
-        assert self.spec.block_size is not None, "a network with blocks"
-        tokens, length = torch.cat([canvas.tokens, clean], 1), canvas.length
-        positions = canvas.position_ids()
-        if positions is None:
-            positions = torch.arange(length, device=canvas.device)[None]
-        visible = doubled_mask(blocks_of(length, canvas.device, self.spec.block_size, canvas.real), canvas.real)
-        embeddings, sigma = self.transformer.vocab_embed(tokens), self._noise_level(canvas)
-        return self.transformer(embeddings, sigma, visible, positions.repeat(1, 2))[:, :length]
+        if self.spec.block_size != canvas.length or self.spec.time_conditioned:
+            return states_in_text(self.hidden_states, canvas, self.spec)
+        both = doubled(canvas, self.spec.shift)
+        embeddings, sigma = (
+            self.transformer.vocab_embed(both.tokens),
+            torch.zeros(len(both.tokens), device=canvas.device),
+        )
+        return both.gather(self.transformer(embeddings, sigma, both.visible, both.positions))
 
     def window_features(self, canvas: Canvas, window: Window) -> Tensor:
         """See `Denoiser.window_features`."""

@@ -1,4 +1,4 @@
-"""A pass of a stock model in which each token looks at what a `Context` says, as in training on blocks and packs."""
+"""A pass of a stock model in which each token looks at what a `Context` or a `Prefix` says, as in training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from teachers.canvas import Canvas, Context
-from teachers.masks import context_mask
+from teachers.masks import additive, context_mask
+from teachers.prefix import doubled
 
 
 def states_in_context(model: PreTrainedModel, canvas: Canvas, context: Context, shift: bool) -> Tensor:
@@ -33,6 +34,22 @@ def states_in_context(model: PreTrainedModel, canvas: Canvas, context: Context, 
     # 3. the state that describes each token of the canvas, (B, L, H)
     source = _sources(positions, context) if shift else torch.arange(canvas.length, device=canvas.device)[None]
     return states.gather(1, source[..., None].expand(len(canvas), -1, states.shape[-1]))
+
+
+def states_behind_prefix(model: PreTrainedModel, canvas: Canvas, shift: bool, first_position: int) -> Tensor:
+    """(B, L, H) final hidden states of blocks behind their clean text, each where its token is described.
+
+    Args:
+        first_position: what the network calls the place of a text's first token.
+    """
+    both = doubled(canvas, shift)
+    states = model.base_model(
+        input_ids=both.tokens,
+        attention_mask=additive(both.visible, model.dtype),
+        position_ids=both.positions + first_position,
+        use_cache=False,
+    ).last_hidden_state
+    return both.gather(states)
 
 
 def _sources(positions: Tensor, context: Context) -> Tensor:

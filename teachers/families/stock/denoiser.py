@@ -26,7 +26,7 @@ from teachers.denoiser import Attention, Compression, Contexts, Denoiser, Denois
 from teachers.errors import UserError
 from teachers.families.stock import CAPABILITIES
 from teachers.families.stock.anatomy import find_blocks, first_position, logits_of, takes_positions, window_of
-from teachers.families.stock.context import states_in_context
+from teachers.families.stock.context import states_behind_prefix, states_in_context
 from teachers.families.stock.dtypes import FLOAT32, Dtypes
 from teachers.families.stock.release import Release
 from teachers.families.stock.saving import (
@@ -39,6 +39,7 @@ from teachers.families.stock.saving import (
 )
 from teachers.families.stock.window import states_in_window
 from teachers.masks import additive, attention_mask_4d
+from teachers.prefix import asked_rows, states_in_text
 
 SHARD = "5GB"  # the largest weights file that is written
 
@@ -120,6 +121,9 @@ class StockDenoiser(Denoiser):
 
         A row's first token has none before it: there it is read at its own.
         """
+        if canvas.prefix is not None:
+            assert embeddings is None, "blocks behind a prefix are of training, which reads tokens"
+            return self._states_behind_prefix(canvas)
         if canvas.context is not None:
             assert embeddings is None, "a context is of training, which reads tokens"
             return states_in_context(self.model, canvas, canvas.context, self.spec.shift)
@@ -141,6 +145,12 @@ class StockDenoiser(Denoiser):
         }
         return states_in_window(self.model, inputs, window)
 
+    def _states_behind_prefix(self, canvas: Canvas) -> Tensor:
+        """(B, L, H) of blocks; all of a text in one pass where they are the network's own."""
+        if self.spec.block_size != canvas.length or not self.takes_positions:
+            return states_in_text(self.hidden_states, canvas, self.spec)
+        return states_behind_prefix(self.model, canvas, self.spec.shift, self.first_position)
+
     @staticmethod
     def _first(canvas: Canvas) -> Tensor:
         """(1 or B, L, 1) True at a row's first token, and wherever all before it is padding."""
@@ -155,6 +165,8 @@ class StockDenoiser(Denoiser):
 
     def features(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:
         """The hidden states; see `Denoiser.features`."""
+        if canvas.prefix is not None and select is not None:
+            canvas, select = asked_rows(canvas, select)
         hidden = self.hidden_states(canvas)
         return hidden if select is None else hidden[select]
 

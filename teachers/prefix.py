@@ -1,0 +1,147 @@
+"""Blocks that are read behind the clean text before them: all blocks of a text in one pass, or each in its own.
+
+A network whose attention has the same blocks reads [x_t ⊕ x₀], noised blocks and then the clean text, as BD3-LM trains
+(2503.09573). One that looks at whole rows, or at larger blocks, reads each block on a canvas of its own: clean text
+before it, and masks behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from teachers.canvas import Canvas, Prefix
+from teachers.denoiser import DenoiserSpec
+
+
+def prefix_of(canvas: Canvas) -> Prefix:
+    """What is before the rows of a canvas of blocks."""
+    assert canvas.prefix is not None, "rows that are blocks have a prefix"
+    assert canvas.real is None, "they hold no padding"
+    assert canvas.context is None, "they look at their own block and at what is before it"
+    return canvas.prefix
+
+
+def split(canvas: Canvas, text: Tensor, size: int) -> Canvas:
+    """Whole rows (B, T) as their N = T / ``size`` blocks, from left to right, one text after the other: (B · N, size).
+
+    Args:
+        text: (B, T) clean tokens.
+    """
+    rows, length = canvas.tokens.shape
+    assert length % size == 0, "a text is cut into whole blocks"
+    count = length // size
+    row = torch.arange(rows, device=canvas.device).repeat_interleave(count)
+    block = torch.arange(count, device=canvas.device).repeat(rows)
+    return Canvas(
+        canvas.tokens.reshape(-1, size),
+        canvas.open.reshape(-1, size),
+        time=None if canvas.time is None else canvas.time[row],
+        prefix=Prefix(text[row], block, row),
+    )
+
+
+def asked_rows(canvas: Canvas, select: Tensor) -> tuple[Canvas, Tensor]:
+    """The rows that have a position in ``select`` (B, L), at least one row, and their part of it."""
+    rows = select.any(1)
+    rows[:1] |= ~rows.any()
+    return canvas.rows(rows), select[rows]
+
+
+@dataclass(frozen=True)
+class Doubled:
+    """T texts as one row each: R noised blocks of L tokens, M of a text at most, and then the clean text before them.
+
+    Attributes:
+        tokens: (T, S), S = M · L + P, P tokens of clean text. positions: (T, S) the place of each in its text.
+        visible: (T, 1, S, S) bool, where a query may look.
+        text: (R,) which row of these a block is in.
+        source: (R, L) in which columns the states are that describe the tokens of a block.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    visible: Tensor
+    text: Tensor
+    source: Tensor
+
+    def gather(self, states: Tensor) -> Tensor:
+        """(T, S, H) states of all that was read → (R, L, H) those that describe the blocks."""
+        return states[self.text[:, None], self.source]
+
+
+def doubled(canvas: Canvas, shift: bool) -> Doubled:
+    """[x_t ⊕ x₀] of the texts that the rows of a canvas are blocks of.
+
+    A noised token sees its own noised block and earlier clean ones; a clean token clean blocks up to its own. Places of
+    a text that has fewer blocks here than another hold tokens that no other sees.
+
+    Args:
+        shift: the state before a token describes it: that of the clean text, where a block begins.
+    """
+    prefix, size, device = prefix_of(canvas), canvas.length, canvas.device
+    inside = torch.arange(size, device=device)
+    # 1. the text of each block, and its place among the noised blocks of that text: (R,) each
+    _, text, counts = prefix.owner.unique(return_inverse=True, return_counts=True)
+    order = text.argsort(stable=True)
+    place = torch.empty_like(text)
+    place[order] = torch.arange(len(text), device=device) - (counts.cumsum(0) - counts)[text[order]]
+    texts, most, length = len(counts), int(counts.max()), int(prefix.block.max()) * size
+    # 2. tokens and positions, (T, M, L) and (T, P), and the number of the block that each is of, (T, M)
+    noised = canvas.tokens.new_zeros(texts, most, size)
+    number = canvas.tokens.new_zeros(texts, most)
+    clean = canvas.tokens.new_zeros(texts, length)
+    noised[text, place], number[text, place] = canvas.tokens, prefix.block
+    clean[text] = prefix.text[:, :length]
+    before = torch.arange(length, device=device)
+    at = (number[..., None] * size + inside).flatten(1)
+    positions = torch.cat([at, before.expand(texts, length)], 1)
+    # 3. what sees what, (T, S, S): noised blocks themselves and clean ones before, clean blocks those up to their own
+    slot, block = torch.arange(most * size, device=device) // size, before // size
+    same = (slot[:, None] == slot).expand(texts, -1, -1)
+    earlier = (at // size)[..., None] > block
+    unseen = torch.zeros(texts, length, most * size, dtype=torch.bool, device=device)
+    up_to = (block[:, None] >= block).expand(texts, -1, -1)
+    visible = torch.cat([torch.cat([same, earlier], 2), torch.cat([unseen, up_to], 2)], 1)[:, None]
+    # 4. where the states are that describe the blocks, (R, L); the first token of a text is described by its own
+    source = place[:, None] * size + inside
+    if shift:
+        begin = torch.where(prefix.block > 0, most * size + prefix.block * size - 1, source[:, 0])
+        source = torch.cat([begin[:, None], source[:, :-1]], 1)
+    return Doubled(torch.cat([noised.flatten(1), clean], 1), positions, visible, text, source)
+
+
+def in_text(canvas: Canvas, mask_id: int, end: int) -> Canvas:
+    """Each block on a canvas of its own, (R, ``end``): the clean text before it, and masks behind it."""
+    prefix, size = prefix_of(canvas), canvas.length
+    column = torch.arange(end, device=canvas.device)
+    begin = prefix.block[:, None] * size
+    tokens = torch.where(column < begin, prefix.text[:, :end], mask_id)
+    open_ = column >= begin + size
+    here = (column >= begin) & ~open_
+    tokens = tokens.masked_scatter(here, canvas.tokens)
+    return replace(canvas, tokens=tokens, open=open_.masked_scatter(here, canvas.open), prefix=None)
+
+
+def states_in_text(states: Callable[[Canvas], Tensor], canvas: Canvas, spec: DenoiserSpec) -> Tensor:
+    """What a network makes of each block in a pass of its own: (R, L, …).
+
+    A network that looks at whole rows reads masks behind a block to the end of the text, and with them the time; one
+    that looks at blocks reads to the end of its own one.
+
+    Args:
+        states: (R, T, …) of a canvas (R, T).
+    """
+    prefix, size = prefix_of(canvas), canvas.length
+    end = prefix.text.shape[1]
+    if spec.attention == "block":
+        assert spec.block_size is not None
+        end = min(end, -(-(int(prefix.block.max()) + 1) * size // spec.block_size) * spec.block_size)
+    else:
+        canvas = replace(canvas, time=None)
+    read = states(in_text(canvas, spec.mask_id, end))
+    column = prefix.block[:, None] * size + torch.arange(size, device=canvas.device)
+    return read[torch.arange(len(canvas), device=canvas.device)[:, None], column]
