@@ -23,7 +23,16 @@ from torch import Tensor
 
 from objectives.divergences import entropy
 from objectives.elbo import cross_entropy
-from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig, Rollout, labels_of, timed
+from objectives.objective import (
+    Distillation,
+    LossOutput,
+    Objective,
+    ObjectiveConfig,
+    Rollout,
+    labels_of,
+    rows_to_write,
+    timed,
+)
 from objectives.tail import balanced, weighted
 from teachers.canvas import Batch, Canvas
 from teachers.chunks import chunk_count, in_chunks, scatter
@@ -164,7 +173,7 @@ class CertaintyObjective(Objective[CanvasRollout]):
 
     def count(self, phase: str, rollout: CanvasRollout) -> Tensor:
         """Rows: means are over the positions of a row, so that it does not matter which rows come with it."""
-        return torch.tensor(len(rollout))
+        return rows_to_write(rollout.canvas)
 
     def loss(self, phase: str, rollout: CanvasRollout) -> LossOutput:
         """Σ over rows and canvases of the mean cross-entropy and β times the mean entropy where it is right."""

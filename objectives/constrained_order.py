@@ -14,13 +14,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
 from objectives.certainty import CanvasRollout, hidden_canvas, row_means
 from objectives.elbo import masked_cross_entropy
-from objectives.objective import Distillation, LossOutput, Objective, ObjectiveConfig, labels_of, order_of
+from objectives.objective import (
+    Distillation,
+    LossOutput,
+    Objective,
+    ObjectiveConfig,
+    labels_of,
+    order_of,
+    rows_to_write,
+)
 from objectives.tail import weighted
 from teachers.canvas import Batch, Canvas
 from teachers.randomness import RowStreams, uniform
@@ -74,7 +81,7 @@ class ConstrainedOrder(Objective[CanvasRollout]):
 
     def count(self, phase: str, rollout: CanvasRollout) -> Tensor:
         """Rows."""
-        return torch.tensor(len(rollout))
+        return rows_to_write(rollout.canvas)
 
     def loss(self, phase: str, rollout: CanvasRollout) -> LossOutput:
         """Σ over rows of λ times the cross-entropy of a row's masked tokens, per token."""

@@ -27,6 +27,7 @@ from objectives.objective import (
     Rollout,
     Surroundings,
     labels_of,
+    rows_to_write,
 )
 from objectives.parts import completed
 from objectives.ratios import AnyRatio, Auxiliary, AuxiliaryRatio, SoftLabels
@@ -244,7 +245,7 @@ class IntegralKL(Objective[IntegralKLRollout]):
 
     def count(self, phase: str, rollout: IntegralKLRollout) -> Tensor:
         """Masked tokens for the critic, rows for the student."""
-        return rollout.fake.open.sum() if phase == "critic" else torch.tensor(len(rollout))
+        return rollout.fake.open.sum() if phase == "critic" else rows_to_write(rollout.canvas)
 
     def loss(self, phase: str, rollout: IntegralKLRollout) -> LossOutput:
         """The critic's loss, or the gradient estimator's."""

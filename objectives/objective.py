@@ -19,7 +19,7 @@ from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from teachers.section import Section
 
-Needs = Literal["nothing", "rows", "trajectories"]
+Needs = Literal["nothing", "rows", "written rows", "trajectories"]
 
 
 @dataclass
@@ -203,7 +203,8 @@ class Objective(ABC, Generic[OneRollout]):
         phases: names in order, each owning one optimiser, e.g. ``("critic", "student")``.
         group: micro-batches must hold a multiple of this many rows.
         needs: what of a batch `rollout` reads beside its canvas: "nothing"; "rows" of data, its labels, which the
-            teacher writes if need be; or "trajectories", the labels and the pass at which the teacher unmasked each.
+            teacher writes if need be; "written rows", labels that the teacher writes in any case; or "trajectories",
+            the labels and the pass at which the teacher unmasked each.
         candidates: trajectories the teacher tries for each row; the one of the largest ELBO is kept.
         asks: the networks that `rollout` sends the rows through, one after the other; a name of `networks`, or
             "teacher".
@@ -278,6 +279,11 @@ def order_of(batch: Batch) -> Tensor:
     """(B, L) the unmasking order of a batch, for objectives that need it."""
     assert batch.order is not None, "this objective needs the teacher's order"
     return batch.order
+
+
+def rows_to_write(canvas: Canvas) -> Tensor:
+    """How many rows of a canvas have something open: a scalar."""
+    return canvas.open.any(1).sum()
 
 
 def timed(canvas: Canvas, process: MaskedProcess) -> Canvas:

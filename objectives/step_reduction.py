@@ -28,6 +28,7 @@ from objectives.objective import (
     Rollout,
     Surroundings,
     labels_of,
+    rows_to_write,
 )
 from objectives.ratios import DiscriminatorRatio
 from objectives.tail import weighted
@@ -369,7 +370,7 @@ class StepReduction(Objective[StepReductionRollout]):
         if phase == "critic":
             assert rollout.fake is not None
             return rollout.fake.open.sum()
-        return torch.tensor(len(rollout))
+        return rows_to_write(rollout.canvas)
 
     def loss(self, phase: str, rollout: StepReductionRollout) -> LossOutput:
         """The discriminator's loss, or −A · log p_ν(τ) and the anchor."""
@@ -384,7 +385,7 @@ class StepReduction(Objective[StepReductionRollout]):
         return LossOutput(loss, {name: (value, self.count("critic", rollout)) for name, value in sums.items()})
 
     def _student_loss(self, rollout: StepReductionRollout) -> LossOutput:
-        rows = torch.tensor(float(len(rollout)))
+        rows = rows_to_write(rollout.canvas)
         gain, anchor = torch.zeros_like(rollout.verdict), torch.zeros_like(rollout.verdict)
         for n in range(self.config.steps):
             part, moved, away = self._pass(rollout, n)

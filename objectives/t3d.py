@@ -38,6 +38,7 @@ from objectives.objective import (
     Rollout,
     labels_of,
     order_of,
+    rows_to_write,
 )
 from objectives.tail import weighted
 from objectives.trajectory import last_unmasked, unmasking_rank
@@ -186,7 +187,7 @@ class T3D(Objective[T3DRollout]):
 
     def count(self, phase: str, rollout: T3DRollout) -> Tensor:
         """Rows."""
-        return torch.tensor(len(rollout))
+        return rows_to_write(rollout.state)
 
     def loss(self, phase: str, rollout: T3DRollout) -> LossOutput:
         """Σ over rows of the discriminative loss and λ times the path loss."""
@@ -211,6 +212,8 @@ class T3D(Objective[T3DRollout]):
         real, fake = row_means(real, masked), row_means(fake, masked)
         path = (nats * rollout.path.to(nats)).sum(1)
         terms = ddo(real, fake, self.config.alpha, self.config.beta) + self.config.path_weight * path
-        rows = torch.tensor(float(len(rollout)))
+        rows = rows_to_write(rollout.state)
         metrics = {"real_ratio": real, "guess_ratio": fake, "path_nats": path}
-        return LossOutput(terms.sum(), {name: (value.detach().sum(), rows) for name, value in metrics.items()})
+        return LossOutput(
+            terms[masked.any(1)].sum(), {name: (value.detach().sum(), rows) for name, value in metrics.items()}
+        )

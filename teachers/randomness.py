@@ -43,6 +43,15 @@ class RowStreams:
         taken.generators = [self.generators[i] for i in rows.tolist()]
         return taken
 
+    def split(self, parts: int) -> RowStreams:
+        """``parts`` new streams for each row, row by row, seeded by what the row's own draws next."""
+        new = object.__new__(RowStreams)
+        new.device, new.generators = self.device, []
+        for own in self.generators:
+            seeds = torch.randint(2**63 - 1, (parts,), generator=own, device=self.device)
+            new.generators += [torch.Generator(self.device).manual_seed(seed) for seed in seeds.tolist()]
+        return new
+
 
 Randomness = torch.Generator | RowStreams
 

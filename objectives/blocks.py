@@ -1,0 +1,185 @@
+"""Any objective on the blocks of texts, each behind what is clean before it: how a student of blocks is distilled.
+
+The law of a text that is written in blocks is Π_b p(x_b | x_<b), and each factor is a denoiser over canvases of one
+block. So an update's B texts of N blocks become B · N rows, and the objective, its rollouts and its rules work on these
+as on any others: K steps are K passes a block, and a student is trained on the states of its own block sampler. A
+network reads all blocks of a text in one pass, on [x_t ⊕ x₀] (teachers/prefix.py).
+
+What is before a block is a text of the data (as in BD3-LM, 2503.09573), one that the teacher wrote, or one that the
+student writes itself, block by block in its own passes, so that its blocks have the joint law they will be read in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from objectives.objective import LossOutput, Objective, ObjectiveConfig, Rollout, labels_of
+from students.fill import fill
+from students.samplers.sampler import Sampler
+from teachers.canvas import Batch, Canvas
+from teachers.prefix import split
+from teachers.process import MaskedProcess
+from teachers.randomness import RowStreams
+from teachers.section import Section
+
+
+class BlocksConfig(Section):
+    """How a student of blocks is distilled.
+
+    Attributes:
+        size: tokens of a block; None for what the model that the student starts from has. Another one is only another
+            attention mask, of a student that starts with the teacher's weights.
+        prefix: whose text is before a block: of the "data", or, without any, of the teacher; of the "teacher", also
+            where there are data; or the "student"'s own, for objectives that need no text.
+    """
+
+    size: PositiveInt | None = None
+    prefix: Literal["data", "teacher", "student"] = "data"  # [paper] 2503.09573
+
+    def check(self, objective: ObjectiveConfig, needs: str, has_text: bool) -> None:
+        """Refuse a prefix that the objective can not be given.
+
+        Args:
+            needs: the objective's, see `Objective.needs`. has_text: whether the run's data hold texts.
+
+        Raises:
+            ValueError: the remedy.
+        """
+        if self.prefix == "student" and needs != "nothing":
+            raise ValueError(
+                f"blocks.prefix is 'student', but {objective.name} learns from {needs} that are given; set it to data, "
+                "or to teacher"
+            )
+        if self.prefix == "teacher" and needs == "trajectories" and has_text:
+            raise ValueError(
+                f"blocks.prefix is 'teacher', but {objective.name} learns the order of the data; set it to data, or "
+                "leave the data out"
+            )
+
+
+@dataclass
+class BlocksRollout(Rollout):
+    """A rollout on the blocks of texts, of which a part is one of whole texts.
+
+    Attributes:
+        blocks: rows are blocks, those of a text, or of a group of texts, beside each other.
+        each: N, blocks of a text.
+    """
+
+    blocks: Rollout
+    each: int
+
+    def __len__(self) -> int:
+        """Texts."""
+        return len(self.blocks) // self.each
+
+    def rows(self, part: slice) -> BlocksRollout:
+        """The rollout of some of the texts, of whole groups."""
+        start, stop, _ = part.indices(len(self))
+        return replace(self, blocks=self.blocks.rows(slice(start * self.each, stop * self.each)))
+
+
+class InBlocks(Objective[BlocksRollout]):
+    """An objective, given blocks for rows.
+
+    Texts of a group share what the first of them has, prompt and text, so that each of its blocks is compared with
+    others behind the same tokens. Blocks behind the one in which a text ends have nothing to write.
+
+    Args:
+        objective: built for canvases of ``size`` tokens.
+        sampler: the student's. steps: passes of a block, where the student writes what is before it.
+    """
+
+    def __init__(
+        self,
+        objective: Objective[Rollout],
+        config: BlocksConfig,
+        size: int,
+        process: MaskedProcess,
+        sampler: Sampler,
+        steps: int,
+    ):
+        self.objective, self.config, self.size = objective, config, size
+        self.process, self.sampler, self.steps = process, sampler, steps
+        self.phases, self.group, self.candidates = objective.phases, objective.group, objective.candidates
+        self.student, self.target, self.reference = objective.student, objective.target, objective.reference
+        self.asks, self.needs = objective.asks, objective.needs
+        if config.prefix == "teacher" and objective.needs != "trajectories":
+            self.needs = "written rows"
+        elif config.prefix == "data" and objective.needs == "nothing":
+            self.needs = "rows"
+
+    def begin(self, update: int, updates: int) -> bool:
+        """See `Objective.begin`."""
+        return self.objective.begin(update, updates)
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The objective's."""
+        return self.objective.networks
+
+    @torch.no_grad()
+    def rollout(self, batch: Batch, randomness: RowStreams) -> BlocksRollout:
+        """The objective's, on the blocks of the texts."""
+        count, device = batch.canvas.length // self.size, batch.canvas.device
+        # 1. a text for each group
+        first = torch.arange(0, len(batch), self.group, device=device)
+        texts = batch.rows(first)
+        if self.config.prefix == "student":
+            texts = replace(texts, labels=self._written(texts.canvas, randomness.take(first)))
+        # 2. its blocks, and of each block as many rows as the group has, (B · N,)
+        blocks = self._blocks(texts)
+        blocks = blocks.rows(torch.arange(len(blocks), device=device).repeat_interleave(self.group))
+        # 3. a stream for each of them, in the same order: groups, blocks, rows of a group
+        order = torch.arange(len(blocks), device=device).view(-1, self.group, count).transpose(1, 2).flatten()
+        streams = randomness.split(count).take(order)
+        return BlocksRollout(self.objective.rollout(blocks, streams), count)
+
+    def _written(self, canvas: Canvas, randomness: RowStreams) -> Tensor:
+        """(B, L) what the student writes."""
+        return fill(self.student, canvas, self.sampler, self.steps, randomness, process=self.process).tokens
+
+    def _blocks(self, texts: Batch) -> Batch:
+        labels = labels_of(texts)
+        ended = behind_end(labels, self.student.spec.eos_id, self.size)
+        canvas = split(replace(texts.canvas, open=texts.canvas.open & ~ended), labels, self.size)
+        order = texts.order
+        if order is not None:
+            order = order.view(-1, self.size)
+            first = order.masked_fill(order < 0, torch.iinfo(order.dtype).max).amin(1, keepdim=True)
+            order = torch.where(order < 0, order, order - first)  # a block's passes are counted from its first
+        return Batch(canvas, labels.view(-1, self.size), order)
+
+    def outline(self, canvas: Canvas) -> BlocksRollout:
+        """See `Objective.outline`."""
+        blocks = split(canvas, canvas.tokens, self.size)
+        return BlocksRollout(self.objective.outline(blocks), canvas.length // self.size)
+
+    def count(self, phase: str, rollout: BlocksRollout) -> Tensor:
+        """The objective's."""
+        return self.objective.count(phase, rollout.blocks)
+
+    def loss(self, phase: str, rollout: BlocksRollout) -> LossOutput:
+        """The objective's."""
+        return self.objective.loss(phase, rollout.blocks)
+
+
+def behind_end(tokens: Tensor, eos_id: int | None, size: int) -> Tensor:
+    """(B, L) bool: the blocks of ``size`` tokens behind the one in which a text ends.
+
+    It ends with the first of the end-of-text tokens that fill the rest of the row. One in the middle of a row of packed
+    documents ends none.
+
+    Args:
+        eos_id: None for texts without an end.
+    """
+    column = torch.arange(tokens.shape[1], device=tokens.device)
+    if eos_id is None:
+        return torch.zeros_like(tokens, dtype=torch.bool)
+    end = torch.where(tokens != eos_id, column, -1).amax(1, keepdim=True) + 1  # (B, 1)
+    return column // size > end // size
