@@ -32,6 +32,7 @@ class Session:
         self.query_tokens = 0
         self._positions = canvas.tokens.numel()
         keeps = "cache" in denoiser.capabilities and not self.spec.time_conditioned and passes > 1
+        keeps = keeps and canvas.prefix is None  # whose blocks are read in a pass for all of a text
         exact = self.spec.attention == "block"
         self._cache = RowCache(denoiser, canvas, approximation) if keeps and (exact or approximation) else None
 

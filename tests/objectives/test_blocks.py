@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from teachers.markov import random_source
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.networks import shape, stock
-from tests.objectives.test_canvases import KINDS
+from tests.objectives.kinds import KINDS
 
 V, LENGTH, SIZE, MASK, EOS, TEXTS = 9, 12, 4, 8, 0, 8
 COUNT = LENGTH // SIZE
