@@ -32,8 +32,9 @@ from teachers.process import MaskedProcess, Schedule
 from teachers.source import model_folder, parse_source, read_object
 
 if TYPE_CHECKING:  # an export is opened without what training needs
-    from distill.config import DistillConfig, ModelConfig
+    from distill.config import DataConfig, DistillConfig, ModelConfig
     from objectives.objective import Distillation
+    from objectives.tail import Tail
     from students.critic import Discriminator
 
 STEPS = 8  # what a student is exported for unless told otherwise [own]
@@ -320,20 +321,35 @@ def load_named(
 
 
 def as_distillation(
-    config: DistillConfig, teacher: Denoiser, student: Denoiser, start: Denoiser | None = None
+    config: DistillConfig,
+    teacher: Denoiser,
+    student: Denoiser,
+    start: Denoiser | None = None,
+    end: int | None = None,
 ) -> Distillation:
     """What an objective is built on.
 
     Args:
         start: what critics start as; by default the teacher, or the student where that has no weights.
+        end: the end-of-text token that rows of prompts are filled up with.
     """
     from objectives.objective import Distillation
 
     if start is None:
         start = teacher if "weights" in teacher.capabilities else student
-    return Distillation(
-        teacher, student, MaskedProcess(config.teacher.process), config.sequence_length, start, config.sampler
-    )
+    process, tail = MaskedProcess(config.teacher.process), tail_of(config.data, end)
+    return Distillation(teacher, student, process, config.sequence_length, start, config.sampler, tail)
+
+
+def tail_of(data: DataConfig | None, end: int | None) -> Tail:
+    """What the tails of a run's rows count: as ``data.tail`` says of completions; rows of text have none.
+
+    Args:
+        end: the end-of-text token.
+    """
+    from objectives.tail import Tail
+
+    return Tail(data.tail, end) if data is not None and data.prompted else Tail()
 
 
 def load_discriminator(config: DistillConfig, checkpoint: Path, teacher: Denoiser, student: Denoiser) -> Discriminator:

@@ -30,6 +30,7 @@ from distill.training.watch import CollapseWatch
 from objectives.objective import Objective
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
+from teachers.vocabulary import token_id
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,9 @@ def load_rows(config: DistillConfig, networks: Networks) -> Data | None:
 
 def build_objective(config: DistillConfig, networks: Networks) -> Objective:
     """The objective with networks of its own, which are copied while their original is whole."""
-    start = critic_start(config, networks)
+    start, end = critic_start(config, networks), token_id(networks.tokenizer, "eos")
     torch.manual_seed(config.train.seed)  # the discriminator's head and the critic's adapter start at random
-    return config.objective.build(as_distillation(config, networks.teacher, networks.student, start))
+    return config.objective.build(as_distillation(config, networks.teacher, networks.student, start, end))
 
 
 def critic_start(config: DistillConfig, networks: Networks) -> Denoiser | None:

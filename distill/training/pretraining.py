@@ -14,6 +14,7 @@ from distill.config import PretrainConfig
 from distill.config.deepspeed import deepspeed_section
 from distill.data.batches import Data, load_data, training_batch
 from distill.data.tokenizers import load_tokenizer, train_tokenizer
+from distill.models import tail_of
 from distill.runtime.messages import say
 from distill.runtime.progress import track
 from distill.runtime.run_folder import RunFolder
@@ -65,7 +66,10 @@ def from_text(
     say(f"{sum(p.numel() for p in denoiser.parameters()):,} parameters, {len(corpus.tokens):,} tokens")
     process = MaskedProcess(config.process)
     elbo = config.objective == "elbo"
-    objective = MaskedElbo(denoiser, process, config.edit, config.masks) if elbo else Autoregressive(denoiser)
+    tail = tail_of(config.data, denoiser.spec.eos_id)
+    objective = (
+        MaskedElbo(denoiser, process, config.edit, config.masks, tail) if elbo else Autoregressive(denoiser, tail)
+    )
 
     def watch(update: int, average: Denoiser | None, state: dict[str, Any]) -> tuple[dict[str, float], bool, None]:
         figures = held_out_figures(config, average, heldout, process) if average is not None else None
@@ -145,7 +149,9 @@ def held_out_figures(
     """
     masks = MasksConfig(documents=config.masks.documents)
     elbo = config.objective == "elbo"
-    objective: Objective = MaskedElbo(average, process, masks=masks) if elbo else Autoregressive(average)
+    tail = tail_of(config.data, average.spec.eos_id)
+    objective: Objective
+    objective = MaskedElbo(average, process, masks=masks, tail=tail) if elbo else Autoregressive(average, tail)
     rows = min(rows, heldout.rows) // 2 * 2 or 2
     total, count = 0.0, 0.0
     for start in track(range(0, rows, 32), "held-out text", total=math.ceil(rows / 32)):
