@@ -201,7 +201,9 @@ def markov(
 
 @command
 def evaluate(
-    run: Annotated[str | None, typer.Argument(help="The folder of a distillation.")] = None,
+    run: Annotated[
+        str | None, typer.Argument(help="The folder of a distillation, or a model: a folder or bundled:NAME.")
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value: settings of the config's evaluate section.")
     ] = None,
@@ -214,15 +216,18 @@ def evaluate(
     judge: Annotated[str | None, typer.Option(help="The autoregressive model that scores the text.")] = None,
     data: Annotated[str | None, typer.Option(help="Real text to measure beside the samples.")] = None,
     out: Annotated[Path | None, typer.Option(help="A new folder for the results [default: the run's].")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="A JSONL file of prompts and answers to ask instead; task.checker=numeric, e.g.")
+    ] = None,
 ) -> None:
-    """Measure perplexity and entropy at several numbers of steps: a table, evaluation.json and evaluation.png."""
+    """Measure perplexity and entropy, or a task's right answers, at several numbers of steps: a table and a picture."""
     from distill.commands.evaluate import evaluate_command
     from distill.config import is_override
 
     values = list(overrides or [])
     if run is not None and is_override(run):  # no run given: the first override took its place
         values, run = [run, *values], None
-    evaluate_command(at_home(Path(run)) if run is not None else None, student, teacher, judge, data, out, values)
+    evaluate_command(at_home(Path(run)) if run is not None else None, student, teacher, judge, data, out, values, task)
 
 
 @command

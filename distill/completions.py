@@ -14,6 +14,7 @@ from distill.generation import ROWS, steps_of_rows
 from distill.runtime.world import ALONE, World
 from students.fill import Filled, fill
 from students.samplers import LOG_LINEAR, Sampler
+from students.samplers.sampler import PlannedSampler
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
@@ -62,7 +63,7 @@ def complete(
     Args:
         prompts: N lists of tokens, of different lengths; a list may be empty.
         length: L, tokens of a row, prompt included.
-        steps: what the sampler's ``budget`` counts; a row takes no more than it has tokens to write.
+        steps: what the sampler counts; a row takes no more passes than it has tokens to write.
 
     Returns:
         N completions in the order of the prompts, on every process.
@@ -76,31 +77,36 @@ def complete(
         part = prompts[rows.start : rows.stop]
         canvas = Canvas.prompted(part, length, denoiser.spec.mask_id).to(denoiser.device)
         randomness = _randomness(sampler, seed, steps, rows, denoiser.device)
-        most = steps_of_rows(canvas, sampler, steps)
+        # the reverse process has as many transitions as it is told, whatever there is to write
+        most = steps if isinstance(sampler, PlannedSampler) else steps_of_rows(canvas, sampler, steps)
         filled = fill(denoiser, canvas, sampler, most, randomness, process=process, critic=critic)
         return _completions(tokenizer, denoiser.spec, part, filled)
 
     return [completion for part in world.share(len(prompts), batch, write) for completion in part]
 
 
-def check_prompts(spec: DenoiserSpec, prompts: Sequence[Sequence[int]], length: int) -> None:
+def check_prompts(
+    spec: DenoiserSpec, prompts: Sequence[Sequence[int]], length: int, places: Sequence[str] | None = None
+) -> None:
     """Refuse prompts that can not be completed, before anything is.
+
+    Args:
+        places: where each of them stands, for messages; their numbers by default.
 
     Raises:
         UserError: rows that are longer than the model takes, a prompt that leaves no room, or one with a mask in it.
     """
     if length > spec.max_length:
         raise UserError(f"length {length} is more than the model's {spec.max_length} positions; give a smaller one")
-    for number, prompt in enumerate(prompts, 1):
+    for number, prompt in enumerate(prompts):
+        name = f"prompt {number + 1}" if places is None else f"the prompt in {places[number]}"
         if len(prompt) >= length:
             raise UserError(
-                f"prompt {number} has {len(prompt)} tokens and the canvas {length}, which leaves none to write; give a "
-                "shorter prompt, or a larger length"
+                f"{name} has {len(prompt)} tokens and the canvas {length}, which leaves none to write; give a shorter "
+                "prompt, or a larger length"
             )
         if spec.mask_id in prompt:
-            raise UserError(
-                f"prompt {number} holds the mask token, which stands for what is to be written; take it out"
-            )
+            raise UserError(f"{name} holds the mask token, which stands for what is to be written; take it out")
 
 
 def _randomness(sampler: Sampler, seed: int, steps: int, rows: range, device: torch.device) -> Randomness:

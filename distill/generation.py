@@ -163,6 +163,13 @@ def chosen_sampler(
         raise UserError(
             f"temperature {temperature:g} is not a positive number; give e.g. 0.9, or 1 for the model's law"
         )
+    return at_temperature(sampler, temperature)
+
+
+def at_temperature(sampler: Sampler, temperature: float) -> Sampler:
+    """The rule with tokens drawn at that temperature, also where its own draws are greedy; greedily at 0."""
+    if temperature == 0:
+        return sampler.model_copy(update={"temperature": 1.0, "draw": "greedy"})
     draw = "exact" if sampler.draw == "greedy" else sampler.draw
     return sampler.model_copy(update={"temperature": temperature, "draw": draw})
 

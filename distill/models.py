@@ -464,8 +464,7 @@ def _open_model(name: str) -> Student:
     check_usable(checkpoint)
     tokenizer = tokenizer_of(checkpoint)
     denoiser = load_planned(checkpoint, tokenizer)
-    settings = folder / "generation_config.json"
-    written = read_object(settings) if settings.is_file() else {}
+    written = written_settings(folder)
     sampler, steps = own_sampler(checkpoint, denoiser, STEPS)
     return Student(
         denoiser,
@@ -478,6 +477,18 @@ def _open_model(name: str) -> Student:
         "quantization_config" in checkpoint.config,
         checkpoint,
     )
+
+
+def is_model(name: str) -> bool:
+    """Whether a name is a model's: a folder with a config.json, ``bundled:NAME``, or a hub name with its commit."""
+    source = parse_source(name)
+    return source.revision is not None or (Path(source.path) / "config.json").is_file()
+
+
+def written_settings(folder: Path) -> dict[str, Any]:
+    """What a model's generation_config.json says: of an export, what the student is made for."""
+    settings = folder / "generation_config.json"
+    return read_object(settings) if settings.is_file() else {}
 
 
 def own_sampler(checkpoint: Checkpoint, denoiser: Denoiser, steps: int) -> tuple[Sampler, int]:

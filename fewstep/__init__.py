@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the names below, imported
     from distill.config import DataConfig as Data
     from distill.config import OptimizerConfig as Optimizer
     from distill.evaluation.results import Evaluation as Evaluation
+    from distill.evaluation.tasks.results import TaskEvaluation as TaskEvaluation
     from distill.generation import Generated as Generated
     from distill.runtime.exits import RunError as RunError
     from fewstep.evaluation import evaluate as evaluate
@@ -92,6 +93,7 @@ __all__ = [
     "Sdtt",
     "StepReduction",
     "Student",
+    "TaskEvaluation",
     "Teacher",
     "Threshold",
     "TopK",
@@ -120,6 +122,7 @@ _PLACES = {
     "Distiller": "fewstep.training",
     "evaluate": "fewstep.evaluation",
     "Evaluation": "distill.evaluation.results",
+    "TaskEvaluation": "distill.evaluation.tasks.results",
     "Generated": "distill.generation",
     # objectives
     "Certainty": "objectives.certainty:CertaintyConfig",

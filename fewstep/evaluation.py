@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -14,12 +14,36 @@ from distill.config.precision import faster_precision
 from distill.evaluation.reference import heldout_text
 from distill.evaluation.results import Evaluation
 from distill.evaluation.subject import Subject
+from distill.evaluation.tasks.results import TaskEvaluation
+from distill.evaluation.tasks.task import check_task
 from distill.runtime.world import World, local_device
 from fewstep.models import Model
 from fewstep.quiet import quiet
 from students.samplers import Ancestral, Sampler
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
+
+
+@overload
+def evaluate(
+    student: Model | None,
+    teacher: Model | None = None,
+    judge: str | Path = "bundled:judge",
+    steps: Sequence[int] | None = None,
+    samples: int | None = None,
+    data: str | Path | None = None,
+    length: int | None = None,
+    sampler: Sampler | str | None = None,
+    seed: int = 0,
+    task: None = None,
+    **settings: Any,
+) -> Evaluation: ...
+
+
+@overload
+def evaluate(
+    student: Model | None, teacher: Model | None = None, *, task: str | Path | Mapping[str, Any], **settings: Any
+) -> TaskEvaluation: ...
 
 
 def evaluate(
@@ -32,14 +56,16 @@ def evaluate(
     length: int | None = None,
     sampler: Sampler | str | None = None,
     seed: int = 0,
+    task: str | Path | Mapping[str, Any] | None = None,
     **settings: Any,
-) -> Evaluation:
-    """Measure perplexity and entropy against step count, on this process.
+) -> Evaluation | TaskEvaluation:
+    """Measure perplexity and entropy, or a task's right answers, against step count, on this process.
 
     >>> evaluation = fewstep.evaluate(student, teacher, steps=[4, 8], samples=256)  # doctest: +SKIP
     >>> print(evaluation.table())  # doctest: +SKIP
     >>> evaluation.plot().savefig("evaluation.png")  # doctest: +SKIP
     >>> evaluation.save("results")  # doctest: +SKIP
+    >>> fewstep.evaluate(student, steps=[4], task={"path": "test.jsonl", "checker": "numeric"})  # doctest: +SKIP
 
     Args:
         student, teacher: one may be None.
@@ -47,8 +73,10 @@ def evaluate(
         steps: of the student and of the teacher, which is also measured at its many, ``teacher_steps``.
         samples: texts a row of the table.
         data: held-out real text, for reference.
-        length: tokens of a text; by default what the student was made for.
+        length: tokens of a text, prompt included; by default what the student was made for.
         sampler: what the student is sampled with; by default what it was made for. A teacher alone: ancestral.
+        task: a file of prompts and answers, or the keys of ``evaluate.task``, to ask its questions instead: nothing is
+            judged then, and the result is a `TaskEvaluation`.
         settings: other keys of a config's ``evaluate`` section, such as teacher_steps, batch, retokenize.
 
     Raises:
@@ -71,7 +99,10 @@ def evaluate(
         "samples": samples,
         "data": None if data is None else str(data),
     }
+    if task is not None:
+        values["task"] = dict(task) if isinstance(task, Mapping) else {"path": str(task)}
     config = validate(EvaluateConfig, {k: v for k, v in (values | settings).items() if v is not None})
+    check_task(config)
     if config.precision == "auto":
         config = config.model_copy(update={"precision": faster_precision()})
     device = local_device(0)
@@ -85,5 +116,8 @@ def evaluate(
         text=None if config.data is None else heldout_text(config.data, values["length"], first.tokenizer),
         critic=critic,
     ).on(device)
+    world = World(0, 1, device)
     with quiet():
-        return subject.measure(subject.bench(World(0, 1, device)))
+        if config.task is not None:
+            return subject.ask(subject.task_bench(world))[0]
+        return subject.measure(subject.bench(world))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from distill.evaluation.results import FILE, Evaluation
+from distill.evaluation.tasks.results import written_tasks
 from distill.export import export
 from distill.models import open_student
 from distill.runtime.messages import say
@@ -25,8 +26,10 @@ def export_command(
 
 
 def _measurements(run: Path) -> str:
-    """The table of RUN/evaluation.json, or a sentence that there is none."""
+    """The table of RUN/evaluation.json and those of its tasks, or a sentence that there are none."""
     path = run / FILE
-    if not path.is_file():
+    tables = [Evaluation.load(path).markdown()] if path.is_file() else []
+    tables += [task.markdown() for task in written_tasks(run)]
+    if not tables:
         return f"Not measured yet: `fewstep evaluate {run.name}` before the export puts a table here."
-    return Evaluation.load(path).markdown()
+    return "\n".join(tables)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
 
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, field_validator, model_validator
+from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
 
 from distill.config.deepspeed import check_deepspeed
+from distill.config.samplers import AnySampler, measured_with
+from distill.config.task import TaskConfig
 from objectives import DISTILLERS
 from objectives.elbo import EditConfig
 from objectives.masking import MasksConfig
 from objectives.objective import ObjectiveConfig, Surroundings
 from students.adapters import AdapterConfig
-from students.samplers import RELEASED, SAMPLERS, Ancestral, Sampler
+from students.samplers import Ancestral
 from teachers.families import named_family
 from teachers.process import Schedule
 from teachers.section import Section
@@ -290,29 +292,9 @@ class TrainConfig(Section):
     wandb: str | None = None
 
 
-def _named(value: Any) -> Any:
-    """A sampler's name, where its defaults will do; or some settings of the ancestral one, or of a released one."""
-    if not isinstance(value, str | dict):
-        return value
-    written = {"name": "ancestral", **({"name": value} if isinstance(value, str) else value)}
-    released = RELEASED.get(written["name"]) if isinstance(written["name"], str) else None
-    return written if released is None else {**released.model_dump(), **written, "name": released.name}
-
-
-def _measured_with(value: Any, trained: Any) -> Any:
-    """The sampler to measure with: that which is trained, with some settings of its own, or another one."""
-    if isinstance(value, dict) and "name" not in value:
-        trained = _named(trained)
-        return {**(trained.model_dump() if isinstance(trained, Sampler) else trained), **value}
-    return trained if value is None else value
-
-
 if TYPE_CHECKING:
-    AnySampler = Sampler
     AnyObjective = ObjectiveConfig
 else:  # a union of what is in a table is beyond a type checker
-    AnySampler = Union[tuple(SAMPLERS.values())]  # noqa: UP007
-    AnySampler = Annotated[AnySampler, Field(discriminator="name"), BeforeValidator(_named)]
     AnyObjective = Annotated[Union[tuple(DISTILLERS)], Field(discriminator="name")]  # noqa: UP007
 
 
@@ -321,7 +303,7 @@ class EvaluateConfig(Section):
 
     ``batch`` rows are sampled at once, from noise of their own; several processes share the batches, so each needs one.
     ``precision`` is as in `TrainConfig`. ``length``, of the rows that `fewstep evaluate` measures and of an export's
-    canvas, is that of training by default.
+    canvas, is that of training by default. With ``task``, `fewstep evaluate` asks its questions and judges no text.
     """
 
     judge: ModelName = "bundled:judge"
@@ -341,6 +323,7 @@ class EvaluateConfig(Section):
     watch_samples: int = Field(default=128, ge=2, lt=2**31)
     entropy_floor: float = Field(default=0.97, gt=0, lt=1)
     collapse: float = Field(default=0.9, gt=0, lt=1)
+    task: TaskConfig | None = None
 
 
 class DistillConfig(Section):
@@ -376,7 +359,7 @@ class DistillConfig(Section):
         if isinstance(evaluate, EvaluateConfig):
             evaluate = {name: getattr(evaluate, name) for name in evaluate.model_fields_set}
         if isinstance(evaluate, dict):
-            evaluate = {**evaluate, "sampler": _measured_with(evaluate.get("sampler"), values["sampler"])}
+            evaluate = {**evaluate, "sampler": measured_with(evaluate.get("sampler"), values["sampler"])}
         return {**values, "evaluate": evaluate}
 
     @model_validator(mode="after")

@@ -145,9 +145,14 @@ def _sampling(config: EvaluateConfig, length: int, seed: int, process: MaskedPro
         batch=config.batch,
         seed=seed,
         bootstrap=config.bootstrap,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        device=device_name(device),
         torch=str(torch.__version__),
     )
+
+
+def device_name(device: torch.device) -> str:
+    """As results name it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def quick_figures(
@@ -188,7 +193,7 @@ def check(
     if not models:
         raise UserError("there is no model to evaluate; give a run, a student or a teacher")
     if teacher is not None and student is not None:
-        _check_same_tokens(teacher, student)
+        check_same_tokens(teacher, student)
     check_length(models, length)
     if max(config.steps) > length:
         raise UserError(
@@ -204,7 +209,8 @@ def check(
         _check_reference(reference, config.samples, length)
 
 
-def _check_same_tokens(teacher: Denoiser, student: Denoiser) -> None:
+def check_same_tokens(teacher: Denoiser, student: Denoiser) -> None:
+    """Refuse two models of which one does not write the other's tokens."""
     theirs, ours = teacher.spec, student.spec
     if (theirs.vocabulary, theirs.mask_id) != (ours.vocabulary, ours.mask_id):
         raise UserError(

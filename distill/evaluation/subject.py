@@ -17,14 +17,19 @@ from distill.evaluation.bench import Bench
 from distill.evaluation.judge import load_judge
 from distill.evaluation.reference import heldout_text, reference_text
 from distill.evaluation.results import Evaluation, ModelDescription
-from distill.models import load_averaged, load_base, load_discriminator, load_named, load_released
+from distill.evaluation.tasks.measure import Answers, TaskBench
+from distill.evaluation.tasks.results import TaskEvaluation
+from distill.evaluation.tasks.task import check_task, load_task
+from distill.models import load_averaged, load_base, load_discriminator, load_named, load_released, written_settings
 from distill.runtime.checkpoints import AVERAGE, best_checkpoint, verify_checkpoint
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
+from students.samplers import written_sampler
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.families import resolve
 from teachers.process import MaskedProcess
+from teachers.source import model_folder
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,32 @@ class Subject:
 
     def measure(self, bench: Bench) -> Evaluation:
         """The evaluation, which says where the models came from."""
-        described = {
+        return replace(bench.evaluate(*self.parts), models=self.descriptions)
+
+    @property
+    def descriptions(self) -> dict[str, ModelDescription]:
+        """Of the models, for results."""
+        return {
             name: ModelDescription(self.names[name], sum(p.numel() for p in model.parameters()))
             for name, model in self.models.items()
         }
-        return replace(bench.evaluate(*self.parts), models=described)
+
+    def task_bench(self, world: World) -> TaskBench:
+        """The task that it is asked, checked against it.
+
+        Raises:
+            UserError: see `load_task` and `TaskBench.check`.
+        """
+        assert self.config.task is not None
+        task = load_task(self.config.task, self.tokenizer, world)
+        bench = TaskBench(task, self.tokenizer, self.config, self.length, self.process, world)
+        bench.check(*self.parts)
+        return bench
+
+    def ask(self, bench: TaskBench) -> tuple[TaskEvaluation, list[Answers]]:
+        """The figures of a task, and all answers."""
+        answers = bench.ask(*self.parts)
+        return bench.evaluation(answers, self.descriptions, next(iter(self.models.values())).device), answers
 
 
 def frozen_on(model: Denoiser, device: torch.device | str) -> Denoiser:
@@ -103,6 +129,7 @@ def run_subject(run: RunFolder, overrides: list[str], world: World) -> Subject:
     config, checkpoint = world.on_main(lambda: _read_run(run, overrides))
     tokenizer = load_tokenizer(str(run.tokenizer))
     evaluation = config.evaluate
+    check_task(evaluation)
     precision = getattr(torch, evaluation.precision)
     teacher = load_base(config, precision)[0]
     student = load_averaged(checkpoint / AVERAGE, tokenizer, config.teacher, precision)
@@ -130,19 +157,40 @@ def _read_run(run: RunFolder, overrides: list[str]) -> tuple[DistillConfig, Path
     return config, checkpoint
 
 
-def named_subject(student: str | None, teacher: str | None, overrides: list[str], world: World) -> Subject:
+def model_subject(name: str, overrides: list[str], world: World) -> Subject:
+    """One model alone: a student where it is an export, with the sampler, canvas and schedule that this names.
+
+    Raises:
+        UserError: see `named_subject`.
+    """
+    written = written_settings(model_folder(name))
+    values: dict[str, Any] = {}
+    if "sampler" in written:
+        values["sampler"] = written_sampler(written["sampler"]).model_dump(mode="json")
+    if "canvas_length" in written:
+        values["length"] = written["canvas_length"]
+    is_student = "max_denoising_steps" in written
+    student, teacher = (name, None) if is_student else (None, name)
+    subject = named_subject(student, teacher, overrides, world, values)
+    return replace(subject, process=MaskedProcess(written.get("noise_schedule") or "log-linear"))
+
+
+def named_subject(
+    student: str | None, teacher: str | None, overrides: list[str], world: World, values: dict[str, Any] | None = None
+) -> Subject:
     """Models by their folders or names; one of them may be left out.
 
     Args:
-        overrides: ``key=value`` of `EvaluateConfig`.
+        overrides: ``key=value`` of `EvaluateConfig`. values: what they override.
 
     Raises:
         UserError: no name, one that does not load, or a mistake in the settings.
     """
-    values: dict[str, Any] = {}
+    values = dict(values or {})
     for override in overrides:
         apply_override(EvaluateConfig, values, override)
     config = validate(EvaluateConfig, values)
+    check_task(config)
     if config.precision == "auto":
         config = config.model_copy(update={"precision": world.on_main(faster_precision)})
     names = {kind: name for kind, name in (("teacher", teacher), ("student", student)) if name}

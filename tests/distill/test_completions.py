@@ -53,6 +53,12 @@ def test_no_row_takes_more_passes_than_it_has_tokens_to_write(student):
     assert all(c.ended or c.tokens == 16 - len(prompt) for prompt, c in zip(PROMPTS, completions, strict=True))
 
 
+def test_a_planned_rule_has_its_transitions_however_short_a_row_is(student):
+    """With many transitions hardly two of 5 positions share one; with 5 of them some do."""
+    [completion] = written(student, ids(student, ["abcdefghijk"]), sampler=Ancestral(), steps=100_000)
+    assert completion.nfe == 5
+
+
 def test_what_ends_a_text_is_counted_and_not_said(tmp_path):
     student = open_student(write_student(tmp_path / "student", only="<|endoftext|>"))
     [completion] = written(student, ids(student, ["ab"]), length=8, steps=2)

@@ -1,0 +1,249 @@
+"""Ask a task's questions: teacher and student, each with its rules, at every number of steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from distill.completions import Completion, check_prompts, complete
+from distill.config import EvaluateConfig
+from distill.evaluation.evaluate import check_length, check_same_tokens, device_name
+from distill.evaluation.progress import Counter, Watched
+from distill.evaluation.results import ModelDescription
+from distill.evaluation.sample import at_precision
+from distill.evaluation.tasks.figures import accuracy_interval, accuracy_under_parallelism, difference_interval
+from distill.evaluation.tasks.results import Asking, Curve, Difference, TaskEvaluation, TaskRow
+from distill.evaluation.tasks.rules import fewest_steps, named_rules
+from distill.evaluation.tasks.task import Task
+from distill.runtime.progress import progress_bar
+from distill.runtime.world import World
+from students.samplers import Sampler
+from teachers.denoiser import Denoiser
+from teachers.errors import UserError
+from teachers.process import MaskedProcess
+
+Model = Literal["teacher", "student"]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model wrote with one rule at one number of steps.
+
+    Attributes:
+        sampler: what tables call the rule.
+        completions, scores: (N,) one a question.
+        seconds: that writing took, all questions together.
+    """
+
+    model: Model
+    sampler: str
+    steps: int
+    completions: list[Completion]
+    scores: np.ndarray
+    seconds: float
+
+    @property
+    def accuracy(self) -> float:
+        """From 0 to 1."""
+        return float(self.scores.mean())
+
+    @property
+    def nfe(self) -> float:
+        """Passes a question."""
+        return float(np.mean([completion.nfe for completion in self.completions]))
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Each answer as plain values, for people who want to read them; questions are counted from 1."""
+        heading = {"model": self.model, "sampler": self.sampler, "steps": self.steps}
+        for number, (completion, score) in enumerate(zip(self.completions, self.scores.tolist(), strict=True), 1):
+            yield {**heading, "question": number, "score": score, **asdict(completion)}
+
+
+@dataclass(frozen=True)
+class TaskBench:
+    """What models are asked, and how.
+
+    Attributes:
+        length: L, tokens of a canvas, prompt and answer together.
+        world: its processes share the questions; each has all answers.
+    """
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    config: EvaluateConfig
+    length: int
+    process: MaskedProcess
+    world: World
+
+    def check(self, teacher: Denoiser | None, student: Denoiser | None, critic: nn.Module | None = None) -> None:
+        """Refuse models that can not be asked, before any is.
+
+        Raises:
+            UserError: there is none, or two of different tokens; a canvas that is too long for them, or leaves no room
+                after a prompt; too many steps, or too few for a rule; a rule without the critic that it asks.
+        """
+        models = [model for model in (teacher, student) if model is not None]
+        if not models:
+            raise UserError("there is no model to ask; give a run, a student or a teacher")
+        if teacher is not None and student is not None:
+            check_same_tokens(teacher, student)
+        check_length(models, self.length)
+        check_prompts(models[0].spec, self.task.prompts, self.length, [q.place for q in self.task.questions])
+        self._check_most_steps()
+        for part in self._parts(teacher, student, critic):
+            part.sampler.check(part.critic)
+            self._check_fewest_steps(part)
+
+    def _check_most_steps(self) -> None:
+        room, most = self.length - min(map(len, self.task.prompts)), max(self.config.steps)
+        if most > room:
+            raise UserError(
+                f"evaluate.steps has {most}, more steps than the {room} tokens that can be written after the shortest "
+                f"prompt; leave out steps above {room} (teacher_steps may exceed it), or set a larger evaluate.length"
+            )
+
+    def _check_fewest_steps(self, part: Part) -> None:
+        fewest = fewest_steps(part.sampler, part.denoiser, self.task.prompts, self.length)
+        if part.steps < fewest:
+            raise UserError(
+                f"evaluate.steps has {part.steps}, but sampler {part.label!r} needs at least {fewest} for the longest "
+                "answer, one a block; leave out fewer, or set a larger block_length"
+            )
+
+    def ask(self, teacher: Denoiser | None, student: Denoiser | None, critic: nn.Module | None = None) -> list[Answers]:
+        """Everything that models answer, the teacher's first. They are frozen and on the same device."""
+        self.check(teacher, student, critic)
+        parts = self._parts(teacher, student, critic)
+        precise = {part.model: at_precision(part.denoiser, self.config.precision) for part in parts}
+        answers = []
+        with progress_bar() as bar:
+            progress = Counter(bar, sum(map(self._passes, parts)), self.world.size)
+            for part in parts:
+                progress.say(f"{part.model}, {part.label}, {part.steps} steps")
+                answers.append(self._answers(replace(part, denoiser=Watched(precise[part.model], progress))))
+                progress.finish(self._passes(part))
+        return answers
+
+    def evaluation(
+        self, answers: Sequence[Answers], models: dict[str, ModelDescription], device: torch.device
+    ) -> TaskEvaluation:
+        """The figures of what `ask` returned.
+
+        Args:
+            models: where they came from. device: where they were asked.
+        """
+        rows, config = rows_of(answers), self.config
+        asking = Asking(
+            config.precision, self.process.schedule, self.length, config.batch, config.seed, device_name(device),
+            str(torch.__version__),
+        )  # fmt: skip
+        return TaskEvaluation(
+            models=models, task=self.task.description, asking=asking, rows=rows, curves=curves_of(rows)
+        )
+
+    def _parts(self, teacher: Denoiser | None, student: Denoiser | None, critic: nn.Module | None) -> list[Part]:
+        parts = []
+        if teacher is not None:
+            steps = sorted({*self.config.steps, self.config.teacher_steps})
+            for label, rule in named_rules(self.config, is_teacher=True):
+                parts += [Part("teacher", teacher, None, label, rule, n) for n in steps]
+        if student is not None:
+            for label, rule in named_rules(self.config, is_teacher=False):
+                parts += [Part("student", student, critic, label, rule, n) for n in sorted(set(self.config.steps))]
+        return parts
+
+    def _passes(self, part: Part) -> int:
+        """The most rows that may go through the network."""
+        return len(self.task.questions) * min(part.steps, self.length)
+
+    def _answers(self, part: Part) -> Answers:
+        self.world.barrier()
+        start = time.perf_counter()
+        completions = complete(
+            part.denoiser, self.tokenizer, self.task.prompts, self.length, part.sampler, part.steps, self.config.seed,
+            self.config.batch, self.process, part.critic, self.world,
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        scores = self.world.on_main(lambda: self.task.scores(completions))
+        return Answers(part.model, part.label, part.steps, completions, np.array(scores), seconds)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model to be asked with one rule at one number of steps."""
+
+    model: Model
+    denoiser: Denoiser
+    critic: nn.Module | None
+    label: str
+    sampler: Sampler
+    steps: int
+
+
+# --- figures -------------------------------------------------------------------------------------------------------
+
+
+def rows_of(answers: Sequence[Answers]) -> tuple[TaskRow, ...]:
+    """A row of figures for each."""
+    teacher = [part for part in answers if part.model == "teacher"]
+    return tuple(_row(part, teacher) for part in answers)
+
+
+def _row(part: Answers, teacher: Sequence[Answers]) -> TaskRow:
+    nfe = np.array([completion.nfe for completion in part.completions])
+    tokens = np.array([completion.tokens for completion in part.completions])
+    median, p95 = np.quantile(nfe, [0.5, 0.95])
+    most = max((other.steps for other in teacher), default=0)
+    return TaskRow(
+        model=part.model,
+        sampler=part.sampler,
+        steps=part.steps,
+        nfe=part.nfe,
+        nfe_median=float(median),
+        nfe_p95=float(p95),
+        critic_nfe=float(np.mean([completion.critic_nfe for completion in part.completions])),
+        accuracy=part.accuracy,
+        accuracy_ci=accuracy_interval(part.scores),
+        tokens=float(tokens.mean()),
+        tpf=float(tokens.sum() / nfe.sum()),
+        ended=float(np.mean([completion.ended for completion in part.completions])),
+        seconds=part.seconds / len(part.completions),
+        to_full=_difference(part, [other for other in teacher if other.steps == most]),
+        to_same=_difference(part, [other for other in teacher if other.nfe <= part.nfe]),
+    )
+
+
+def _difference(part: Answers, teacher: Sequence[Answers]) -> Difference | None:
+    """To the best of some of the teacher's rows, and of equally good ones to that with the fewest passes."""
+    if part.model == "teacher" or not teacher:
+        return None
+    best = min(teacher, key=lambda other: (-other.accuracy, other.nfe))
+    return Difference(
+        sampler=best.sampler,
+        steps=best.steps,
+        nfe=best.nfe,
+        accuracy=best.accuracy,
+        difference=part.accuracy - best.accuracy,
+        difference_ci=difference_interval(part.scores, best.scores),
+    )
+
+
+def curves_of(rows: Sequence[TaskRow]) -> tuple[Curve, ...]:
+    """The `accuracy_under_parallelism` of each model with each rule, against the best accuracy of all rows."""
+    best = 100 * max(row.accuracy for row in rows)
+    names = dict.fromkeys((row.model, row.sampler) for row in rows)
+    return tuple(
+        Curve(model, sampler, accuracy_under_parallelism(_points(rows, model, sampler), best))
+        for model, sampler in names
+    )
+
+
+def _points(rows: Sequence[TaskRow], model: str, sampler: str) -> list[tuple[float, float]]:
+    return [(row.tpf, 100 * row.accuracy) for row in rows if (row.model, row.sampler) == (model, sampler)]
