@@ -92,6 +92,15 @@ def corpus_files(path: Path, config: DataConfig) -> list[CorpusFile]:
     )
 
 
+def corpus_file(path: Path) -> CorpusFile:
+    """One file that is there, and what it is.
+
+    Raises:
+        UserError: see `corpus_files`.
+    """
+    return _by_content(CorpusFile(path, _kind(path)))
+
+
 def _kind(path: Path) -> Kind:
     """What a file is by its name; one of an unknown name is text."""
     suffix = path.suffix.lower()

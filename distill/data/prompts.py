@@ -79,9 +79,9 @@ def _texts(row: TableRow, config: DataConfig, tokenizer: PreTrainedTokenizerBase
                 "or add what the turn answers"
             )
         return _halves(row, turns[:-1], turns[-1:], tokenizer)
-    prompt = _value(row, columns.prompt)
     if config.format == "prompt_only":
-        return prompt if isinstance(prompt, str) else _opened(row, prompt, tokenizer), None
+        return prompt_text(row, columns.prompt, tokenizer), None
+    prompt = _value(row, columns.prompt)
     completion = _value(row, columns.completion)
     if isinstance(prompt, str) and isinstance(completion, str):
         return prompt, completion
@@ -91,6 +91,16 @@ def _texts(row: TableRow, config: DataConfig, tokenizer: PreTrainedTokenizerBase
             "both as text, or both as messages"
         )
     return _halves(row, prompt, completion, tokenizer)
+
+
+def prompt_text(row: TableRow, column: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A prompt alone, as a string or as messages.
+
+    Raises:
+        UserError: see `read_exchanges`.
+    """
+    prompt = _value(row, column)
+    return row.checked(prompt if isinstance(prompt, str) else _opened(row, prompt, tokenizer))
 
 
 # --- what a column holds -------------------------------------------------------------------------------------------
