@@ -14,9 +14,9 @@ from distill.generation import ROWS, steps_of_rows
 from distill.runtime.world import ALONE, World
 from students.fill import Filled, fill
 from students.samplers import LOG_LINEAR, Sampler
-from students.samplers.sampler import PlannedSampler
+from students.samplers.planned import PlannedSampler
 from teachers.canvas import Canvas
-from teachers.denoiser import Denoiser, DenoiserSpec
+from teachers.denoiser import Denoiser, DenoiserSpec, end_ids
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
 from teachers.randomness import Randomness, RowStreams
@@ -80,7 +80,7 @@ def complete(
         # the reverse process has as many transitions as it is told, whatever there is to write
         most = steps if isinstance(sampler, PlannedSampler) else steps_of_rows(canvas, sampler, steps)
         filled = fill(denoiser, canvas, sampler, most, randomness, process=process, critic=critic)
-        return _completions(tokenizer, denoiser.spec, part, filled)
+        return _completions(tokenizer, end_ids(denoiser), part, filled)
 
     return [completion for part in world.share(len(prompts), batch, write) for completion in part]
 
@@ -118,13 +118,13 @@ def _randomness(sampler: Sampler, seed: int, steps: int, rows: range, device: to
 
 
 def _completions(
-    tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec, prompts: Sequence[Sequence[int]], filled: Filled
+    tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], prompts: Sequence[Sequence[int]], filled: Filled
 ) -> list[Completion]:
     costs = zip(filled.tokens.tolist(), filled.nfe.tolist(), filled.critic_nfe.tolist(), strict=True)
     completions = []
     for prompt, (tokens, nfe, critic_nfe) in zip(prompts, costs, strict=True):
         written = tokens[len(prompt) :]
-        end = written.index(spec.eos_id) if spec.eos_id in written else None
+        end = next((place for place, token in enumerate(written) if token in ends), None)
         text = continuation(tokenizer, prompt, written[:end])
         completions.append(Completion(text, len(written) if end is None else end + 1, end is not None, nfe, critic_nfe))
     return completions

@@ -20,12 +20,11 @@ from distill.evaluation.results import ModelDescription
 from distill.evaluation.sample import at_precision
 from distill.evaluation.tasks.figures import accuracy_interval, accuracy_under_parallelism, difference_interval
 from distill.evaluation.tasks.results import Asking, Curve, Difference, TaskEvaluation, TaskRow
-from distill.evaluation.tasks.rules import fewest_steps, named_rules
+from distill.evaluation.tasks.rules import Rule, fewest_steps, rules_of
 from distill.evaluation.tasks.task import Task
 from distill.runtime.progress import progress_bar
 from distill.runtime.world import World
-from students.samplers import Sampler
-from teachers.denoiser import Denoiser
+from teachers.denoiser import Denoiser, end_ids
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
 
@@ -96,26 +95,22 @@ class TaskBench:
             check_same_tokens(teacher, student)
         check_length(models, self.length)
         check_prompts(models[0].spec, self.task.prompts, self.length, [q.place for q in self.task.questions])
-        self._check_most_steps()
-        for part in self._parts(teacher, student, critic):
-            part.sampler.check(part.critic)
-            self._check_fewest_steps(part)
+        for model, rule in [*self._rules("teacher", teacher), *self._rules("student", student)]:
+            rule.sampler.check(critic if model is student else None)
+            if rule.sampler.stop and not end_ids(model):
+                raise UserError(f"sampler {rule.label!r} stops at an end token, and the model has none; set stop=false")
+            fewest, most = self._limits(rule, model)
+            if rule.own:
+                _check_most("evaluate.steps", max(self.config.steps), most)
+                _check_fewest("evaluate.steps", min(self.config.steps), fewest, rule)
+            if model is teacher:
+                _check_fewest("evaluate.teacher_steps", self.config.teacher_steps, fewest, rule)
 
-    def _check_most_steps(self) -> None:
-        room, most = self.length - min(map(len, self.task.prompts)), max(self.config.steps)
-        if most > room:
-            raise UserError(
-                f"evaluate.steps has {most}, more steps than the {room} tokens that can be written after the shortest "
-                f"prompt; leave out steps above {room} (teacher_steps may exceed it), or set a larger evaluate.length"
-            )
-
-    def _check_fewest_steps(self, part: Part) -> None:
-        fewest = fewest_steps(part.sampler, part.denoiser, self.task.prompts, self.length)
-        if part.steps < fewest:
-            raise UserError(
-                f"evaluate.steps has {part.steps}, but sampler {part.label!r} needs at least {fewest} for the longest "
-                "answer, one a block; leave out fewer, or set a larger block_length"
-            )
+    def _limits(self, rule: Rule, denoiser: Denoiser) -> tuple[int, int]:
+        """With how many steps a rule can answer every question, at least, and at most with a token each."""
+        room = self.length - min(map(len, self.task.prompts))
+        fewest = fewest_steps(rule.sampler, denoiser, self.task.prompts, self.length)
+        return fewest, rule.sampler.most_steps(room)
 
     def ask(self, teacher: Denoiser | None, student: Denoiser | None, critic: nn.Module | None = None) -> list[Answers]:
         """Everything that models answer, the teacher's first. They are frozen and on the same device."""
@@ -126,7 +121,7 @@ class TaskBench:
         with progress_bar() as bar:
             progress = Counter(bar, sum(map(self._passes, parts)), self.world.size)
             for part in parts:
-                progress.say(f"{part.model}, {part.label}, {part.steps} steps")
+                progress.say(f"{part.model}, {part.rule.label}, {part.steps} steps")
                 answers.append(self._answers(replace(part, denoiser=Watched(precise[part.model], progress))))
                 progress.finish(self._passes(part))
         return answers
@@ -148,16 +143,26 @@ class TaskBench:
             models=models, task=self.task.description, asking=asking, rows=rows, curves=curves_of(rows)
         )
 
+    def _rules(self, model: Model, denoiser: Denoiser | None) -> list[tuple[Denoiser, Rule]]:
+        rules = rules_of(self.config, is_teacher=model == "teacher")
+        return [] if denoiser is None else [(denoiser, rule) for rule in rules]
+
     def _parts(self, teacher: Denoiser | None, student: Denoiser | None, critic: nn.Module | None) -> list[Part]:
+        """The teacher's, then the student's, each rule's by number of steps."""
+        few = sorted(set(self.config.steps))
         parts = []
-        if teacher is not None:
-            steps = sorted({*self.config.steps, self.config.teacher_steps})
-            for label, rule in named_rules(self.config, is_teacher=True):
-                parts += [Part("teacher", teacher, None, label, rule, n) for n in steps]
-        if student is not None:
-            for label, rule in named_rules(self.config, is_teacher=False):
-                parts += [Part("student", student, critic, label, rule, n) for n in sorted(set(self.config.steps))]
+        for denoiser, rule in self._rules("teacher", teacher):
+            steps = [n for n in few if n != self.config.teacher_steps]
+            steps = sorted([*self._possible(rule, denoiser, steps), self.config.teacher_steps])
+            parts += [Part("teacher", denoiser, None, rule, n) for n in steps]
+        for denoiser, rule in self._rules("student", student):
+            parts += [Part("student", denoiser, critic, rule, n) for n in self._possible(rule, denoiser, few)]
         return parts
+
+    def _possible(self, rule: Rule, denoiser: Denoiser, steps: list[int]) -> list[int]:
+        """Those of the steps that the rule can make."""
+        fewest, most = self._limits(rule, denoiser)
+        return [n for n in steps if fewest <= n <= most]
 
     def _passes(self, part: Part) -> int:
         """The most rows that may go through the network."""
@@ -167,12 +172,29 @@ class TaskBench:
         self.world.barrier()
         start = time.perf_counter()
         completions = complete(
-            part.denoiser, self.tokenizer, self.task.prompts, self.length, part.sampler, part.steps, self.config.seed,
-            self.config.batch, self.process, part.critic, self.world,
+            part.denoiser, self.tokenizer, self.task.prompts, self.length, part.rule.sampler, part.steps,
+            self.config.seed, self.config.batch, self.process, part.critic, self.world,
         )  # fmt: skip
         seconds = time.perf_counter() - start
         scores = self.world.on_main(lambda: self.task.scores(completions))
-        return Answers(part.model, part.label, part.steps, completions, np.array(scores), seconds)
+        return Answers(part.model, part.rule.label, part.steps, completions, np.array(scores), seconds)
+
+
+def _check_most(setting: str, steps: int, most: int) -> None:
+    if steps > most:
+        raise UserError(
+            f"{setting} has {steps}, more steps than the {most} tokens that can be written after the shortest prompt, "
+            f"or in a block where steps are of each; leave out steps above {most} (teacher_steps may exceed it), or "
+            "set a larger evaluate.length"
+        )
+
+
+def _check_fewest(setting: str, steps: int, fewest: int, rule: Rule) -> None:
+    if steps < fewest:
+        raise UserError(
+            f"{setting} has {steps}, but sampler {rule.label!r} needs at least {fewest}, one for each block of the "
+            "longest answer; give more, or set a larger block_length or budget: block"
+        )
 
 
 @dataclass(frozen=True)
@@ -182,8 +204,7 @@ class Part:
     model: Model
     denoiser: Denoiser
     critic: nn.Module | None
-    label: str
-    sampler: Sampler
+    rule: Rule
     steps: int
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from distill.config import EvaluateConfig
 from distill.generation import ROWS, at_temperature
@@ -11,18 +12,32 @@ from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser
 
 
-def named_rules(config: EvaluateConfig, is_teacher: bool) -> list[tuple[str, Sampler]]:
+@dataclass(frozen=True)
+class Rule:
+    """A sampler, and what tables call it; ``own`` where it is ``evaluate.sampler``, at whatever temperature."""
+
+    label: str
+    sampler: Sampler
+    own: bool
+
+
+def rules_of(config: EvaluateConfig, is_teacher: bool) -> list[Rule]:
     """The rules of a model, none twice, each at every temperature of the task, with a name of its own.
 
     A teacher is sampled ancestrally where a rule asks a critic, of which it has none.
     """
     task = config.task
     assert task is not None
-    listed = [config.sampler, *task.samplers, *(task.teacher_samplers if is_teacher else [])]
-    listed = [Ancestral() if rule.needs_critic and is_teacher else rule for rule in listed]
-    rules = [at_temperature(rule, t) for rule in listed for t in task.temperatures] or listed
-    distinct = [rule for number, rule in enumerate(rules) if rule not in rules[:number]]
-    return [(_label(rule, distinct), rule) for rule in distinct]
+    more = [*task.samplers, *(task.teacher_samplers if is_teacher else [])]
+    own = _tempered([config.sampler], task.temperatures, is_teacher)
+    rules = [*own, *_tempered(more, task.temperatures, is_teacher)]
+    rules = [rule for number, rule in enumerate(rules) if rule not in rules[:number]]
+    return [Rule(_label(rule, rules), rule, rule in own) for rule in rules]
+
+
+def _tempered(samplers: Sequence[Sampler], temperatures: Sequence[float], is_teacher: bool) -> list[Sampler]:
+    listed = [Ancestral() if sampler.needs_critic and is_teacher else sampler for sampler in samplers]
+    return [at_temperature(sampler, t) for sampler in listed for t in temperatures] if temperatures else listed
 
 
 def _label(rule: Sampler, rules: Sequence[Sampler]) -> str:

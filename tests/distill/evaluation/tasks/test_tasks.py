@@ -107,6 +107,19 @@ def test_each_rule_is_tried_at_each_temperature_and_none_twice(made, tmp_path):
     assert sum("threshold 0.9" in name for name in names) == 2
 
 
+def test_other_rules_are_tried_at_the_steps_that_they_can_make(made, tmp_path):
+    """Blocks of 4 share their steps, so that 12 tokens need 3 of them; or have steps of their own, 4 at most."""
+    blocks = ["{name: top_k, block_length: 4}", "{name: top_k, block_length: 4, budget: block}"]
+    words = [f"task.samplers=[{', '.join(blocks)}]", "steps=[2,4,8]"]
+    evaluation = measured(made, tmp_path / "out", *words, student=made.sevens)
+    assert [(row.sampler, row.steps) for row in evaluation.rows] == [
+        *(("ancestral", steps) for steps in (2, 4, 8)),
+        *(("top_k, blocks of 4", steps) for steps in (4, 8)),
+        *(("top_k, blocks of 4 with steps of their own", steps) for steps in (2, 4)),
+    ]
+    assert evaluation.rows[-2].nfe == pytest.approx((3 + 2 + 3) * 2 / 3)
+
+
 def test_what_ends_at_once_has_one_token(made, tmp_path):
     task = write_task(tmp_path / "none.jsonl", [{"prompt": "a", "answer": ""}, {"prompt": "ab", "answer": "b"}])
     evaluation = measured(made, tmp_path / "out", student=made.silent, task=task)
@@ -219,6 +232,10 @@ REFUSED = [
     (["--task", "seven.jsonl", "steps=[13]"], "evaluate.steps has 13, more steps than the 12 tokens"),
     (["--task", "seven.jsonl", "length=64"], "evaluate.length is 64 but the model takes at most 16 tokens"),
     (["--task", "seven.jsonl", "sampler={name: top_k, block_length: 4}", "steps=[1]"], "needs at least 3"),
+    (
+        ["--task", "seven.jsonl", "sampler={name: top_k, block_length: 4, budget: block}", "steps=[8]"],
+        "than the 4 tokens",
+    ),
     (["--task", "seven.jsonl", "--judge", "x"], "leave out --judge and --data, or --task"),
     (["--task", "seven.jsonl", "task.path=other.jsonl", "task.columns.prmpt=q"], "did you mean 'prompt'"),
 ]
