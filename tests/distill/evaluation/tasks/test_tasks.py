@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+import yaml
+from transformers import AutoTokenizer
 
 import fewstep
 from distill import cli
@@ -17,6 +20,7 @@ from distill.evaluation import subject
 from distill.evaluation.tasks.results import TaskEvaluation
 from students.samplers import TopK
 from teachers.errors import UserError
+from tests.distill.runs import sign
 from tests.distill.test_generate import write_student
 from tests.forks import Command
 
@@ -143,6 +147,39 @@ def test_an_export_is_measured_by_its_own_rule(made, tmp_path):
     evaluation = TaskEvaluation.load(path)
     assert evaluation.asking.length == 12  # the canvas it was exported with
     assert [(row.model, row.sampler) for row in evaluation.rows] == [("student", "top_k, greedy")]
+
+
+@pytest.fixture(scope="module")
+def run(made):
+    """A finished run with the student of sevens, whose config says which task."""
+    run = made.root / "run"
+    checkpoint = run / "checkpoints" / "update-00000001"
+    shutil.copytree(made.sevens, checkpoint / "student-ema")
+    (checkpoint / "state.json").write_text('{"update": 1}')
+    sign(checkpoint)
+    AutoTokenizer.from_pretrained(made.sevens).save_pretrained(run / "tokenizer")
+    task = {"path": made.task, "samplers": ["dilated"]}
+    config = {
+        "teacher": {"path": made.teacher},
+        "objective": {"name": "sdtt"},
+        "length": 10,
+        "train": {"updates": 1, "batch": 8, "student": {"lr": 1e-3}},
+        "evaluate": {"steps": [2], "teacher_steps": 8, "task": task},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    return run
+
+
+def test_a_run_is_measured_by_the_task_of_its_config(run):
+    path = evaluate_command(run)
+    assert path == run / "task-seven.json"
+    evaluation = TaskEvaluation.load(path)
+    assert evaluation.asking.length == 10  # the run's own
+    assert evaluation.models["student"].name.endswith("student-ema")
+    assert [(row.model, row.sampler, row.steps) for row in evaluation.rows] == [
+        *(("teacher", sampler, steps) for sampler in ("ancestral", "dilated") for steps in (2, 8)),
+        *(("student", sampler, 2) for sampler in ("ancestral", "dilated")),
+    ]
 
 
 def test_results_depend_on_the_seed_alone(made, tmp_path):
