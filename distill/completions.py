@@ -45,7 +45,7 @@ def complete(
     denoiser: Denoiser,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
-    length: int,
+    length: int | Sequence[int],
     sampler: Sampler,
     steps: int,
     seed: int,
@@ -58,11 +58,11 @@ def complete(
 
     A row is laid out as rows are in training: the prompt from column 0, and all the rest to be written. Its noise is
     fixed by (seed, steps, its number), so that neither ``batch`` nor the number of processes changes a completion,
-    but for ``draw: float32-gumbel``, which draws for a batch at once.
+    but for ``draw: float32-gumbel``, which draws for a batch at once, and for rows that are padded.
 
     Args:
         prompts: N lists of tokens, of different lengths; a list may be empty.
-        length: L, tokens of a row, prompt included.
+        length: L, tokens of a row, prompt included; or of each row, padded to the longest of its batch.
         steps: what the sampler counts; a row takes no more passes than it has tokens to write.
 
     Returns:
@@ -71,22 +71,41 @@ def complete(
     Raises:
         UserError: see `check_prompts`, and `students.fill.fill`.
     """
-    check_prompts(denoiser.spec, prompts, length)
+    lengths = lengths_of(prompts, length)
+    check_prompts(denoiser.spec, prompts, lengths)
 
     def write(rows: range) -> list[Completion]:
-        part = prompts[rows.start : rows.stop]
-        canvas = Canvas.prompted(part, length, denoiser.spec.mask_id).to(denoiser.device)
+        part, ends = prompts[rows.start : rows.stop], lengths[rows.start : rows.stop]
+        canvas = canvas_of(part, ends, denoiser.spec).to(denoiser.device)
         randomness = _randomness(sampler, seed, steps, rows, denoiser.device)
         # the reverse process has as many transitions as it is told, whatever there is to write
         most = steps if isinstance(sampler, PlannedSampler) else steps_of_rows(canvas, sampler, steps)
         filled = fill(denoiser, canvas, sampler, most, randomness, process=process, critic=critic)
-        return _completions(tokenizer, end_ids(denoiser), part, filled)
+        return _completions(tokenizer, end_ids(denoiser), part, ends, filled)
 
     return [completion for part in world.share(len(prompts), batch, write) for completion in part]
 
 
+def lengths_of(prompts: Sequence[Sequence[int]], length: int | Sequence[int]) -> Sequence[int]:
+    """Tokens of each row."""
+    return [length] * len(prompts) if isinstance(length, int) else length
+
+
+def canvas_of(prompts: Sequence[Sequence[int]], lengths: Sequence[int], spec: DenoiserSpec) -> Canvas:
+    """Rows of so many tokens that begin with prompts, all the rest open; padded on the right where some are shorter."""
+    canvas, ends = Canvas.prompted(prompts, max(lengths), spec.mask_id), torch.tensor(lengths)[:, None]
+    if bool((ends == canvas.length).all()):
+        return canvas
+    real = torch.arange(canvas.length) < ends
+    tokens = canvas.tokens if spec.pad_id is None else canvas.tokens.masked_fill(~real, spec.pad_id)
+    return Canvas(tokens, canvas.open & real, real)
+
+
 def check_prompts(
-    spec: DenoiserSpec, prompts: Sequence[Sequence[int]], length: int, places: Sequence[str] | None = None
+    spec: DenoiserSpec,
+    prompts: Sequence[Sequence[int]],
+    lengths: int | Sequence[int],
+    places: Sequence[str] | None = None,
 ) -> None:
     """Refuse prompts that can not be completed, before anything is.
 
@@ -96,9 +115,9 @@ def check_prompts(
     Raises:
         UserError: rows that are longer than the model takes, a prompt that leaves no room, or one with a mask in it.
     """
-    if length > spec.max_length:
-        raise UserError(f"length {length} is more than the model's {spec.max_length} positions; give a smaller one")
-    for number, prompt in enumerate(prompts):
+    for number, (prompt, length) in enumerate(zip(prompts, lengths_of(prompts, lengths), strict=True)):
+        if length > spec.max_length:
+            raise UserError(f"length {length} is more than the model's {spec.max_length} positions; give a smaller one")
         name = f"prompt {number + 1}" if places is None else f"the prompt in {places[number]}"
         if len(prompt) >= length:
             raise UserError(
@@ -118,13 +137,17 @@ def _randomness(sampler: Sampler, seed: int, steps: int, rows: range, device: to
 
 
 def _completions(
-    tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], prompts: Sequence[Sequence[int]], filled: Filled
+    tokenizer: PreTrainedTokenizerBase,
+    end_tokens: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+    filled: Filled,
 ) -> list[Completion]:
     costs = zip(filled.tokens.tolist(), filled.nfe.tolist(), filled.critic_nfe.tolist(), strict=True)
     completions = []
-    for prompt, (tokens, nfe, critic_nfe) in zip(prompts, costs, strict=True):
-        written = tokens[len(prompt) :]
-        end = next((place for place, token in enumerate(written) if token in ends), None)
+    for prompt, length, (tokens, nfe, critic_nfe) in zip(prompts, lengths, costs, strict=True):
+        written = tokens[len(prompt) : length]
+        end = next((place for place, token in enumerate(written) if token in end_tokens), None)
         text = continuation(tokenizer, prompt, written[:end])
         completions.append(Completion(text, len(written) if end is None else end + 1, end is not None, nfe, critic_nfe))
     return completions

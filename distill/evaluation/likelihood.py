@@ -15,8 +15,9 @@ from itertools import islice
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from distill.generation import steps_of_rows
 from students.fill import fill
 from students.samplers import LOG_LINEAR, Sampler
 from teachers.canvas import Canvas
@@ -43,12 +44,13 @@ class LogLikelihood:
 
     Attributes:
         log_prob: nats, of the whole continuation.
-        greedy: whether every token was the most probable one in every pass that asked for it.
+        greedy: whether each of its tokens is the most probable one behind those before it; None where that was not
+            asked for, as in the bound of more than one token.
         passes: that were made for it.
     """
 
     log_prob: float
-    greedy: bool
+    greedy: bool | None
     passes: int
 
 
@@ -99,7 +101,9 @@ def log_likelihoods(
             totals[query.number] += query.weight * nats
             greedy[query.number] &= most_probable
             passes[query.number] += 1
-    return [LogLikelihood(*values) for values in zip(totals, greedy, passes, strict=True)]
+    told = [estimate == "left_to_right" or len(pair.continuation) == 1 for pair in pairs]
+    answers = zip(totals, greedy, told, passes, strict=True)
+    return [LogLikelihood(total, best if is_told else None, count) for total, best, is_told, count in answers]
 
 
 def check_pairs(pairs: Iterable[Pair], spec: DenoiserSpec) -> None:
@@ -214,6 +218,7 @@ def written_greedily(
     seed: int,
     batch: int,
     process: MaskedProcess = LOG_LINEAR,
+    critic: nn.Module | None = None,
 ) -> list[bool]:
     """Whether a rule, drawing greedily, writes just the continuation where so many tokens are to be written.
 
@@ -229,6 +234,7 @@ def written_greedily(
         open_ = real & (torch.arange(tokens.shape[1], device=denoiser.device) >= begins[:, None])
         canvas = canvas_of(tokens, real, open_, denoiser.spec, process)
         randomness = RowStreams(seed, (), range(first, first + len(part)), denoiser.device)
-        filled = fill(denoiser, canvas, greedy, open_.sum(1).clamp(max=steps), randomness, process=process)
+        most = steps_of_rows(canvas, greedy, steps)
+        filled = fill(denoiser, canvas, greedy, most, randomness, process=process, critic=critic)
         answers += (filled.tokens == tokens).all(1).tolist()
     return answers
