@@ -22,6 +22,7 @@ HEAVY = {
     "accelerate",
     "datasets",
     "deepspeed",
+    "lm_eval",
     "matplotlib",
     "pandas",
     "peft",
