@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 
 import fewstep.harness
@@ -21,6 +21,7 @@ from distill.commands.markov import markov_command
 from distill.completions import complete
 from distill.generation import encoded
 from distill.models import open_student
+from fewstep.harness.__main__ import main
 from students.samplers import Threshold, TopK
 from teachers.errors import UserError
 from teachers.families import load_denoiser
@@ -231,11 +232,38 @@ def test_a_teacher_s_options_are_taken(student):
     assert harness.settings.rows == 9
 
 
-def test_the_command_line_knows_the_type_and_says_a_mistake_in_one_line(student):
-    words = ["--model", fewstep.harness.MODEL, "--model_args", f"pretrained={student},stpes=4"]
-    process = subprocess.run(
-        [sys.executable, "-m", "fewstep.harness", *words, "--tasks", str(FILES / "next.yaml")],
-        cwd=ROOT, capture_output=True, text=True, timeout=250,
-    )  # fmt: skip
-    assert process.returncode == 2
-    assert process.stderr.splitlines()[-1].startswith("error: unknown key stpes; did you mean 'steps'")
+def test_the_command_line_knows_the_type_and_says_a_mistake_in_one_line(source, tmp_path, monkeypatch, capsys):
+    """In this process and without the harness's own tasks, of which there are thousands to look through."""
+    monkeypatch.setattr(TaskIndex, "_iter_yaml_files", lambda root: iter(()))
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.chdir(ROOT)
+    words = [
+        "--model",
+        fewstep.harness.MODEL,
+        "--tasks",
+        str(FILES / "next.yaml"),
+        "--output_path",
+        str(tmp_path),
+        "--batch_size",
+        "4",
+    ]
+
+    def run(arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["lm_eval", *words, "--model_args", f"pretrained={source},{arguments}"])
+        main()
+        return capsys.readouterr().out
+
+    assert "|next |" in run("samples=2,greedy=false").replace("  ", " ")
+    [written] = tmp_path.rglob("results_*.json")
+    assert json.loads(written.read_text("utf-8"))["config"]["model_args"]["samples"] == 2
+    with pytest.raises(SystemExit) as end:
+        run("stpes=4")
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: unknown key stpes; did you mean 'steps'")
+
+
+def test_a_task_file_can_make_the_type_known(tmp_path):
+    """Of the plain ``lm_eval``, which imports what a file that is given by its path names."""
+    path = tmp_path / "own.yaml"
+    path.write_text("task: own\nmetadata: {model: !function fewstep.harness.MODEL}\n", encoding="utf-8")
+    assert load_yaml(path)["metadata"] == {"model": "fewstep"}

@@ -113,9 +113,11 @@ class HarnessSettings(RequestSettings):
     @classmethod
     def _rows(cls, value: Any) -> Any:
         """The harness's command line passes it on as it was written; "auto:N" tries N times elsewhere."""
-        if isinstance(value, str) and value.partition(":")[0] == "auto":
-            return "auto"
-        return int(value) if isinstance(value, str) and value.isdecimal() else value
+        if not isinstance(value, str) or value.isdecimal():
+            return int(value)
+        if value.partition(":")[0] != "auto":
+            raise ValueError(f"{value!r} is no number of rows; give one, or auto")
+        return "auto"
 
     @property
     def rows(self) -> int:
