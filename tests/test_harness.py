@@ -17,6 +17,7 @@ from lm_eval.tasks._index import TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 
 import fewstep.harness
+from distill.commands.evaluate import evaluate_command
 from distill.commands.markov import markov_command
 from distill.completions import complete
 from distill.generation import encoded
@@ -101,6 +102,22 @@ def test_generation_is_what_fewstep_writes(source, tmp_path):
     assert found["results"]["continue"]["exact_match,none"] == pytest.approx(sum(right) / len(right))
     assert found["config"]["nfe"] == pytest.approx(sum(c.nfe for c in written) / len(written))
     assert found["config"]["sampler"]["threshold"] == 0.4
+
+
+def test_the_figure_is_that_of_fewstep_evaluate(source, tmp_path):
+    """The same questions, canvases, rule, steps and seed."""
+    settings = {"sampler": "top_k", "temperature": 0.5, "steps": 4, "seed": 2, "length": 14}
+    found = results("continue", source, tmp_path, **settings)
+    words = ["steps=[4]", "seed=2", "length=14", "sampler={name: top_k, temperature: 0.5}", "batch=3"]
+    task = str(FILES / "continue.jsonl")
+    path = evaluate_command(None, student=str(source), out=tmp_path / "evaluation", task=task, overrides=words)
+    [row] = json.loads(path.read_text("utf-8"))["rows"]
+    assert found["results"]["continue"]["exact_match,none"] == pytest.approx(row["accuracy"])
+    assert found["config"]["nfe"] == pytest.approx(row["nfe"])
+    assert found["config"]["tokens_per_forward"] == pytest.approx(row["tpf"])
+    answers = [json.loads(line)["text"] for line in path.with_suffix(".jsonl").read_text("utf-8").splitlines()]
+    samples = sorted(found["samples"]["continue"], key=lambda sample: sample["doc_id"])
+    assert [sample["resps"][0][0] for sample in samples] == answers
 
 
 def test_prompts_of_different_lengths_are_written_in_one_batch_as_alone(student):
