@@ -21,7 +21,7 @@ from students.planner import load_planned, load_planner
 from students.samplers import Ancestral, Sampler, released_sampler, written_sampler
 from students.student import cast, frozen, trainable, trainable_copy
 from teachers.capability import Capability
-from teachers.denoiser import Denoiser, DenoiserSpec
+from teachers.denoiser import Denoiser, DenoiserSpec, end_ids
 from teachers.description import Description, describe
 from teachers.errors import UserError
 from teachers.families import Checkpoint, resolve
@@ -337,19 +337,22 @@ def as_distillation(
 
     if start is None:
         start = teacher if "weights" in teacher.capabilities else student
-    process, tail = MaskedProcess(config.teacher.process), tail_of(config.data, end)
+    process, tail = MaskedProcess(config.teacher.process), tail_of(config.data, student, end)
     return Distillation(teacher, student, process, config.sequence_length, start, config.sampler, tail)
 
 
-def tail_of(data: DataConfig | None, end: int | None) -> Tail:
+def tail_of(data: DataConfig | None, denoiser: Denoiser, end: int | None) -> Tail:
     """What the tails of a run's rows count: as ``data.tail`` says of completions; rows of text have none.
 
     Args:
-        end: the end-of-text token.
+        end: the token that rows are filled up with, beside those that end the texts of the denoiser.
     """
     from objectives.tail import Tail
 
-    return Tail(data.tail, end) if data is not None and data.prompted else Tail()
+    if data is None or not data.prompted:
+        return Tail()
+    ends = [*([] if end is None else [end]), *end_ids(denoiser)]
+    return Tail(data.tail, tuple(sorted(set(ends))))
 
 
 def load_discriminator(config: DistillConfig, checkpoint: Path, teacher: Denoiser, student: Denoiser) -> Discriminator:

@@ -9,6 +9,7 @@ each row counts as much as it would without them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,35 +23,35 @@ class Tail:
     Attributes:
         share: of what the answer counts, its end-of-text token included, all that follows counts at most so much
             together. None: rows have no tails, as packed text, and all tokens count alike.
-        eos_id: ends a text; None where there is no such token, and no tail.
+        ends: the tokens that end a text, as of `teachers.denoiser.end_ids`; where there is none, nothing has a tail.
     """
 
     share: float | None = None
-    eos_id: int | None = None
+    ends: tuple[int, ...] = ()
 
     def weights(self, text: Tensor, open_: Tensor) -> Tensor | None:
         """`tail_weights` of rows; None where all tokens count alike."""
-        if self.share is None or self.eos_id is None:
+        if self.share is None or not self.ends:
             return None
-        return tail_weights(text, open_, self.eos_id, self.share)
+        return tail_weights(text, open_, self.ends, self.share)
 
 
-def tail_weights(text: Tensor, open_: Tensor, eos_id: int, share: float) -> Tensor:
+def tail_weights(text: Tensor, open_: Tensor, ends: Sequence[int], share: float) -> Tensor:
     """What each position of a text counts: (B, L) float32, of mean 1 over a row's open positions, 0 elsewhere.
 
     Positions up to the first open end-of-text token count alike, those after it at most as much as these, and together
     at most ``share`` times as much as these together.
 
     Args:
-        text: (…, L) tokens. open_: (…, L) bool, what of them was to be written.
+        text: (…, L) tokens. open_: (…, L) bool, what of them was to be written. ends: the tokens that end a text.
 
     Example:
         An answer of 2 tokens, its end, and a tail of 6, with ``share`` ½: weights 1, 1, 1 and ¼ six times, of sum
         4½, and twice that when their mean is 1.
     """
-    ends = open_ & (text == eos_id)
+    end = open_ & torch.isin(text, torch.tensor(ends, device=text.device))
     # 1. the tail: what has an end before it
-    tail = open_ & (ends.cumsum(-1) > ends.long())
+    tail = open_ & (end.cumsum(-1) > end.long())
     answer = open_ & ~tail
     # 2. a token of it against one of the answer
     size = tail.sum(-1, keepdim=True).clamp(min=1)

@@ -66,7 +66,7 @@ def from_text(
     say(f"{sum(p.numel() for p in denoiser.parameters()):,} parameters, {len(corpus.tokens):,} tokens")
     process = MaskedProcess(config.process)
     elbo = config.objective == "elbo"
-    tail = tail_of(config.data, denoiser.spec.eos_id)
+    tail = tail_of(config.data, denoiser, denoiser.spec.eos_id)
     objective = (
         MaskedElbo(denoiser, process, config.edit, config.masks, tail) if elbo else Autoregressive(denoiser, tail)
     )
@@ -149,7 +149,7 @@ def held_out_figures(
     """
     masks = MasksConfig(documents=config.masks.documents)
     elbo = config.objective == "elbo"
-    tail = tail_of(config.data, average.spec.eos_id)
+    tail = tail_of(config.data, average, average.spec.eos_id)
     objective: Objective
     objective = MaskedElbo(average, process, masks=masks, tail=tail) if elbo else Autoregressive(average, tail)
     rows = min(rows, heldout.rows) // 2 * 2 or 2

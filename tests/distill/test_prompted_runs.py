@@ -83,5 +83,6 @@ def test_a_tail_is_of_prompted_rows_alone(folder):
     networks = load_networks(config)
     objective = build_objective(config, networks)
     assert objective.tail.share == 0.25
-    assert objective.tail.eos_id == load_rows(config, networks).end
-    assert tail_of(DataConfig(path="text.txt", length=8), 0) == tail_of(None, 0) == Tail()
+    assert objective.tail.ends == (load_rows(config, networks).end,)
+    text = DataConfig(path="text.txt", length=8)
+    assert tail_of(text, networks.student, 0) == tail_of(None, networks.student, 0) == Tail()

@@ -42,16 +42,18 @@ def test_weights_by_hand():
     """An end-of-text token in the prompt ends nothing, and what is not open counts nothing."""
     text = torch.tensor([[EOS, 5, 6, EOS, EOS, EOS, EOS, 3, EOS, EOS]])
     open_ = torch.tensor([[False] + [True] * 9])
-    weights = tail_weights(text, open_, EOS, 0.5)
+    weights = tail_weights(text, open_, (EOS,), 0.5)
     raw = torch.tensor([0, 1, 1, 1, *[0.25] * 6])  # 3 tokens and their end, and half as much in six
     torch.testing.assert_close(weights[0], raw * 9 / 4.5)
+    earlier = tail_weights(text, open_, (EOS, 5), 1.0)  # the first token ends it as well
+    torch.testing.assert_close(earlier[0], torch.tensor([0, 1, *[1 / 8] * 8]) * 9 / 2)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0, 9.0])
 def test_of_every_text_the_tail_counts_at_most_its_share(share):
     text = torch.tensor(list(itertools.product([EOS, 1], repeat=6)))
     open_ = torch.tensor([True, False, True, True, True, True]).expand_as(text)
-    weights = tail_weights(text, open_, EOS, share)
+    weights = tail_weights(text, open_, (EOS,), share)
     torch.testing.assert_close(weights.sum(1), open_.sum(1).float())
     for row, tokens in zip(weights, text, strict=True):
         places = [i for i in range(6) if open_[0, i]]
@@ -67,9 +69,9 @@ def test_of_every_text_the_tail_counts_at_most_its_share(share):
 
 def test_a_text_without_an_end_has_no_tail():
     text, open_ = torch.full((2, 5), 3), torch.tensor([[True] * 5, [False] * 5])
-    assert tail_weights(text, open_, EOS, 0.1).tolist() == [[1.0] * 5, [0.0] * 5]
-    assert Tail(None, EOS).weights(text, open_) is None
-    assert Tail(0.5, None).weights(text, open_) is None
+    assert tail_weights(text, open_, (EOS,), 0.1).tolist() == [[1.0] * 5, [0.0] * 5]
+    assert Tail(None, (EOS,)).weights(text, open_) is None
+    assert Tail(0.5).weights(text, open_) is None
 
 
 def test_weights_become_balanced_within_a_part():
@@ -95,7 +97,7 @@ def test_blocks_are_drawn_by_what_they_count():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tail_that_counts_in_full_is_as_any_text(name):
     """Weights of 1 give what no weights give, up to the draw of a block: rollouts, losses, gradients and metrics."""
-    plain, full = objective_of(name), objective_of(name, Tail(1e6, EOS))
+    plain, full = objective_of(name), objective_of(name, Tail(1e6, (EOS,)))
     without, rollout = plain.rollout(answers(), streams()), full.rollout(answers(), streams())
     assert without.weights is None
     expected = answers().canvas.open.float()
@@ -111,7 +113,7 @@ def test_a_tail_that_counts_in_full_is_as_any_text(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_micro_batches_make_one_batch(name):
     """Losses and gradients add up, and counts are of the whole."""
-    objective = objective_of(name, Tail(0.3, EOS))
+    objective = objective_of(name, Tail(0.3, (EOS,)))
     rollout = objective.rollout(answers(), streams())
     for phase in objective.phases:
         loss, count, *_ = results(objective, phase, rollout)
@@ -165,7 +167,7 @@ def gradients_at_positions(objective, phase, rollout):
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in BY_ROW and "step_reduction" not in name])
 def test_a_tail_that_counts_nothing_has_no_pull(name):
     """The text is data where the objective has some, and else what the student wrote: here, with ends in it."""
-    objective = objective_of(name, Tail(0.0, EOS))
+    objective = objective_of(name, Tail(0.0, (EOS,)))
     rollout = objective.rollout(answers(), streams())
     counted = rollout.weights > 0
     assert not counted[answers().canvas.open].all(), "there is a tail"
@@ -177,7 +179,7 @@ def test_a_tail_that_counts_nothing_has_no_pull(name):
 
 def test_a_reward_of_whole_rows_leaves_the_tail_out_of_the_reward_alone():
     """The discriminator's mean over a row is that of its answer; the score function is of all tokens."""
-    objective = objective_of("didi_instruct", Tail(0.0, EOS))
+    objective = objective_of("didi_instruct", Tail(0.0, (EOS,)))
     rollout = objective.rollout(answers(), streams())
     reward = objective.ratio.reward(rollout.fake, rollout.sample)
     mean = (weighted(reward, rollout.weights) * rollout.fake.open).sum(1) / rollout.fake.open.sum(1).clamp(min=1)
