@@ -94,7 +94,7 @@ class RowCache:
             spans = self._approximate(spans, blocks, rows, here, first, last)
         groups = grouped(spans, together=self.approximation is None)
         # 3. the passes; (Σ R·Q, H) states, and which of them is that of column 0 of each row
-        alike = len(groups) == 1 and canvas.real is None and _alike(tokens) and _alike(known)
+        alike = canvas.real is None and _alike(groups, tokens, known)
         states, zero = self._send(canvas, rows.tolist(), groups, alike)
         # 4. what is known from now on
         self._tokens[rows], sent = remembered(known, tokens, groups, spans.exact)
@@ -214,5 +214,8 @@ def remembered(known: Tensor, tokens: Tensor, groups: list[Group], exact: Tensor
     return torch.where(sent, now, known), sum(len(group.members) * group.width for group in groups)
 
 
-def _alike(rows: Tensor) -> bool:
-    return bool((rows == rows[:1]).all())
+def _alike(groups: list[Group], *rows: Tensor) -> bool:
+    """Whether all rows send the same columns, and are the same in each of some (R, L) tensors."""
+    if len(groups) > 1 or len(set(groups[0].starts)) > 1:
+        return False
+    return all(bool((values == values[:1]).all()) for values in rows)

@@ -37,7 +37,7 @@ class Filled:
         log_prob: (B,) float64 nats, Σ log q(token | canvas before its pass) over what was written, as
             `MarkovDenoiser.kl_bound` takes it; of given tokens, in the order that the rule chose. None where the
             tokens' law is another (positions were chosen by what was drawn, a discriminator chose, draws are not
-            exact), and for random starts.
+            exact, a cache is an approximation), and for random starts.
     """
 
     canvas: Canvas
@@ -116,7 +116,8 @@ def fill(
         raise UserError(f"steps is {int(steps.min())}; a sampler needs at least 1, set a positive number")
     denoiser.spec.check_mask()
     sampler.check(critic)
-    session = Session(denoiser, canvas, max(steps.tolist(), default=0))
+    most = sampler.most_transitions(canvas.length, max(steps.tolist(), default=0))
+    session = Session(denoiser, canvas, most, sampler.cache)
     start = sampler.start(canvas, denoiser.spec, randomness)
     work = Work(session, start, steps, process, randomness, critic, until, given, uniforms, passes)
     total = torch.zeros(len(canvas), dtype=torch.float64, device=canvas.device)
@@ -128,11 +129,12 @@ def fill(
                 sampler.idle(work)
             continue
         before = work.rows(asked)
-        features = session.features(before, asked.rows, asked.positions)
+        block = None if sampler.cache is None else work.blocks.around(asked.rows, asked.positions)
+        features = session.features(before, asked.rows, asked.positions, block)
         drawn, commit = sampler.settle(work, asked, before, features)
         work.write(asked, before, drawn.tokens, commit)
         total[asked.rows] += row_sums(drawn.log_prob[commit[asked.positions]].double(), commit)
         if record is not None:
             record(Pass(number, asked, before, commit, features, drawn))
-    known = given is not None or (sampler.blind and sampler.exact)
+    known = sampler.cache is None and (given is not None or (sampler.blind and sampler.exact))
     return Filled(work.canvas, session.nfe, session.critic_nfe, session.query_tokens, total if known else None)

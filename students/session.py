@@ -9,6 +9,7 @@ from students.cache import Approximation, RowCache
 from teachers.canvas import Canvas
 from teachers.chunks import chunk_count, in_chunks
 from teachers.denoiser import Denoiser
+from teachers.errors import UserError
 
 
 class Session:
@@ -18,6 +19,9 @@ class Session:
         canvas: all rows, as they are at first.
         passes: how many a row may take; nothing is kept for a single one.
         approximation: of the cache; None for an exact one, if attention is in blocks and the network reads no time.
+
+    Raises:
+        UserError: an approximation that this network can not make.
 
     Attributes:
         nfe: (B,) int64, forward passes of the denoiser that each row took.
@@ -31,10 +35,13 @@ class Session:
         self.critic_nfe = torch.zeros_like(self.nfe)
         self.query_tokens = 0
         self._positions = canvas.tokens.numel()
-        keeps = "cache" in denoiser.capabilities and not self.spec.time_conditioned and passes > 1
-        keeps = keeps and canvas.prefix is None  # whose blocks are read in a pass for all of a text
-        exact = self.spec.attention == "block"
-        self._cache = RowCache(denoiser, canvas, approximation) if keeps and (exact or approximation) else None
+        if approximation is not None:
+            _check(denoiser, approximation)
+        able = "cache" in denoiser.capabilities and not self.spec.time_conditioned
+        # blocks behind a prefix are read in a pass for all of a text
+        able = able and canvas.prefix is None
+        wanted = passes > 1 and (self.spec.attention == "block" or approximation is not None)
+        self._cache = RowCache(denoiser, canvas, approximation) if able and wanted else None
 
     def features(self, canvas: Canvas, rows: Tensor, select: Tensor, here: Tensor | None = None) -> Tensor:
         """What the denoiser's head reads at the selected positions, (N, H) in row-major order; one pass for each row.
@@ -61,3 +68,14 @@ class Session:
     def chunks(self, positions: int) -> int:
         """In how many parts so many positions go through the head; see `chunk_count`."""
         return chunk_count(self._positions if self.denoiser.collective else positions, self.spec.vocabulary)
+
+
+def _check(denoiser: Denoiser, approximation: Approximation) -> None:
+    denoiser.require("cache", f"sampler.cache={approximation}")
+    why = None
+    if denoiser.spec.time_conditioned:
+        why = "this network reads a time, with which all that is kept changes"
+    elif denoiser.collective:
+        why = "under ZeRO 3 processes make their passes together, and these depend on each row"
+    if why is not None:
+        raise UserError(f"sampler.cache is {approximation!r}, but {why}; leave it out")

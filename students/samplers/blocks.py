@@ -63,6 +63,11 @@ class Blocks:
         """(B, L) all of the current block, whether it was to be written or not."""
         return self.place == torch.where(self.here(), self.place, -2).amax(1, keepdim=True)
 
+    def around(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """(R, L) the whole block of some ``positions`` (R, L) of each of some rows (R,), prompts that end in it too."""
+        place = self.place[rows]
+        return place == torch.where(positions, place, -2).amax(1, keepdim=True)
+
     def budget(self) -> Tensor:
         """(B,) how many passes the current block may take."""
         return self.steps_of(self.current, slice(None))

@@ -1,8 +1,8 @@
 """The sampler that each family was released with, in our rules: what `sampler="llada"` stands for.
 
 Each has the settings of its release's own example, and tests hold it to traces of the released code, token for token
-and pass by pass (tests/students/test_golden_traces.py). Not reproduced are caches that change the text: Fast-dLLM's for
-prefix and suffix, and Fast-dLLM v2's within a block. A pass that only stores a finished block is not made.
+and pass by pass (tests/students/test_golden_traces.py). Caches that change the text, Fast-dLLM's for prefix and suffix
+and Fast-dLLM v2's within a block, are off; ``cache`` turns them on. No pass is made that only stores a finished block.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from students.cache import Approximation
 from students.drawing import Drawing, Summary, Tokens
 from students.samplers.blocks import Blocks, block_numbers
 from students.session import Session
@@ -127,6 +128,8 @@ class Sampler(Drawing, ABC):
             (students/samplers/blocks.py); None for the whole canvas at once.
         stop: a row ends with the first block that holds an end token: what follows is filled with end tokens.
         budget: what ``steps`` counts: the passes of a whole "text", shared out among its blocks, or of each "block".
+        cache: an approximation, see `students.cache.Approximation`: what is drawn from is no longer the law of the
+            canvas. None for the exact cache, where the denoiser has one.
     """
 
     needs_critic: ClassVar[bool] = False
@@ -137,6 +140,7 @@ class Sampler(Drawing, ABC):
     block_length: int | None = Field(default=None, ge=1)
     stop: bool = False
     budget: Budget = "text"
+    cache: Approximation | None = None
 
     @model_validator(mode="after")
     def _in_blocks(self) -> Sampler:
@@ -151,6 +155,8 @@ class Sampler(Drawing, ABC):
             raise ValueError(
                 "budget 'block' counts the steps of each block; set block_length as well, or leave budget out"
             )
+        if self.cache is not None and self.block_length is None:
+            raise ValueError("cache keeps what is around a block; set block_length as well, or leave cache out")
         return self
 
     @property
@@ -177,7 +183,8 @@ class Sampler(Drawing, ABC):
     @property
     def _blocks_label(self) -> str:
         counted = " with steps of their own" * (self.budget == "block")
-        return "" if self.block_length is None else f", blocks of {self.block_length}{counted}"
+        cache = "" if self.cache is None else f", approximate {self.cache} cache"
+        return "" if self.block_length is None else f", blocks of {self.block_length}{counted}{cache}"
 
     def check(self, critic: nn.Module | None) -> None:
         """Refuse a run without what the rule needs.

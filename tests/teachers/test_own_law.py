@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 from distill.config import DataConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
 from distill.evaluation.judge import Judge
+from students.cache import RowCache
 from students.fill import fill
 from students.samplers import Ancestral
 from students.samplers.random_start import random_tokens
@@ -70,6 +71,8 @@ REFUSED = {
 }
 NO_BLOCKS = {"bloom"}
 """Their class takes no mask of ours, so that they are read with full attention alone."""
+NO_CACHE = {"mpt": ("mpt", {"d_model": 32, "n_layers": 2, "n_heads": 2, "max_seq_len": POSITIONS})}
+"""Their class reads positions off the attention mask, so that a part of a row can not be sent alone."""
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +143,10 @@ def test_the_law_is_the_models_own(name, tokenizer, tmp_path):
     assert ours.spec.length == (POSITIONS if name == "bloom" else ours.spec.max_length)
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSES if name not in NO_BLOCKS])
+@pytest.mark.parametrize("name", [name for name in CLASSES | NO_CACHE if name not in NO_BLOCKS])
 @torch.no_grad()
 def test_blocks_see_themselves_whole_and_nothing_later(name, tokenizer, tmp_path):
-    kind, shape = CLASSES[name]
+    kind, shape = (CLASSES | NO_CACHE)[name]
     wide = {field: POSITIONS for field in WINDOW if field in shape}
     ours = load_denoiser(made(kind, shape, tmp_path, tokenizer, **wide), tokenizer, attention="block", block_size=4)
     tokens = half_masked(8)
@@ -152,6 +155,23 @@ def test_blocks_see_themselves_whole_and_nothing_later(name, tokenizer, tmp_path
     changed = (ours.log_probs(one) - ours.log_probs(Canvas.of(other, MASK)))[..., 2:].abs().amax((0, 2))
     assert changed[:4].max() < 1e-6  # experts add in another order
     assert changed[4:].min() > 1e-4
+    assert ("cache" in ours.capabilities) == (name not in NO_CACHE)
+    if name not in NO_CACHE:
+        assert_cached_is_uncached(ours, half_masked(20))
+
+
+def assert_cached_is_uncached(ours, tokens):
+    """Passes that ask one block after the other, while tokens of all of them change now and then."""
+    cache, rows, randomness = RowCache(ours, Canvas.of(tokens, MASK)), torch.arange(len(tokens)), torch.Generator()
+    for start in (0, 3, 7, 7, 12, 16):
+        select = torch.zeros_like(tokens, dtype=torch.bool)
+        select[0, start : start + 3] = select[1, start + 1 : start + 4] = True
+        canvas = Canvas.of(tokens, MASK)
+        features, sent = cache.features(canvas, rows, select)
+        assert sent < tokens.numel()
+        close(ours.head(features), ours.log_probs(canvas, select))
+        tokens = tokens.clone()
+        tokens[:, start : start + 4] = torch.randint(3, V, (2, 4), generator=randomness)
 
 
 WINDOWED = {
