@@ -37,9 +37,8 @@ class Session:
         self._positions = canvas.tokens.numel()
         if approximation is not None:
             _check(denoiser, approximation)
-        able = "cache" in denoiser.capabilities and not self.spec.time_conditioned
-        # blocks behind a prefix are read in a pass for all of a text
-        able = able and canvas.prefix is None
+        # blocks behind a prefix are read in one pass for all of a text
+        able = "cache" in denoiser.capabilities and not self.spec.time_conditioned and canvas.prefix is None
         wanted = passes > 1 and (self.spec.attention == "block" or approximation is not None)
         self._cache = RowCache(denoiser, canvas, approximation) if able and wanted else None
 
