@@ -28,8 +28,8 @@ def task_figure(evaluation: TaskEvaluation) -> Figure:
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 3), frameon=False)
     figure.supxlabel(
-        f"{evaluation.task.questions} questions of {evaluation.task.name}, {evaluation.task.checker} answers; band: "
-        "95% interval",
+        f"{evaluation.task.questions} questions of {evaluation.task.name}, checked by {evaluation.task.checker}; "
+        "band: 95% interval",
         fontsize=8.5, color=GREY,
     )  # fmt: skip
     return figure
@@ -52,4 +52,6 @@ def _draw_curve(axes: Axes, rows: list[TaskRow], key: str, mark: str) -> None:
         label=f"{rows[0].model}, {rows[0].sampler}",
     )  # fmt: skip
     low, high = zip(*(row.accuracy_ci for row in rows), strict=True)
-    axes.fill_between(places, [100 * end for end in low], [100 * end for end in high], color=colour, alpha=0.12)
+    axes.fill_between(
+        places, [100 * end for end in low], [100 * end for end in high], color=colour, alpha=0.12, linewidth=0
+    )

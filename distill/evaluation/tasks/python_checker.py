@@ -38,20 +38,25 @@ def load_function(name: str) -> tuple[Callable[..., Any], bool]:
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        names = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
-        raise UserError(
-            f"task.function {name!r}: {where} has no function {function_name!r}; it has {', '.join(names) or 'none'}"
-        )
+        has = ", ".join(_own_functions(module)) or "none"
+        raise UserError(f"task.function {name!r}: {where} has no function {function_name!r}; it has {has}")
     return function, _takes_row(function, name)
+
+
+def _own_functions(module: ModuleType) -> list[str]:
+    """The names of a module's public functions, without those that it imports."""
+    own = [(key, value) for key, value in vars(module).items() if inspect.isfunction(value) and key[0] != "_"]
+    return [key for key, value in own if value.__module__ == module.__name__]
 
 
 def _file(path: Path) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"checker in {path}", path)
     assert spec is not None  # a file that ends in .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look for their module there
     spec.loader.exec_module(module)
     return module
 

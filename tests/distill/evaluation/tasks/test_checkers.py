@@ -111,7 +111,15 @@ def test_an_answer_that_can_not_be_compared_is_refused(settings, answer, said):
 # --- functions of the user's ---------------------------------------------------------------------------------------
 
 FUNCTIONS = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import numpy as np
+
+@dataclass
+class Board:
+    size: int = 4
 
 def same(prompt, completion, answer):
     return completion == prompt + answer
