@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from distill.config import EvaluateConfig
+from distill.config import DataConfig, EvaluateConfig
 from distill.config.overrides import validate
 from distill.config.precision import faster_precision
 from distill.evaluation.reference import heldout_text
@@ -52,7 +53,7 @@ def evaluate(
     judge: str | Path = "bundled:judge",
     steps: Sequence[int] | None = None,
     samples: int | None = None,
-    data: str | Path | None = None,
+    data: str | Path | DataConfig | None = None,
     length: int | None = None,
     sampler: Sampler | str | None = None,
     seed: int = 0,
@@ -72,7 +73,8 @@ def evaluate(
         judge: the autoregressive model that scores the text.
         steps: of the student and of the teacher, which is also measured at its many, ``teacher_steps``.
         samples: texts a row of the table.
-        data: held-out real text, for reference.
+        data: held-out real text, for reference; or a ``fewstep.Data`` of prompts to write after, all of its rows
+            unless it names its ``heldout``.
         length: tokens of a text, prompt included; by default what the student was made for.
         sampler: what the student is sampled with; by default what it was made for. A teacher alone: ancestral.
         task: a file of prompts and answers, or the keys of ``evaluate.task``, to ask its questions instead: nothing is
@@ -97,7 +99,7 @@ def evaluate(
         "seed": seed,
         "steps": None if steps is None else list(steps),
         "samples": samples,
-        "data": None if data is None else str(data),
+        "data": str(data) if isinstance(data, str | Path) else None,
     }
     if task is not None:
         values["task"] = dict(task) if isinstance(task, Mapping) else {"path": str(task)}
@@ -113,7 +115,7 @@ def evaluate(
         names={name: model.name for name, model in models.items()},
         tokenizer=first.tokenizer,
         process=MaskedProcess(first.finished.schedule),
-        text=None if config.data is None else heldout_text(config.data, values["length"], first.tokenizer),
+        text=_text(data, values["length"], first.tokenizer),
         critic=critic,
     ).on(device)
     world = World(0, 1, device)
@@ -121,3 +123,11 @@ def evaluate(
         if config.task is not None:
             return subject.ask(subject.task_bench(world))[0]
         return subject.measure(subject.bench(world))
+
+
+def _text(data: str | Path | DataConfig | None, length: int, tokenizer: PreTrainedTokenizerBase) -> DataConfig | None:
+    """Where held-out text or prompts are; None for none."""
+    if isinstance(data, DataConfig):
+        whole = data.path if data.revision is None else f"{data.path}@{data.revision}"
+        return data.model_copy(update={"heldout": data.heldout or whole})
+    return None if data is None else heldout_text(str(data), length, tokenizer)

@@ -13,6 +13,7 @@ import distill.models
 from distill.config import DataConfig, DistillConfig, OptimizerConfig
 from distill.config.overrides import validate
 from distill.config.precision import settled
+from distill.data.given import GivenRows, data_section
 from distill.runtime.world import World, local_device
 from distill.training.distillation import in_memory, in_run_folder, load_networks
 from distill.training.ledger import Ledger
@@ -33,7 +34,7 @@ def distil(
     updates: int,
     batch: int,
     length: int | None = None,
-    data: str | Path | DataConfig | None = None,
+    data: str | Path | DataConfig | GivenRows | None = None,
     sampler: Sampler | str | None = None,
     seed: int = 0,
     lr: float | OptimizerConfig = 1e-4,
@@ -54,8 +55,9 @@ def distil(
         objective: such as ``fewstep.IntegralKL()``.
         updates, batch: how many, of how many rows each.
         length: tokens a row.
-        data: text to train on, for objectives that need some: a file, a folder, ``bundled:novels``, or a
-            ``fewstep.Data``. Without, the teacher writes it.
+        data: what to train on: text, as a file, a folder, ``bundled:novels``, or a ``fewstep.Data``, which can also be
+            of prompts; or rows, each a prompt or a mapping with TRL's columns ("prompt" and "completion", or
+            "messages"), such as a ``datasets.Dataset``, or columns of them. Without, the teacher writes it.
         sampler: what the student is to be sampled with; ancestral by default.
         seed: the same seed gives the same student.
         lr: Adam's, or a ``fewstep.Optimizer`` with warm-up, decay and clipping.
@@ -102,7 +104,7 @@ class Distiller:
         updates: int,
         batch: int,
         length: int | None = None,
-        data: str | Path | DataConfig | None = None,
+        data: str | Path | DataConfig | GivenRows | None = None,
         sampler: Sampler | str | None = None,
         seed: int = 0,
         lr: float | OptimizerConfig = 1e-4,
@@ -164,7 +166,7 @@ def configured(
     updates: int,
     batch: int,
     length: int | None,
-    data: str | Path | DataConfig | None,
+    data: str | Path | DataConfig | GivenRows | None,
     sampler: Sampler | str | None,
     seed: int,
     lr: float | OptimizerConfig,
@@ -187,8 +189,10 @@ def configured(
     }
     if isinstance(data, DataConfig):
         values["data"] = plain(data)
-    elif data is not None:
+    elif isinstance(data, str | Path):
         values["data"] = {"path": str(data), "length": length}
+    elif data is not None:
+        values["data"] = {**data_section(data), "length": length}
     if length is not None:
         values["length"] = length
     return settled(validate(DistillConfig, values))

@@ -134,6 +134,18 @@ def test_log_probs_are_those_of_the_network(student):
     torch.testing.assert_close(padded[:, 2:], expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_program_trains_and_measures_on_its_own_prompts(teacher, tmp_path):
+    prompts = [f"The {animal} said" for animal in ("cat", "dog", "hen", "cow", "pig", "fox")]
+    student = fewstep.distil(teacher, fewstep.IntegralKL(), data=prompts, **QUICK)
+    assert student.generate(prompts[0], seed=0).texts[0].startswith(prompts[0])
+    rows = [json.dumps({"prompt": prompt, "completion": " so"}) for prompt in prompts]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows), "utf-8")
+    data = fewstep.Data(path=str(tmp_path / "rows.jsonl"), format="prompt_completion", length=16)
+    evaluation = fewstep.evaluate(student, steps=[2], samples=8, bootstrap=10, data=data)
+    assert evaluation.reference is not None
+    assert (evaluation.reference.samples, evaluation.rows[0].samples) == (6, 8)
+
+
 def test_an_evaluation_is_kept_and_read_back(student, tmp_path):
     evaluation = fewstep.evaluate(student, steps=[2], samples=8, bootstrap=10, data="bundled:novels", sampler="dilated")
     evaluation.save(tmp_path)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from distill.config import DataConfig, EvaluateConfig
 from distill.evaluation.evaluate import check, evaluate
 from distill.evaluation.judge import AnyJudge
-from distill.evaluation.reference import reference_rows
+from distill.evaluation.reference import HeldOut, held_out
 from distill.evaluation.results import Evaluation
 from distill.runtime.world import ALONE, World
 from teachers.denoiser import Denoiser
@@ -25,24 +25,29 @@ class Bench:
     config: EvaluateConfig
     length: int
     process: MaskedProcess
-    reference: Tensor | None = None
+    text: HeldOut = field(default_factory=HeldOut)
     world: World = ALONE
 
     def check(self, teacher: Denoiser | None, student: Denoiser | None, critic: nn.Module | None = None) -> None:
         """Refuse models that can not be measured, before anything is sampled."""
-        check(teacher, student, self.judge, self.config, self.length, self.reference, critic)
+        check(teacher, student, self.judge, self.config, self.length, self.text.rows, critic, self.text.prompts)
 
-    def with_text(self, text: DataConfig | None, tokenizer: PreTrainedTokenizerBase) -> Bench:
-        """The same, with real text to read beside; ``text`` None for none."""
+    def with_text(self, text: DataConfig | None, tokenizer: PreTrainedTokenizerBase, mask_id: int) -> Bench:
+        """The same, with real text to read beside, or prompts to write after; ``text`` None for none."""
         if text is None:
             return self
-        return replace(self, reference=reference_rows(text, self.config, self.length, tokenizer))
+        config = self.config
+        return replace(self, text=held_out(text, config.seed, config.samples, self.length, tokenizer, mask_id))
+
+    def without_reference(self) -> Bench:
+        """The same, for students: real text has been measured."""
+        return replace(self, text=replace(self.text, rows=None))
 
     def evaluate(
         self, teacher: Denoiser | None, student: Denoiser | None, critic: nn.Module | None = None
     ) -> Evaluation:
         """Measure models, which are frozen and on the judge's device."""
         return evaluate(
-            teacher, student, self.judge, self.config, self.length, self.reference, self.config.seed, self.process,
-            critic, self.world,
+            teacher, student, self.judge, self.config, self.length, self.text.rows, self.config.seed, self.process,
+            critic, self.world, self.text.prompts,
         )  # fmt: skip

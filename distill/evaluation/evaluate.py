@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import EvaluateConfig
-from distill.evaluation.judge import AnyJudge
+from distill.evaluation.judge import AnyJudge, ExactJudge
 from distill.evaluation.metrics import (
     bigram_entropy,
     distinct_2,
@@ -24,10 +24,12 @@ from distill.evaluation.metrics import (
 from distill.evaluation.progress import Counter
 from distill.evaluation.results import Evaluation, Figures, JudgeDescription, Row, Sampling
 from distill.evaluation.sample import Samples, at_precision, draw, many_steps, sampler_of
+from distill.evaluation.texts import Texts
 from distill.runtime.progress import progress_bar
 from distill.runtime.world import ALONE, World
 from students.samplers import LOG_LINEAR
-from teachers.denoiser import Denoiser
+from teachers.canvas import Canvas
+from teachers.denoiser import Denoiser, end_ids
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
 
@@ -44,8 +46,12 @@ def evaluate(
     process: MaskedProcess = LOG_LINEAR,
     critic: nn.Module | None = None,
     world: World = ALONE,
+    prompts: Canvas | None = None,
 ) -> Evaluation:
-    """Measure unconditional samples of teacher and student, and real text, all over the same number of tokens.
+    """Measure samples of teacher and student, and real text: over the same number of tokens, or after the same prompts.
+
+    After prompts, all figures are of what was written up to its first end-of-text token, and a perplexity is given the
+    prompt.
 
     The processes of ``world`` share the work, and each returns all figures: those of one process, but for the seconds.
 
@@ -53,13 +59,15 @@ def evaluate(
         teacher: sampled at ``config.steps``, and as `many_steps` says; None to leave it out.
         student: sampled at ``config.steps``; None to leave it out.
         length: L, tokens of every sample.
-        reference: (≥ ``config.samples``, L) held-out real rows; only the first ``config.samples`` are read.
+        reference: (≥ ``config.samples``, L) held-out real rows; only the first ``config.samples`` are read. With
+            prompts there may be fewer, and they are those of the first ones.
+        prompts: ``config.samples`` canvases to write on; None for masks alone.
         critic: the student's, for samplers that ask one; the teacher is the reference and goes without.
 
     Raises:
         UserError: more steps than tokens, too little real text, or a length that does not fit.
     """
-    check(teacher, student, judge, config, length, reference, critic)
+    check(teacher, student, judge, config, length, reference, critic, prompts)
     parts = _parts(teacher, student, config, critic)
     rows = []
     with progress_bar() as bar:
@@ -67,15 +75,16 @@ def evaluate(
         real = None
         if reference is not None:
             progress.say("real text")
-            real = _figures(reference[: config.samples], None, judge, config, seed, world)
+            texts = real_texts(reference[: config.samples], prompts, parts[0].denoiser)
+            real = _figures(texts, None, judge, config, seed, world)
         for part in parts:
             progress.say(f"{part.name}, {part.steps} steps")
             samples = draw(
                 part.denoiser, part.config, part.steps, config.samples, length, seed, process, progress, part.critic,
-                world,
+                world, prompts,
             )  # fmt: skip
             progress.say(f"{part.name}, {part.steps} steps, judge")
-            figures = _figures(samples.tokens, samples.log_prob, judge, config, seed, world, progress)
+            figures = _figures(samples.texts, samples.log_prob, judge, config, seed, world, progress)
             progress.finish(part.passes(length))
             rows.append(_row(part, samples, figures))
     return Evaluation(
@@ -129,7 +138,7 @@ def _row(part: _Part, samples: Samples, figures: dict[str, Any]) -> Row:
         critic_nfe=samples.critic_nfe,
         **figures,
         seconds=samples.seconds,
-        tokens_per_second=samples.tokens.numel() / samples.seconds,
+        tokens_per_second=samples.texts.size / samples.seconds,
     )
 
 
@@ -164,6 +173,7 @@ def quick_figures(
     seed: int,
     process: MaskedProcess,
     config: EvaluateConfig,
+    prompts: Canvas | None = None,
 ) -> dict[str, float]:
     """Judge perplexity, unigram and bigram entropy (nats) and distinct-2 of a few samples; for watching a training run.
 
@@ -172,10 +182,10 @@ def quick_figures(
     The same seed gives the same noise, so two calls differ by the network alone. Sampling is in the network's own
     precision, and asks no critic.
     """
-    drawn = draw(denoiser, config, steps, samples, length, seed, process)
-    nats, tokens = _score(drawn.tokens, judge, config, ALONE)
+    drawn = draw(denoiser, config, steps, samples, length, seed, process, prompts=prompts)
+    nats, tokens = _score(drawn.texts, judge, config, ALONE)
     passes = {"nfe": drawn.nfe} if config.sampler.adaptive else {}
-    return {"judge_perplexity": perplexity(nats, tokens), **_diversity(drawn.tokens.numpy()), **passes}
+    return {"judge_perplexity": perplexity(nats, tokens), **_diversity(drawn.texts), **passes}
 
 
 def check(
@@ -186,6 +196,7 @@ def check(
     length: int,
     reference: Tensor | None,
     critic: nn.Module | None = None,
+    prompts: Canvas | None = None,
 ) -> None:
     """Refuse what `evaluate` can not measure, before anything is sampled."""
     config.sampler.check(critic)
@@ -205,8 +216,25 @@ def check(
             f"samples have {length} tokens but judge {judge.name!r} reads at most {judge.max_length}; "
             "set a smaller evaluate.length, or a judge with a longer context"
         )
-    if reference is not None:
+    if prompts is not None:
+        check_judge(judge)
+    elif reference is not None:
         _check_reference(reference, config.samples, length)
+
+
+def check_judge(judge: AnyJudge) -> None:
+    """Refuse a judge that can not score what is written after prompts."""
+    if isinstance(judge, ExactJudge):
+        raise UserError(
+            f"judge {judge.name!r} is a Markov source, which scores whole rows and not what follows a prompt; set "
+            "evaluate.judge to an autoregressive model"
+        )
+
+
+def real_texts(reference: Tensor, prompts: Canvas | None, denoiser: Denoiser) -> Texts:
+    """Held-out real rows, of which after prompts their completions are measured."""
+    first = None if prompts is None else prompts.rows(slice(0, len(reference)))
+    return Texts.on(first, reference, end_ids(denoiser))
 
 
 def check_same_tokens(teacher: Denoiser, student: Denoiser) -> None:
@@ -239,7 +267,7 @@ def _check_reference(reference: Tensor, samples: int, length: int) -> None:
 
 
 def _figures(
-    rows: Tensor,
+    texts: Texts,
     log_prob: np.ndarray | None,
     judge: AnyJudge,
     config: EvaluateConfig,
@@ -248,10 +276,10 @@ def _figures(
     progress: Counter | None = None,
 ) -> dict[str, Any]:
     """The fields of `Figures`."""
-    nats, tokens = _score(rows, judge, config, world, progress)
+    nats, tokens = _score(texts, judge, config, world, progress)
     value, interval = perplexity(nats, tokens), perplexity_interval(nats, tokens, config.bootstrap, seed)
     exact: dict[str, Any] = {}
-    if (entropy := judge.source_entropy(rows.shape[1])) is not None:
+    if (entropy := judge.source_entropy(texts.tokens.shape[1])) is not None:
         exact["excess_nats"] = math.log(value) - entropy
         exact["excess_nats_ci"] = tuple(math.log(end) - entropy for end in interval)
         if log_prob is not None:
@@ -259,27 +287,33 @@ def _figures(
             exact["divergence_nats"] = float(gaps.sum() / tokens.sum())
             exact["divergence_nats_ci"] = nats_interval(gaps, tokens, config.bootstrap, seed)
     return {
-        "samples": len(rows),
+        "samples": len(texts.tokens),
         "judge_perplexity": value,
         "judge_perplexity_ci": interval,
         **exact,
-        **_diversity(rows.numpy()),
+        **_diversity(texts),
     }
 
 
 def _score(
-    rows: Tensor, judge: AnyJudge, config: EvaluateConfig, world: World, progress: Counter | None = None
+    texts: Texts, judge: AnyJudge, config: EvaluateConfig, world: World, progress: Counter | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """See `Judge.score`; a batch at a time, as the rows were drawn."""
     advance = None if progress is None else progress.advance
-    parts = world.share(len(rows), config.batch, lambda batch: judge.score(rows[batch.start : batch.stop], advance))
+
+    def score(batch: range) -> tuple[np.ndarray, np.ndarray]:
+        part = texts.rows(slice(batch.start, batch.stop))
+        return judge.score(part.tokens, advance, part.written)
+
+    parts = world.share(len(texts.tokens), config.batch, score)
     nats, tokens = zip(*parts, strict=True)
     return np.concatenate(nats), np.concatenate(tokens)
 
 
-def _diversity(rows: np.ndarray) -> dict[str, float]:
+def _diversity(texts: Texts) -> dict[str, float]:
+    rows, written = texts.tokens.numpy(), None if texts.written is None else texts.written.numpy()
     return {
-        "unigram_entropy": unigram_entropy(rows),
-        "bigram_entropy": bigram_entropy(rows),
-        "distinct_2": distinct_2(rows),
+        "unigram_entropy": unigram_entropy(rows, written),
+        "bigram_entropy": bigram_entropy(rows, written),
+        "distinct_2": distinct_2(rows, written),
     }

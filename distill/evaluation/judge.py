@@ -135,46 +135,59 @@ class Judge:
                 advance(len(part))
         return out
 
-    def score(self, tokens: Tensor, advance: Advance | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def score(
+        self, tokens: Tensor, advance: Advance | None = None, written: Tensor | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Summed negative log-likelihood of each sample, and how many of the judge's tokens that sum is over.
 
         Args:
             tokens: (N, L) int64, of the source tokenizer; retokenized if the judge was made to.
             advance: see `nll`.
+            written: (N, L) bool, the tokens that are scored, given all before them; None: all.
 
         Returns:
             (N,) float64 nats, (N,) int64 scored tokens.
         """
         real = None
         if self.retokenized:
-            tokens, real = self.retokenize(tokens)
-        nats = self.nll(tokens, real, advance).double().sum(1).numpy()
-        if real is None:
-            return nats, np.full(len(tokens), tokens.shape[1] - 1)
-        return nats, real[:, 1:].sum(1).numpy()
+            tokens, real, written = self.retokenize(tokens, written)
+        nats = self.nll(tokens, real, advance).double()
+        if written is None:
+            return nats.sum(1).numpy(), np.full(len(tokens), tokens.shape[1] - 1)
+        return nats.masked_fill(~written[:, 1:], 0).sum(1).numpy(), written[:, 1:].sum(1).numpy()
 
-    def retokenize(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def retokenize(self, tokens: Tensor, written: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Decode with the source tokenizer and encode with the judge's own, cut to the judge's context.
 
-        The end-of-text token becomes the judge's own; no other token is added or dropped.
+        The end-of-text token becomes the judge's own; no other token is added or dropped. A prompt is encoded apart
+        from what follows it, and what follows that is left out.
 
         Returns:
-            (N, L') int64 padded on the right, (N, L') bool True where real.
+            (N, L') int64 padded on the right; (N, L') bool, True where real; and where that was ``written``.
         """
+        written = torch.ones_like(tokens, dtype=torch.bool) if written is None else written
+        begun = written.cumsum(1) > 0
+        given = self._encoded([row[~after].tolist() for row, after in zip(tokens, begun, strict=True)])
+        encoded = self._encoded([row[counts].tolist() for row, counts in zip(tokens, written, strict=True)])
+        longest = min(self.max_length, max(2, *(len(a) + len(b) for a, b in zip(given, encoded, strict=True))))
+        padded = torch.zeros(len(encoded), longest, dtype=torch.int64)
+        real, measured = torch.zeros_like(padded, dtype=torch.bool), torch.zeros_like(padded, dtype=torch.bool)
+        for row, (before, ids) in enumerate(zip(given, encoded, strict=True)):
+            whole = [*before, *ids][:longest]
+            padded[row, : len(whole)] = torch.tensor(whole, dtype=torch.int64)
+            real[row, : len(whole)] = True
+            measured[row, len(before) : len(whole)] = True
+        return padded, real, measured
+
+    def _encoded(self, rows: list[list[int]]) -> list[list[int]]:
+        """The judge's tokens for those of the source."""
         source = self.source
-        texts = source.batch_decode(tokens.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        texts = source.batch_decode(rows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if source.eos_token and self.tokenizer.eos_token:
             texts = [text.replace(str(source.eos_token), str(self.tokenizer.eos_token)) for text in texts]
-        encoded = self.tokenizer(
+        return self.tokenizer(
             texts, add_special_tokens=False, truncation=True, max_length=self.max_length, verbose=False
         )["input_ids"]
-        longest = max(2, max(len(ids) for ids in encoded))
-        padded = torch.zeros(len(encoded), longest, dtype=torch.int64)
-        real = torch.zeros(len(encoded), longest, dtype=torch.bool)
-        for row, ids in enumerate(encoded):
-            padded[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
-            real[row, : len(ids)] = True
-        return padded, real
 
 
 class ExactJudge:
@@ -205,8 +218,11 @@ class ExactJudge:
         """Nats a token of the source's own rows of ``length`` tokens, exactly."""
         return self.source.entropy(length) / length
 
-    def score(self, tokens: Tensor, advance: Advance | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """See `Judge.score`; here all L tokens are scored."""
+    def score(
+        self, tokens: Tensor, advance: Advance | None = None, written: Tensor | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `Judge.score`; here all L tokens are scored, and no part of them can be."""
+        assert written is None, "checked before anything is sampled"
         nats = -self.source.log_likelihood(tokens.to(self.source.device)).cpu().numpy()
         if advance is not None:
             advance(len(tokens))

@@ -39,27 +39,41 @@ def perplexity_interval(
     return float(low), float(high)
 
 
-def unigram_entropy(rows: np.ndarray) -> float:
-    """Mean over samples of the entropy of each sample's own token counts, in nats; rows: (N, L)."""
-    return float(np.mean([_entropy(np.unique(row, return_counts=True)[1]) for row in rows]))
+def unigram_entropy(rows: np.ndarray, written: np.ndarray | None = None) -> float:
+    """Mean over samples of the entropy of each sample's own token counts, in nats.
+
+    Args:
+        rows: (N, L). written: (N, L) bool, which tokens count; None: all.
+    """
+    texts = rows if written is None else [row[counts] for row, counts in zip(rows, written, strict=True)]
+    return float(np.mean([_entropy(np.unique(text, return_counts=True)[1]) for text in texts]))
 
 
-def bigram_counts(rows: np.ndarray) -> np.ndarray:
-    """How often each distinct bigram occurs, all samples pooled, none across two samples; rows: (N, L)."""
+def bigram_counts(rows: np.ndarray, written: np.ndarray | None = None) -> np.ndarray:
+    """How often each distinct bigram occurs, all samples pooled, none across two samples.
+
+    Args:
+        rows: (N, L). written: (N, L) bool, which tokens count; None: all.
+    """
     width = int(rows.max()) + 1
     pairs = rows[:, :-1].astype(np.int64) * width + rows[:, 1:]
+    if written is not None:
+        pairs = pairs[written[:, :-1] & written[:, 1:]]
     return np.unique(pairs, return_counts=True)[1]
 
 
-def bigram_entropy(rows: np.ndarray) -> float:
+def bigram_entropy(rows: np.ndarray, written: np.ndarray | None = None) -> float:
     """Entropy of the pooled bigrams in nats; grows with the number of tokens, so compare equal numbers only."""
-    return _entropy(bigram_counts(rows))
+    return _entropy(bigram_counts(rows, written))
 
 
-def distinct_2(rows: np.ndarray) -> float:
-    """Distinct bigrams over all bigrams, pooled; falls with the number of tokens, so compare equal numbers only."""
-    counts = bigram_counts(rows)
-    return float(len(counts) / counts.sum())
+def distinct_2(rows: np.ndarray, written: np.ndarray | None = None) -> float:
+    """Distinct bigrams over all bigrams, pooled; falls with the number of tokens, so compare equal numbers only.
+
+    Texts of one token have no bigram, of which then 0 are distinct.
+    """
+    counts = bigram_counts(rows, written)
+    return float(len(counts) / max(1, counts.sum()))
 
 
 def _entropy(counts: np.ndarray) -> float:

@@ -1,12 +1,29 @@
-"""Held-out real text, for figures of models to be read beside."""
+"""Held-out real text, for figures of models to be read beside, and prompts to write after."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from distill.config import DataConfig, DistillConfig, EvaluateConfig
-from distill.data.corpus import load_corpus
+from distill.config import DataConfig, DistillConfig
+from distill.data.batches import load_data
+from distill.data.corpus import Corpus
+from teachers.canvas import Canvas
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What is held out of the data.
+
+    Attributes:
+        rows: (N, L) real text, none twice; None where there are prompts alone.
+        prompts: canvases, one for each sample, the first N of them of the rows; None for text without prompts.
+    """
+
+    rows: Tensor | None = None
+    prompts: Canvas | None = None
 
 
 def reference_text(config: DistillConfig, tokenizer: PreTrainedTokenizerBase) -> DataConfig | None:
@@ -23,11 +40,23 @@ def heldout_text(path: str, length: int, tokenizer: PreTrainedTokenizerBase) -> 
     return DataConfig(path=path, heldout=path, length=length, pack=tokenizer.eos_token_id is not None)
 
 
-def reference_rows(text: DataConfig, config: EvaluateConfig, length: int, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Held-out rows, at most ``config.samples``, none twice."""
+def held_out(
+    text: DataConfig, seed: int, samples: int, length: int, tokenizer: PreTrainedTokenizerBase, mask_id: int
+) -> HeldOut:
+    """Held-out rows, at most ``samples``, none twice; and so many prompts, which come again where there are fewer.
+
+    Args:
+        mask_id: what is to be written after a prompt holds it.
+
+    Raises:
+        UserError: see `load_data`.
+    """
     text = text.model_copy(update={"length": length})
     if text.heldout is not None:
-        corpus = load_corpus(text, tokenizer, text.heldout)
+        data = load_data(text, tokenizer, text.heldout, mask_id)
     else:
-        corpus = load_corpus(text, tokenizer).split(text.heldout_fraction)[1]
-    return corpus.batch(config.seed, range(min(config.samples, corpus.rows)))
+        data = load_data(text, tokenizer, mask_id=mask_id).split(text.heldout_fraction)[1]
+    if isinstance(data, Corpus):
+        return HeldOut(data.batch(seed, range(min(samples, data.rows))))
+    batch = data.batch(seed, range(samples), mask_id)
+    return HeldOut(None if batch.labels is None else batch.labels[: data.rows], batch.canvas)

@@ -11,23 +11,24 @@ from torch import Tensor, nn
 
 from distill.config import EvaluateConfig
 from distill.evaluation.progress import Counter, Watched
+from distill.evaluation.texts import Texts
 from distill.runtime.world import ALONE, World
 from students.adapters import merged
 from students.fill import fill
 from students.samplers import LOG_LINEAR, Ancestral, Sampler
 from teachers.canvas import Canvas
-from teachers.denoiser import Denoiser
+from teachers.denoiser import Denoiser, end_ids
 from teachers.process import MaskedProcess
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples (N, L) on the CPU, passes (N,) of each and their mean, and the seconds that sampling took.
+    """N samples on the CPU, passes (N,) of each and their mean, and the seconds that sampling took.
 
     ``log_prob`` is (N,) as of `Filled`, or None.
     """
 
-    tokens: Tensor
+    texts: Texts
     log_prob: np.ndarray | None
     row_nfe: np.ndarray
     nfe: float
@@ -47,8 +48,12 @@ def draw(
     progress: Counter | None = None,
     critic: nn.Module | None = None,
     world: World = ALONE,
+    prompts: Canvas | None = None,
 ) -> Samples:
-    """Fill all-masked canvases with `sampler_of`, ``config.batch`` at a time, on every process of ``world``.
+    """Fill canvases with `sampler_of`, ``config.batch`` at a time, on every process of ``world``.
+
+    Args:
+        prompts: the canvases, at least ``samples``; None for masks alone, ``length`` to a row.
 
     A batch's noise is fixed by (seed, steps, first row), so samples depend on ``config.batch``, and not on how many
     processes share the work. The seconds last until the slowest of them is done.
@@ -59,7 +64,10 @@ def draw(
     def batch(rows: range) -> tuple[Tensor, Tensor, int, Tensor | None]:
         noise = np.random.SeedSequence([seed, steps, rows.start]).generate_state(1, np.uint64)[0] >> np.uint64(1)
         generator = torch.Generator(denoiser.device).manual_seed(int(noise))
-        canvas = Canvas.blank(len(rows), length, denoiser.spec.mask_id, denoiser.device)
+        if prompts is None:
+            canvas = Canvas.blank(len(rows), length, denoiser.spec.mask_id, denoiser.device)
+        else:
+            canvas = prompts.rows(slice(rows.start, rows.stop)).to(denoiser.device)
         out = fill(network, canvas, sampler, steps, generator, process=process, critic=critic)
         log_prob = None if out.log_prob is None else out.log_prob.cpu()
         return out.tokens.cpu(), out.nfe.cpu(), int(out.critic_nfe.sum()), log_prob
@@ -70,7 +78,8 @@ def draw(
     seconds = time.perf_counter() - start
     row_nfe = torch.cat(nfe).numpy()
     log_prob = None if log_probs[0] is None else torch.cat(log_probs).numpy()
-    return Samples(torch.cat(tokens), log_prob, row_nfe, float(row_nfe.mean()), sum(critic_nfe) / samples, seconds)
+    texts = Texts.on(None if prompts is None else prompts.rows(slice(0, samples)), torch.cat(tokens), end_ids(denoiser))
+    return Samples(texts, log_prob, row_nfe, float(row_nfe.mean()), sum(critic_nfe) / samples, seconds)
 
 
 def sampler_of(config: EvaluateConfig, critic: nn.Module | None) -> Sampler:

@@ -78,7 +78,7 @@ class Subject:
         judge = load_judge(config.judge, self.tokenizer, config.retokenize, world.device)
         bench = Bench(judge, config, self.length, self.process, world=world)
         bench.check(*self.parts)
-        bench = bench.with_text(self.text, self.tokenizer)
+        bench = bench.with_text(self.text, self.tokenizer, next(iter(self.models.values())).spec.mask_id)
         bench.check(*self.parts)
         return bench
 

@@ -11,11 +11,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from distill.config import DistillConfig
-from distill.evaluation.evaluate import quick_figures
+from distill.evaluation.evaluate import check_judge, quick_figures
 from distill.evaluation.judge import load_judge
+from distill.evaluation.reference import held_out, reference_text
 from distill.evaluation.sample import at_precision
 from distill.runtime.messages import say
 from distill.runtime.world import World
+from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
 
@@ -39,6 +41,7 @@ class CollapseWatch:
         self.length, self.process = config.sequence_length, MaskedProcess(config.teacher.process)
         self.seed = config.train.seed
         self.judge = load_judge(config.evaluate.judge, tokenizer, config.evaluate.retokenize, world.device)
+        self.prompts = self._held_out_prompts(config, tokenizer)
 
     def __call__(
         self, update: int, average: Denoiser | None, state: dict[str, Any]
@@ -53,6 +56,15 @@ class CollapseWatch:
         state.update(now)
         return metrics, best, stopped
 
+    def _held_out_prompts(self, config: DistillConfig, tokenizer: PreTrainedTokenizerBase) -> Canvas | None:
+        """What samples are written after; None where the data have no prompts."""
+        text = reference_text(config, tokenizer)
+        if text is None or not text.prompted:
+            return None
+        check_judge(self.judge)
+        samples, mask_id = self.config.watch_samples, self.teacher.spec.mask_id
+        return held_out(text, self.seed, samples, self.length, tokenizer, mask_id).prompts
+
     def _figures(self, denoiser: Denoiser) -> dict[str, float]:
         config = self.config
         return quick_figures(
@@ -64,6 +76,7 @@ class CollapseWatch:
             self.seed,
             self.process,
             config,
+            self.prompts,
         )
 
     def _measure(
@@ -71,7 +84,8 @@ class CollapseWatch:
     ) -> tuple[dict[str, float], bool, str | None, dict[str, Any]]:
         state = dict(state)
         teacher, student = state["teacher"], self._figures(average)
-        kept = student["bigram_entropy"] / teacher["bigram_entropy"]
+        # one token after each prompt has no bigram to lose
+        kept = student["bigram_entropy"] / teacher["bigram_entropy"] if teacher["bigram_entropy"] else 1.0
         best, stopped = False, None
         rank = self.objective.ranks(student, state.get("start"))
         if kept >= self.config.entropy_floor and rank is not None and rank < state.get("best", math.inf):

@@ -305,8 +305,8 @@ def test_bfloat16_is_a_copy_that_keeps_rotary_frequencies(made):
     assert copy.log_probs(Canvas.of(rows(2), made.tokenizer.mask_token_id)).dtype == torch.float32
     assert at_precision(model, "float32") is model
     drawn = draw(copy, EvaluateConfig(**SMALL), 4, 6, LENGTH, 0)
-    assert drawn.tokens.shape == (6, LENGTH)
-    assert (drawn.tokens != made.tokenizer.mask_token_id).all()
+    assert drawn.texts.tokens.shape == (6, LENGTH)
+    assert (drawn.texts.tokens != made.tokenizer.mask_token_id).all()
 
 
 def test_tables_show_every_row(made, judge):
