@@ -59,6 +59,8 @@ def compare_command(words: list[str], out: Path, budget: str, seeds: int = 3, jo
         for label, config in load_contenders(paths, overrides).items()
     }
     check_fair(contenders)
+    if any(config.evaluate.task is not None for config in contenders.values()):
+        warn(f"a comparison judges text and asks no task; run fewstep evaluate on each run in {out} for evaluate.task")
     command, asked = _command(words, contenders, budget, seeds, jobs)
     if before:
         check_same_command(before, asked, out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -61,6 +63,14 @@ def test_a_planned_rule_has_its_transitions_however_short_a_row_is(student):
 
 def test_what_ends_a_text_is_counted_and_not_said(tmp_path):
     student = open_student(write_student(tmp_path / "student", only="<|endoftext|>"))
+    [completion] = written(student, ids(student, ["ab"]), length=8, steps=2)
+    assert (completion.text, completion.tokens, completion.ended) == ("", 1, True)
+
+
+def test_every_end_token_of_a_release_ends_a_text(tmp_path):
+    student = open_student(write_student(tmp_path / "student", only="x"))
+    ends = [student.tokenizer.eos_token_id, student.tokenizer.convert_tokens_to_ids("x")]
+    student.denoiser.companions = {"generation_config.json": json.dumps({"eos_token_id": ends}).encode()}
     [completion] = written(student, ids(student, ["ab"]), length=8, steps=2)
     assert (completion.text, completion.tokens, completion.ended) == ("", 1, True)
 
