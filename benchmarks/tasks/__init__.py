@@ -1,6 +1,6 @@
 """Task benches that two cores can train: prompts, completions to learn, and answers to check.
 
-    python -m benchmarks.tasks sums --out data/sums
+    python -m benchmarks.tasks sums --out data/sums --train 100000
     python -m benchmarks.tasks sudoku --out data/sudoku
     python -m benchmarks.tasks gsm8k --source GSM8K --out data/gsm8k
 
