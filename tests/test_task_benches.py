@@ -29,17 +29,15 @@ def files(tmp_path, monkeypatch):
 
 
 def worked(prompt, working):
-    """Follow a working step by step; the sum that it comes to."""
-    carry, digits, addends = 0, "", [str(number) for number in sums.numbers(prompt)]
-    columns = list(zip(*addends, strict=True))[::-1]
-    for column, steps in zip(columns, working.split(";"), strict=True):
-        taken = [steps[n : n + 3] for n in range(0, len(steps), 3)]
-        assert sorted(step[0] for step in taken) == sorted(column)
-        for step in taken:
-            carry += int(step[0])
-            assert int(step[1:]) == carry
-        digits, carry = f"{carry % 10}{digits}", carry // 10
-    return int(f"{carry}{digits}")
+    """Follow a working column by column; the sum that it comes to."""
+    carry, total = 0, ""
+    addends = [str(number) for number in sums.numbers(prompt)]
+    for column, step in zip(list(zip(*addends, strict=True))[::-1], working.split(";"), strict=True):
+        assert int(step[0]) == carry
+        assert sorted(step[1:-2]) == sorted(column)
+        assert int(step[-2:]) == carry + sum(map(int, column))
+        carry, total = int(step[-2:]) // 10, f"{int(step[-2:]) % 10}{total}"
+    return int(f"{carry}{total}")
 
 
 @pytest.mark.parametrize(("addends", "digits"), [(2, 1), (3, 2), (4, 3)])
@@ -54,12 +52,13 @@ def test_a_sum_is_worked_out_digit_by_digit(files, addends, digits):
 
 def test_a_working_is_right_if_each_of_its_steps_is():
     prompt = "37+85+46="
-    assert sums.is_worked_out(prompt, "707512618;304812416#168", "168")
-    assert sums.is_worked_out(prompt, "606511718;405813316#168", "168")  # other orders
-    assert not sums.is_worked_out(prompt, "707512618;304813416#168", "168")  # a total that no step comes to
-    assert not sums.is_worked_out(prompt, "707512618;304812416#169", "168")  # another sum
-    assert not sums.is_worked_out(prompt, "707714618;304812416#168", "168")  # a digit twice
-    assert not sums.is_worked_out(prompt, "707512618#168", "168")  # a column is missing
+    assert sums.is_worked_out(prompt, "075618;138416#168", "168")
+    assert sums.is_worked_out(prompt, "056718;184316#168", "168")  # other orders
+    assert not sums.is_worked_out(prompt, "075619;138416#168", "168")  # another total
+    assert not sums.is_worked_out(prompt, "075618;038415#168", "168")  # no carry
+    assert not sums.is_worked_out(prompt, "075618;138416#169", "168")  # another sum
+    assert not sums.is_worked_out(prompt, "077618;138416#168", "168")  # a digit twice
+    assert not sums.is_worked_out(prompt, "075618#168", "168")  # a column is missing
     assert not any(sums.is_worked_out(prompt, text, "168") for text in ("", "168", "#168", ";#168"))
 
 
