@@ -104,7 +104,7 @@ def check_networks(config: DistillConfig, teacher: Denoiser, student: Denoiser) 
 
 def _needs_of_teacher(config: DistillConfig) -> dict[Capability, str]:
     placement: dict[str, Capability] = {"sharded": "sharding", "dispatched": "dispatch"}
-    needs = dict(MASKS)
+    needs = MASKS | _needs_of_samplers(config)
     if config.student.adapter is not None or config.objective.adapters:
         needs["adapters"] = "the config asks for some; leave out student.adapter and the objective's adapters"
     if config.teacher.placement in placement:
@@ -117,8 +117,16 @@ def _needs_of_teacher(config: DistillConfig) -> dict[Capability, str]:
     return needs
 
 
+def _needs_of_samplers(config: DistillConfig) -> dict[Capability, str]:
+    for section, sampler in (("sampler", config.sampler), ("evaluate.sampler", config.evaluate.sampler)):
+        if sampler.cache is not None:
+            return {"cache": f"{section}.cache is {sampler.cache!r}; leave it out"}
+    return {}
+
+
 def _needs_of_student(config: DistillConfig) -> dict[Capability, str]:
-    needs: dict[Capability, str] = {**MASKS, "weights": "student.init names it; set student.init to a network"}
+    needs = MASKS | _needs_of_samplers(config)
+    needs["weights"] = "student.init names it; set student.init to a network"
     if config.train.gradient_checkpointing:
         needs["checkpointing"] = "train.gradient_checkpointing is true; set it to false"
     return needs

@@ -139,6 +139,7 @@ def test_a_process_without_masks_is_planned_for_nobody(tmp_path):
         ({"teacher": {"placement": "sharded"}}, "sharding"),
         ({"teacher": {"placement": "dispatched"}}, "dispatch"),
         ({"student": {"init": "teacher"}}, "weights"),
+        ({"sampler": {"name": "top_k", "block_length": 4, "cache": "dual"}}, "cache"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

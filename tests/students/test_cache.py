@@ -254,6 +254,19 @@ def test_finished_rows_are_sent_no_more():
     assert_same(network, rule, canvas_of("none"), 24)
 
 
+def test_processes_that_pass_together_make_equally_many_whatever_their_rows():
+    """Under ZeRO 3; a row that is finished goes on with passes that ask nothing."""
+    calls = []
+    for stopped in (False, True):
+        counted, canvas = Counted(blocks()), canvas_of("none").rows(slice(0, 1))
+        counted.collective = True
+        given = torch.full_like(canvas.tokens, EOS if stopped else 7)
+        rule = TopK(order="random", block_length=4, stop=True)
+        fill(counted, canvas, rule, 12, RowStreams(0, (1,), [0]), given=given, passes=12)
+        calls.append(len(counted.sent))
+    assert calls == [12, 12]
+
+
 # --- approximations ---------------------------------------------------------------------------------------------------
 
 
