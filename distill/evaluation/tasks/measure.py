@@ -95,16 +95,20 @@ class TaskBench:
             check_same_tokens(teacher, student)
         check_length(models, self.length)
         check_prompts(models[0].spec, self.task.prompts, self.length, [q.place for q in self.task.questions])
-        for model, rule in [*self._rules("teacher", teacher), *self._rules("student", student)]:
-            rule.sampler.check(critic if model is student else None)
-            if rule.sampler.stop and not end_ids(model):
-                raise UserError(f"sampler {rule.label!r} stops at an end token, and the model has none; set stop=false")
-            fewest, most = self._limits(rule, model)
-            if rule.own:
-                _check_most("evaluate.steps", max(self.config.steps), most)
-                _check_fewest("evaluate.steps", min(self.config.steps), fewest, rule)
-            if model is teacher:
-                _check_fewest("evaluate.teacher_steps", self.config.teacher_steps, fewest, rule)
+        for model, rule in self._rules("teacher", teacher):
+            self._check_rule(rule, model, None)
+            _check_fewest("evaluate.teacher_steps", self.config.teacher_steps, self._limits(rule, model)[0], rule)
+        for model, rule in self._rules("student", student):
+            self._check_rule(rule, model, critic)
+
+    def _check_rule(self, rule: Rule, denoiser: Denoiser, critic: nn.Module | None) -> None:
+        rule.sampler.check(critic)
+        if rule.sampler.stop and not end_ids(denoiser):
+            raise UserError(f"sampler {rule.label!r} stops at an end token, and the model has none; set stop=false")
+        if rule.own:
+            fewest, most = self._limits(rule, denoiser)
+            _check_most("evaluate.steps", max(self.config.steps), most)
+            _check_fewest("evaluate.steps", min(self.config.steps), fewest, rule)
 
     def _limits(self, rule: Rule, denoiser: Denoiser) -> tuple[int, int]:
         """With how many steps a rule can answer every question, at least, and at most with a token each."""
@@ -166,7 +170,8 @@ class TaskBench:
 
     def _passes(self, part: Part) -> int:
         """The most rows that may go through the network."""
-        return len(self.task.questions) * min(part.steps, self.length)
+        transitions = part.rule.sampler.most_transitions(self.length, part.steps)
+        return len(self.task.questions) * min(transitions, self.length)
 
     def _answers(self, part: Part) -> Answers:
         self.world.barrier()

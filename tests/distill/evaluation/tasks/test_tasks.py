@@ -16,8 +16,11 @@ import fewstep
 from distill import cli
 from distill.commands.evaluate import evaluate_command
 from distill.commands.export import export_command
+from distill.config.task import TaskConfig
 from distill.evaluation import subject
 from distill.evaluation.tasks.results import TaskEvaluation
+from distill.evaluation.tasks.task import load_task
+from distill.runtime.world import ALONE
 from students.samplers import TopK
 from teachers.errors import UserError
 from tests.distill.runs import sign
@@ -218,6 +221,31 @@ def test_a_function_of_the_users_checks(made, tmp_path):
     evaluation = measured(made, tmp_path / "out", *words, student=made.sevens, task=task)
     assert evaluation.rows[0].accuracy == 0.375
     assert evaluation.task.settings == {"function": f"{tmp_path / 'check.py'}:sevens"}
+
+
+def test_a_function_that_fails_on_an_answer_only_ends_the_command_with_its_row(made, tmp_path):
+    (tmp_path / "check.py").write_text(
+        "def picky(prompt, completion, answer):\n    return '7' not in completion or 1 / 0\n"
+    )
+    task = write_task(tmp_path / "picky.jsonl", [{"prompt": "a", "answer": "b"}])
+    words = ["task.checker=python", f"task.function={tmp_path / 'check.py'}:picky", "steps=[2]"]
+    with pytest.raises(UserError, match=r"line 1 of .*picky raised ZeroDivisionError: .* on completion '77777777777'"):
+        measured(made, tmp_path / "out", *words, student=made.sevens, task=task)
+
+
+def test_conversations_are_asked_in_the_words_of_the_chat_template(made, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(made.sevens)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}bot: {% endif %}"
+    talk = [{"role": "user", "content": "1+1?"}]
+    path = write_task(tmp_path / "talk.jsonl", [{"prompt": talk, "answer": ["2", "two"]}])
+    task = load_task(TaskConfig(path=path), tokenizer, ALONE)
+    [question] = task.questions
+    assert question.prompt == "user: 1+1?\nbot: "
+    assert question.answers == ["2", "two"]
+    assert tokenizer.decode(task.prompts[0]) == question.prompt
+    tokenizer.chat_template = "{{ raise_exception('no users') }}"
+    with pytest.raises(UserError, match=r"line 1 of .* chat template fails .*no users"):
+        load_task(TaskConfig(path=path), tokenizer, ALONE)
 
 
 def test_the_door_measures_a_task(made, tmp_path):
