@@ -3,11 +3,19 @@
 import json
 import random
 import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks.tasks import gsm8k, sudoku, sums
 from benchmarks.tasks.__main__ import main
+from distill.commands.distil import distil
+from distill.commands.evaluate import evaluate_command
+from distill.commands.pretrain import pretrain
+from distill.config import DistillConfig, PretrainConfig, load_config
+from distill.evaluation.tasks.results import TaskEvaluation
+
+ROOT = Path(__file__).parents[1]
 
 
 def generate(monkeypatch, *arguments):
@@ -130,3 +138,19 @@ def test_the_same_seed_writes_the_same_files(files):
     first = files("sums", "--train", 20, "--test", 5)
     assert files("sums", "--train", 20, "--test", 5) == first
     assert files("sums", "--train", 20, "--test", 5, "--seed", 1) != first
+
+
+def test_a_bench_from_generator_to_accuracy(tmp_path, files):
+    """The commands of configs/tasks at a size that takes seconds: what one writes is what the next one reads."""
+    files("sudoku", "--train", 60, "--test", 6)
+    folder, tasks = tmp_path / "sudoku", ROOT / "configs" / "tasks" / "sudoku"
+    data = [f"data.path={folder / 'train.jsonl'}", "train.updates=2", "train.batch=4"]
+    small = ["model.shape.num_hidden_layers=1", "train.student.warmup=0", "train.checkpoint_every=2"]
+    teacher = pretrain(load_config(PretrainConfig, tasks / "teacher.yaml", [*data, *small]), tmp_path / "teacher")
+    config = load_config(DistillConfig, tasks / "integral_kl.yaml", [*data, f"teacher.path={teacher}"])
+    distil(config, tmp_path / "run")
+    asked = ["steps=[2]", "teacher_steps=17", "task.teacher_samplers=[]", f"task.path={folder / 'test.jsonl'}"]
+    checker = f"task.function={ROOT / 'benchmarks/tasks/sudoku.py'}:is_solution"
+    evaluation = TaskEvaluation.load(evaluate_command(tmp_path / "run", overrides=[*asked, checker]))
+    assert evaluation.task.questions == 6
+    assert [(row.model, row.nfe) for row in evaluation.rows] == [("teacher", 2), ("teacher", 17), ("student", 2)]
