@@ -235,7 +235,8 @@ def test_a_function_that_fails_on_an_answer_only_ends_the_command_with_its_row(m
 
 def test_conversations_are_asked_in_the_words_of_the_chat_template(made, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(made.sevens)
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}bot: {% endif %}"
+    turns = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    tokenizer.chat_template = turns + "{% if add_generation_prompt %}bot: {% endif %}"
     talk = [{"role": "user", "content": "1+1?"}]
     path = write_task(tmp_path / "talk.jsonl", [{"prompt": talk, "answer": ["2", "two"]}])
     task = load_task(TaskConfig(path=path), tokenizer, ALONE)
