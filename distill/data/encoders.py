@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 from pathlib import Path
-from typing import Literal, TypeGuard
+from typing import Any, ClassVar, Literal, TypeGuard
 
 import tokenizers
 import transformers
@@ -21,17 +21,50 @@ from teachers.vocabulary import token_id
 class SlowEncoder(Encoder):
     """A tokenizer that is not the ``tokenizers`` library's alone: written in Python, or with a call of its own."""
 
+    _how = PLAIN_TEXT
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         super().__init__({}, list(tokenizer.all_special_tokens))
         self._tokenizer = tokenizer
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """See `Encoder.ids`."""
-        return self._tokenizer(texts, **PLAIN_TEXT)["input_ids"] if texts else []
+        return self._tokenizer(texts, **self._how)["input_ids"] if texts else []
 
     def normalised(self, text: str) -> str:
         """See `Encoder.normalised`."""
         return text
+
+
+class SlowPromptEncoder(SlowEncoder):
+    """The same, to which a special token that a text spells is that token; it can not except the mask."""
+
+    _how: ClassVar[dict[str, Any]] = {"add_special_tokens": False, "verbose": False}
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, mask: str | None):
+        super().__init__(tokenizer)
+        self._mask = mask
+
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """See `Encoder.ids`.
+
+        Raises:
+            ValueError: a text spells the mask.
+        """
+        if self._mask is not None and any(self._mask in text for text in texts):
+            raise ValueError(f"it holds the mask token {self._mask!r}")
+        return super().ids(texts)
+
+
+def prompt_encoder(tokenizer: PreTrainedTokenizerBase, mask_id: int | None = None) -> Encoder:
+    """What makes tokens of prompts and completions, those that a prompt of `fewstep generate` has, but never the mask.
+
+    Args:
+        mask_id: see `encoder_of`.
+    """
+    if _is_the_librarys(tokenizer):
+        return encoder_of(tokenizer, "tokens", mask_id)
+    return SlowPromptEncoder(tokenizer, mask_text(tokenizer, mask_id))
 
 
 def _is_the_librarys(tokenizer: PreTrainedTokenizerBase) -> TypeGuard[PreTrainedTokenizerFast]:

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.config import DataConfig
 from distill.data.corpus import deal
-from distill.data.encoders import encoder_of, mask_text, tokenizer_digest
+from distill.data.encoders import mask_text, prompt_encoder, tokenizer_digest
 from distill.data.encoding import CannotEncode, Encoded, Encoder, Piece, encode_all
 from distill.data.prompts import Exchange, read_exchanges
 from distill.data.tables import source_parts
@@ -147,7 +147,7 @@ def load_prompted(
     Args:
         path: read this instead of ``config.path``, e.g. its held-out file.
         processes: that tokenize many rows; by default one for each core.
-        mask_id: see `encoder_of`.
+        mask_id: the model's, for a tokenizer that calls no token its mask.
 
     Raises:
         UserError: see `read_exchanges`; a tokenizer without an end-of-text token, a prompt that holds the mask, a row
@@ -158,7 +158,7 @@ def load_prompted(
     end = token_id(tokenizer, "eos")
     if end is None:
         raise UserError("the tokenizer has no end-of-text token, with which completions end; set its eos_token")
-    encoder = encoder_of(tokenizer, "tokens", mask_id)
+    encoder = prompt_encoder(tokenizer, mask_id)
     processes = processes or len(os.sched_getaffinity(0))
     mask = mask_text(tokenizer, mask_id)
     key = _cache_key(config, tokenizer, encoder, mask, end)

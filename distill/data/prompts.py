@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from distill.config import DataConfig
+from distill.data.documents import Chunk
 from distill.data.layout import corpus_files
 from distill.data.tables import TableRow, read_hub, read_table
 from teachers.errors import UserError
@@ -47,6 +48,14 @@ def read_exchanges(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> It
         if completion is not None:
             completion = row.checked(_without_end(completion, row, tokenizer))
         yield Exchange(row.checked(prompt), completion, row.place)
+
+
+def read_texts(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[Chunk]:
+    """Every prompt and every completion, each a document; arguments and errors as of `read_exchanges`."""
+    for row in read_exchanges(config, tokenizer):
+        yield row.prompt, True
+        if row.completion is not None:
+            yield row.completion, True
 
 
 def _rows(config: DataConfig) -> Iterator[TableRow]:

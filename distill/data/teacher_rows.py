@@ -47,7 +47,8 @@ def training_rows(
 
     An objective that needs trajectories gets, of the data, the first ``teacher_samples`` rows of the first epoch with
     the order in which the teacher is confident of them; without data, tokens and order are the teacher's. Of prompts
-    alone, it gets as many with what the teacher writes after them, and so does an objective that needs rows.
+    alone, it gets as many with what the teacher writes after them, and so does an objective that needs rows. One that
+    needs rows that are written gets them whatever completions there are.
 
     Args:
         corpus: the data, if there are any.
@@ -59,7 +60,7 @@ def training_rows(
     prompted = isinstance(corpus, PromptedCorpus)
     if objective.needs == "nothing":
         return corpus if prompted else None
-    if objective.needs == "rows" and corpus is not None and not (prompted and not corpus.labelled):
+    if objective.needs == "rows" and corpus is not None and (not prompted or corpus.labelled):
         return corpus
     end = corpus.end if prompted else None
     if run is None:
@@ -105,14 +106,15 @@ def write_rows(
     samples, length, start = config.teacher_samples, config.sequence_length, time.monotonic()
     generator = torch.Generator(world.device)
     generator.manual_seed(config.train.seed)
-    if needs == "rows" and corpus is None and isinstance(teacher, ExactLaw):
+    if needs != "trajectories" and not isinstance(corpus, PromptedCorpus) and isinstance(teacher, ExactLaw):
         tokens = teacher.sample(samples, generator, length).int().cpu()  # exact, and without a step
         return {"tokens": tokens}, time.monotonic() - start
     batch = training_batch(corpus, config.train.seed, range(samples), length, teacher.spec.mask_id, world.device)
-    writer = _Writer(config, teacher, needs, candidates, corpus is not None, generator)
+    writer = _Writer(config, teacher, needs, candidates, isinstance(corpus, PromptedCorpus), generator)
     total, done = -(-samples // AT_ONCE), 0 if kept is None else world.on_main(kept.count)
     parts, seconds = ([], 0.0) if kept is None else kept.read(done, generator)
-    what = "ordering rows of the data with" if batch.labels is not None else "sampling rows from"
+    ordered = needs == "trajectories" and batch.labels is not None
+    what = "ordering rows of the data with" if ordered else "sampling rows from"
     there = f", {done * AT_ONCE} are there" if done else ""
     say(f"{what} the teacher: {samples} at {config.teacher_sample_steps} steps{there}")
     for number in track(range(done, total), "teacher's rows", total=total - done):
@@ -139,7 +141,7 @@ class _Writer:
     def write(self, batch: Batch) -> dict[str, Tensor]:
         """The tensors of `write_rows`, of some of its rows."""
         steps, process = self.config.teacher_sample_steps, MaskedProcess(self.config.teacher.process)
-        if self.needs == "rows":
+        if self.needs != "trajectories":
             filled = fill(self.teacher, batch.canvas, Ancestral(), steps, self.generator, process=process)
             tensors = {"tokens": filled.tokens}
             if self.prompted:

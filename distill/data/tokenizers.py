@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,6 @@ PLAIN = {"“": '"', "”": '"', "‘": "'", "’": "'", "´": "'", "`": "'", "�
 
 def train_tokenizer(config: TokenizerConfig, data: DataConfig) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE on a corpus. The smallest vocabulary, 259, is the 256 bytes and three special tokens."""
-    from distill.data.documents import read_chunks
     from distill.data.encoding import first_candidate, pieces
 
     tokenizer = Tokenizer(models.BPE())
@@ -39,9 +39,18 @@ def train_tokenizer(config: TokenizerConfig, data: DataConfig) -> PreTrainedToke
         show_progress=False,
     )
     needs_text = config.vocabulary > len(SPECIAL) + 256
-    texts = (piece.text for piece in pieces(read_chunks(data), first_candidate)) if needs_text else []
+    texts = (piece.text for piece in pieces(_chunks(data), first_candidate)) if needs_text else []
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=data.length, **SPECIAL)
+
+
+def _chunks(data: DataConfig) -> Iterator[tuple[str, bool]]:
+    """The texts of data, of whichever format; messages need a tokenizer that has a chat template already."""
+    from distill.data.documents import read_chunks
+    from distill.data.prompts import read_texts
+
+    plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), **SPECIAL)
+    return read_texts(data, plain) if data.prompted else read_chunks(data)
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -158,6 +158,16 @@ def test_trajectories_after_prompts_leave_them_alone(teacher, run):
     assert np.array_equal(ordered.order >= 0, canvas.open.numpy())
 
 
+@pytest.mark.parametrize("labelled", [False, True])
+def test_rows_are_written_where_they_have_to_be(labelled, teacher, run):
+    written = SimpleNamespace(needs="written rows", candidates=1)
+    prompts, config = prompts_of(9, labelled), configure(CERTAINTY)
+    rows = training_rows(written, config, teacher, prompts, run, WORLD)
+    assert rows.identity() == rows_of(config, teacher, None, prompts_of(9, labelled=False)).identity()
+    own = training_rows(written, config, teacher, corpus_of(5), None, WORLD)
+    assert own.identity() == rows_of(config, teacher, None).identity()
+
+
 def test_prompts_are_served_as_they_are_where_no_rows_are_needed(teacher, run):
     prompts = prompts_of(9, labelled=False)
     nothing = SimpleNamespace(needs="nothing")

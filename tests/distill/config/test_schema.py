@@ -206,3 +206,30 @@ def test_sections_that_are_made_already_are_completed_alike():
     assert DistillConfig(**values).evaluate.sampler == Ancestral()
     values["evaluate"] = {"sampler": {"temperature": 0.5}}
     assert DistillConfig(**values).evaluate.sampler == Dilated(temperature=0.5)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("data={path: a.jsonl, length: 8, columns: {prompt: q}}", "columns.prompt does not go with format 'text'"),
+        (
+            "data={path: a.jsonl, length: 8, format: messages, columns: {completion: q}}",
+            "which has columns.messages; leave it out",
+        ),
+        ("data={path: a.jsonl, length: 8, format: prompt_completion, columns: {answer: q}}", "data.columns.answer"),
+        ("data={path: a.jsonl, length: 8, format: prompts}", "data.format"),
+        ("data={path: a.jsonl, length: 8, format: prompt_only, pack: false}", "pack is false"),
+        ("data={path: a.jsonl, length: 8, format: prompt_only, text_column: q}", "text_column is of format 'text'"),
+        ("data={path: a.jsonl, length: 8, format: prompt_only, tail: .inf}", "data.tail"),
+        ("data={path: a.jsonl, length: 8, format: prompt_only, too_long: cut}", "data.too_long"),
+    ],
+)
+def test_what_does_not_go_with_a_format_is_refused(override, says, tmp_path):
+    refused(lambda: distil(tmp_path, "length=null", override), says)
+
+
+def test_pretraining_needs_completions_and_packs_no_prompts(tmp_path):
+    refused(lambda: pretrain(tmp_path, "data.format=prompt_only"), "data.format is 'prompt_only'", "prompt_completion")
+    words = ["data.format=messages", "masks.documents=true"]
+    refused(lambda: pretrain(tmp_path, *words), "masks.documents", "'messages' is never packed")
+    assert pretrain(tmp_path, "data.format=messages").data.columns.messages == "messages"

@@ -1,5 +1,6 @@
 """Prompts and completions: every format, what a row is, and what is refused before anything is trained."""
 
+import copy
 import json
 
 import datasets
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from distill.config import DataConfig, TokenizerConfig
+from distill.data import encoding, prompted
 from distill.data.batches import load_data, training_batch
 from distill.data.corpus import TrajectoryCorpus
 from distill.data.prompted import PromptedCorpus, load_prompted
@@ -194,3 +196,107 @@ def test_a_mask_in_a_completion_is_letters(tokenizer, tmp_path):
     labels = corpus.batch(0, [0], tokenizer.mask_token_id).labels[0]
     assert tokenizer.mask_token_id not in labels
     assert tokenizer.decode(labels[1:9]) == MASK
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ([{"role": "user", "content": "a"}], "line 1 of .*the last of 'messages' has role 'user'"),
+        ([{"role": "assistant", "content": "a"}], "line 1 of .*an assistant's turn and nothing before it"),
+        ([{"role": "user"}, {"role": "assistant", "content": "b"}], "message 1 of 'messages' is not one with a role"),
+        ("a", "line 1 of .*column 'messages' holds str, neither"),
+        (None, "line 1 of .* has no 'messages': it is null"),
+        (
+            [{"role": "fail", "content": "a"}, {"role": "assistant", "content": "b"}],
+            "template fails .*no such role",
+        ),
+        (
+            [{"role": "last", "content": "a"}, {"role": "assistant", "content": "b"}],
+            "does not write the conversation",
+        ),
+    ],
+)
+def test_conversations_that_are_none_are_refused(messages, says, tokenizer, tmp_path):
+    path = write(tmp_path / "c.jsonl", [{"messages": messages}])
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = (
+        "{% if messages[0].role == 'fail' %}{{ raise_exception('no such role') }}{% endif %}"
+        "{% if messages[0].role == 'last' %}{{ messages | length }}{% endif %}" + TEMPLATE
+    )
+    with pytest.raises(UserError, match=says) as caught:
+        load_prompted(data(path, "messages", length=64), own)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_prompt_goes_on_with_the_assistants_words(tokenizer, tmp_path):
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "It is"}]
+    path = write(tmp_path / "c.jsonl", [{"prompt": messages, "completion": [{"role": "assistant", "content": " b"}]}])
+    alone = load_prompted(data(path, "prompt_only", length=64), tokenizer).batch(0, [0], 0).canvas
+    assert tokenizer.decode(alone.tokens[0][~alone.open[0]]) == "<|user|>a\n<|assistant|>It is"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"chat_template": None}, "holds messages, but the tokenizer has no chat template"),
+        ({"eos_token": None}, "the tokenizer has no end-of-text token, with which completions end"),
+    ],
+)
+def test_what_a_tokenizer_lacks_is_said(change, says, tokenizer, tmp_path):
+    own = copy.deepcopy(tokenizer)
+    for name, value in change.items():
+        setattr(own, name, value)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(UserError, match=says):
+        load_prompted(data(write(tmp_path / "c.jsonl", [{"messages": turns}]), "messages", length=64), own)
+
+
+def test_files_of_other_shapes_are_refused(tokenizer, tmp_path):
+    (tmp_path / "c.txt").write_text("words", "utf-8")
+    with pytest.raises(UserError, match=r"is text, but data\.format 'prompt_completion' is made of rows"):
+        load_prompted(data(tmp_path / "c.txt"), tokenizer)
+    datasets.Dataset.from_dict({"prompt": ["a"], "answer": ["b"]}).to_parquet(str(tmp_path / "c.parquet"))
+    with pytest.raises(UserError, match=r"columns\.completion 'completion' is not in .*columns are prompt, answer"):
+        load_prompted(data(tmp_path / "c.parquet"), tokenizer)
+
+
+def test_a_tokenizer_written_in_python_makes_the_same_tokens(tokenizer, tmp_path):
+    class Slow(type(tokenizer)):
+        def __call__(self, *texts, **how):
+            return super().__call__(*texts, **how)
+
+    slow = copy.deepcopy(tokenizer)
+    slow.__class__ = Slow
+    rows = [*PAIRS, ("a<|endoftext|>b", "c")]
+    fast = load_prompted(data(pairs(tmp_path, rows)), tokenizer).batch(0, range(5), 0)
+    assert torch.equal(load_prompted(data(tmp_path / "c.jsonl"), slow).batch(0, range(5), 0).labels, fast.labels)
+    with pytest.raises(UserError, match=r"row 1 of .* can not be encoded .it holds the mask token"):
+        load_prompted(data(pairs(tmp_path, [("a", MASK)])), slow)
+
+
+def test_tokens_are_made_once_whatever_the_length_of_rows(tokenizer, tmp_path, monkeypatch):
+    path = pairs(tmp_path)
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    first = load_prompted(data(path), tokenizer)
+    monkeypatch.setattr(prompted, "encode_all", None)  # would fail
+    again = load_prompted(data(path, length=20), tokenizer)
+    assert again.identity()["sha256"] == first.identity()["sha256"]
+    for other in ({"columns": {"prompt": "completion", "completion": "prompt"}}, {"format": "prompt_only"}):
+        with pytest.raises(TypeError):
+            load_prompted(data(path, **other), tokenizer)
+
+
+def test_many_rows_are_tokenized_by_several_processes_as_by_one(tokenizer, tmp_path, monkeypatch):
+    rows = [(f"{number}?", f"{number}!") for number in range(500)]
+    one = load_prompted(data(pairs(tmp_path, rows)), tokenizer, processes=1)
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(encoding, "BATCH", 100)
+    several = load_prompted(data(tmp_path / "c.jsonl"), tokenizer, processes=2)
+    assert several.identity() == one.identity()
+
+
+def test_a_new_tokenizer_learns_from_prompts_and_completions(tmp_path):
+    config = data(pairs(tmp_path, [("seven", "eleven")] * 50))
+    merged = train_tokenizer(TokenizerConfig(vocabulary=265), config)
+    assert len(merged("seven")["input_ids"]) < 5
+    assert len(merged("eleven")["input_ids"]) < 6
