@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from distill.models import open_student
 from distill.runtime.world import World
 from students.samplers import Ancestral, Dilated, Threshold, TopK
 from teachers.errors import UserError
-from tests.distill.test_generate import write_student
+from teachers.families.stock.loading import create_denoiser
+from tests.distill.test_generate import SHAPE, write_student
 
 PROMPTS = ["", "ab", "1+1=", "abcdefghijk"]
 
@@ -41,6 +43,21 @@ def test_neither_the_batch_nor_other_processes_change_a_completion(student, samp
     assert written(student, prompts, sampler=sampler, steps=4, batch=1) == together
     assert written(student, prompts, sampler=sampler, steps=4, batch=3) == together
     assert written(student, prompts[:2], sampler=sampler, steps=4) == together[:2]
+
+
+@pytest.mark.parametrize("sampler", [TopK(block_length=4, budget="block", stop=True), Threshold(block_length=4)])
+def test_a_block_students_completions_are_the_same_one_by_one(student, sampler):
+    """What it keeps of a row's finished blocks is of that row alone."""
+    spec = replace(student.denoiser.spec, attention="block", block_size=4)
+    torch.manual_seed(0)
+    block = create_denoiser("qwen3", SHAPE, spec).eval()
+    prompts = ids(student)
+
+    def completions(batch):
+        return complete(block, student.tokenizer, prompts, 16, sampler, 4, 0, batch)
+
+    assert completions(1) == completions(3) == completions(4)
+    assert any(c.tokens > 4 for c in completions(4))
 
 
 def test_a_seed_is_a_completion_and_steps_are_noise_of_their_own(student):
