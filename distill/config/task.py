@@ -47,6 +47,7 @@ class TaskConfig(Section):
         equal: for "ast": the same syntax tree as the answer, not just any.
         function: for "python": ``module:function`` or ``FILE.py:function``, whose code is run and so trusted.
         questions: only the first so many; None for all.
+        teacher: whether a run's teacher is asked beside its student; once is enough for many runs of the same one.
         temperatures: that each rule is tried at, 0 for greedy draws; none for each rule's own.
         samplers: other rules to measure beside ``evaluate.sampler``.
         teacher_samplers: others still, for the teacher alone, whose best rule at as many passes is what a student is
@@ -62,6 +63,7 @@ class TaskConfig(Section):
     function: str | None = None
     columns: TaskColumns = TaskColumns()
     questions: int | None = Field(default=None, gt=0)
+    teacher: bool = True
     temperatures: list[Annotated[float, Field(ge=0)]] = Field(default=[])
     samplers: list[AnySampler] = Field(default=[])
     teacher_samplers: list[AnySampler] = Field(default=[])

@@ -135,9 +135,10 @@ def run_subject(run: RunFolder, overrides: list[str], world: World) -> Subject:
     student = load_averaged(checkpoint / AVERAGE, tokenizer, config.teacher, precision)
     if evaluation.length is None:
         evaluation = evaluation.model_copy(update={"length": config.sequence_length})
+    asks_teacher = evaluation.task is None or evaluation.task.teacher
     return Subject(
         config=evaluation,
-        models={"teacher": teacher, "student": student},
+        models={"teacher": teacher, "student": student} if asks_teacher else {"student": student},
         names={"teacher": config.teacher.path, "student": str(checkpoint / AVERAGE)},
         tokenizer=tokenizer,
         process=MaskedProcess(config.teacher.process),

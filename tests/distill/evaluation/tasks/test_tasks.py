@@ -185,6 +185,11 @@ def test_a_run_is_measured_by_the_task_of_its_config(run):
     ]
 
 
+def test_a_teacher_that_was_asked_before_is_left_out(run, tmp_path):
+    path = evaluate_command(run, out=tmp_path / "out", overrides=["task.teacher=false"])
+    assert {row.model for row in TaskEvaluation.load(path).rows} == {"student"}
+
+
 def test_results_depend_on_the_seed_alone(made, tmp_path):
     rows = []
     for number, words in enumerate((["batch=1"], ["batch=3"], ["batch=3", "seed=1"])):
