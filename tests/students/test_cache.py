@@ -207,7 +207,9 @@ def test_wrappers_keep_the_cache_and_adapters_change_it():
 def test_a_network_that_keeps_no_activations_keeps_keys_and_values():
     network = blocks()
     network.checkpoint_activations()
-    assert_same(network, RULES["top_k"], canvas_of("none"), 12)
+    cached, whole = assert_same(network, RULES["top_k"], canvas_of("none"), 12)
+    assert cached < whole
+    assert all(block.training for block in network.blocks()), "as transformers wants it for the next gradient"
 
 
 # --- what is sent -----------------------------------------------------------------------------------------------------

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from teachers.cache import Window
 
@@ -41,9 +44,23 @@ def states_in_window(model: PreTrainedModel, inputs: dict[str, Tensor | None], w
         inputs: what the base model's ``forward`` is given beside the cache.
     """
     cache = WindowCache(window)
-    states = model.base_model(**inputs, **{cache_argument(model): cache}, use_cache=True).last_hidden_state
+    with _computed_once(model):
+        states = model.base_model(**inputs, **{cache_argument(model): cache}, use_cache=True).last_hidden_state
     assert cache.written, f"{type(model).__name__} keeps its keys and values elsewhere"
     return states
+
+
+@contextmanager
+def _computed_once(model: PreTrainedModel) -> Iterator[None]:
+    """Within, no layer is one whose activations are computed again: transformers 5.17 gives such a layer no cache."""
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m.training]
+    for layer in layers:
+        layer.training = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = True
 
 
 def cache_argument(model: PreTrainedModel) -> str:
