@@ -12,6 +12,7 @@ for it: there the keys and values of an earlier canvas stand for those of the pr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -57,6 +58,13 @@ class Group(NamedTuple):
     width: int
     keys: int
 
+    def sorted(self, key: Callable[[int], int]) -> Group:
+        """With its members in another order."""
+        members, starts = zip(
+            *sorted(zip(self.members, self.starts, strict=True), key=lambda m: key(m[0])), strict=True
+        )
+        return self._replace(members=list(members), starts=starts)
+
 
 class RowCache:
     """The rows of a canvas, with the keys and values of what was sent of them.
@@ -92,10 +100,9 @@ class RowCache:
         if self.approximation is not None:
             assert here is not None, "an approximation follows the blocks of its sampler"
             spans = self._approximate(spans, blocks, rows, here, first, last)
-        groups = grouped(spans, together=self.approximation is None)
+        groups = self._arranged(grouped(spans, together=self.approximation is None), rows.tolist())
         # 3. the passes; (Σ R·Q, H) states, and which of them is that of column 0 of each row
-        alike = canvas.real is None and _alike(groups, tokens, known)
-        states, zero = self._send(canvas, rows.tolist(), groups, alike)
+        states, zero = self._send(canvas, groups, alike=canvas.real is None and _alike(groups, tokens, known))
         # 4. what is known from now on
         self._tokens[rows], sent = remembered(known, tokens, groups, spans.exact)
         return states[(zero[:, None] + source)[select]], sent
@@ -121,43 +128,47 @@ class RowCache:
             torch.where(kept, keys, spans.keys), spans.exact.masked_fill(kept, 0),
         )  # fmt: skip
 
-    def _send(self, canvas: Canvas, rows: list[int], groups: list[Group], alike: bool) -> tuple[Tensor, Tensor]:
-        """Send what `grouped` says; one row stands for all that are alike.
+    def _arranged(self, groups: list[Group], rows: list[int]) -> list[Group]:
+        """Bring the rows of each group together, the first group at the first places, where as few as possible move.
+
+        Args:
+            rows: the index, among all, of each row that the groups are of.
 
         Returns:
-            (S, H) states of all columns that were sent; (R,) which of them is, or would be, that of a row's column 0.
+            The groups, their members as they lie.
         """
-        states, zero, sent, place = list[Tensor](), [0] * len(rows), 0, 0
-        self._arrange([{rows[r] for r in group.members} for group in groups])
-        index = {row: r for r, row in enumerate(rows)}
-        for group in groups:
-            # 1. the group's rows as they lie in the store
-            members = [index[row] for row in self._rows[place : place + len(group.members)]]
-            start_of = dict(zip(group.members, group.starts, strict=True))
-            starts = tuple(start_of[r] for r in members)
-            window = Window(self._kept, place, starts, group.width, group.keys)
-            # 2. one pass
-            part = [0] if alike else members
-            whole = part == list(range(len(rows)))
-            read = canvas if whole else canvas.rows(torch.tensor(part, device=canvas.device))
-            states.append(self.denoiser.window_features(read, window).flatten(0, 1))
-            # 3. where each row's states are
-            for number, r in enumerate(members):
-                zero[r] = sent + (0 if alike else number * group.width) - start_of[r]
-            sent, place = sent + len(part) * group.width, place + len(members)
-        return torch.cat(states), torch.tensor(zero, device=canvas.device)
-
-    def _arrange(self, groups: list[set[int]]) -> None:
-        """Bring the rows of each group together, the first group at the first places; as few as possible move."""
+        # 1. which row comes to which place
+        together = [{rows[r] for r in group.members} for group in groups]
         order: list[int] = []
-        for group in [*groups, set(self._rows).difference(*groups)]:
+        for group in [*together, set(self._rows).difference(*together)]:
             present = self._rows[len(order) : len(order) + len(group)]
             coming = iter(sorted(group.difference(present)))
             order += [row if row in group else next(coming) for row in present]
+        # 2. those that move
         place_of = {row: place for place, row in enumerate(self._rows)}
         moved = [place for place, row in enumerate(order) if row != self._rows[place]]
         self._kept.move(moved, [place_of[order[place]] for place in moved])
         self._rows = order
+        place_of = {row: place for place, row in enumerate(order)}
+        return [group.sorted(lambda r: place_of[rows[r]]) for group in groups]
+
+    def _send(self, canvas: Canvas, groups: list[Group], alike: bool) -> tuple[Tensor, Tensor]:
+        """Send each group; where all rows are ``alike``, one of them.
+
+        Returns:
+            (S, H) states of all columns that were sent; (R,) which of them is, or would be, that of a row's column 0.
+        """
+        states, zero, sent, place = list[Tensor](), [0] * len(canvas), 0, 0
+        for group in groups:
+            window = Window(self._kept, place, group.starts, group.width, group.keys)
+            part = group.members[:1] if alike else group.members
+            whole = part == list(range(len(canvas)))
+            read = canvas if whole else canvas.rows(torch.tensor(part, device=canvas.device))
+            states.append(self.denoiser.window_features(read, window).flatten(0, 1))
+            for number, (r, start) in enumerate(zip(group.members, group.starts, strict=True)):
+                zero[r] = sent + (0 if alike else number * group.width) - start
+            sent, place = sent + len(part) * group.width, place + len(group.members)
+        return torch.cat(states), torch.tensor(zero, device=canvas.device)
 
 
 def exact_spans(blocks: Tensor, changed: Tensor, first: Tensor, last: Tensor) -> Spans:
