@@ -57,7 +57,7 @@ def adaptive(
         keep_features: the student's, so that nobody has to compute them again.
     """
     rows, length = canvas.tokens.shape
-    uniforms = uniform(randomness, rows, length)
+    uniforms = uniform(randomness, rows, length, real=canvas.real)
     uniforms = uniforms.view(-1, together, length)[:, :1].expand(-1, together, -1).reshape(rows, length)
     recorder = StateRecorder(canvas, steps, keep_features)
     filled = fill(student, canvas, sampler, steps, randomness, process=process, uniforms=uniforms, record=recorder)

@@ -63,7 +63,7 @@ def one_move(student: Denoiser, canvas: Canvas, randomness: RowStreams, random_s
 
 def random_start(canvas: Canvas, share: float, spec: DenoiserSpec, randomness: RowStreams) -> Tensor:
     """Put uniformly drawn tokens, never the mask, at a rounded ``share`` of each row's open positions: (B, L)."""
-    draws = uniform(randomness, len(canvas), 2, canvas.length)
+    draws = uniform(randomness, len(canvas), 2, canvas.length, real=canvas.real)
     # 1. rank the open positions of a row at random, the others behind them
     rank = draws[:, 0].masked_fill(~canvas.open, torch.inf).argsort(1).argsort(1)
     # 2. the first ones are replaced
@@ -92,7 +92,7 @@ def two_moves(
     Args:
         tau: (B,) times of the intermediate state.
     """
-    first = canvas.open & (uniform(randomness, *canvas.tokens.shape) < process.alpha(tau)[:, None])
+    first = canvas.open & (uniform(randomness, *canvas.tokens.shape, real=canvas.real) < process.alpha(tau)[:, None])
     rest = canvas.open & ~first
     middle = complete(student, replace(canvas, open=first, time=torch.ones_like(tau)), randomness).tokens
     sample = complete(student, replace(canvas, tokens=middle, open=rest, time=tau), randomness).tokens

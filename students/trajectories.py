@@ -46,7 +46,8 @@ class NoisyTopK(TopK):
 
     def scores(self, prediction: Prediction) -> Tensor:
         """See `TopK.scores`."""
-        uniforms = uniform_at(prediction.randomness, prediction.candidates, len(prediction.confidence))
+        real = prediction.canvas.real
+        uniforms = uniform_at(prediction.randomness, prediction.candidates, len(prediction.confidence), real)
         return prediction.confidence.double() - (-uniforms.clamp(min=1e-300).log()).log()
 
 

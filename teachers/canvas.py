@@ -120,6 +120,7 @@ class Canvas:
         suffixes: Sequence[Sequence[int]] | None = None,
         pad_id: int | None = None,
         padding: Literal["none", "left", "right"] = "none",
+        multiple: int = 1,
     ) -> Canvas:
         """Prompts of different lengths in one canvas, each with an open part after it.
 
@@ -129,6 +130,8 @@ class Canvas:
                 leaves less to write; else tokens to write in every row, the rows being padded on that side.
             suffixes: the tokens that follow each row's open part.
             pad_id: fills padded positions; the mask where there is no such token. Nobody reads it.
+            multiple: padding on the left comes in so many columns, what is over being on the right: a block, for
+                block attention that counts columns (`Denoiser.columns`).
 
         Raises:
             UserError: a row has no room to write in.
@@ -146,7 +149,7 @@ class Canvas:
                     "give a shorter prompt or a longer canvas"
                 )
             values = [*prompt, *[mask_id] * write, *suffix]
-            start = width - len(values) if padding == "left" else 0
+            start = (width - len(values)) // multiple * multiple if padding == "left" else 0
             tokens[row, start : start + len(values)] = torch.tensor(values)
             open_[row, start + len(prompt) : start + len(prompt) + write] = True
             real[row, start : start + len(values)] = True

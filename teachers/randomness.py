@@ -56,8 +56,17 @@ class RowStreams:
 Randomness = torch.Generator | RowStreams
 
 
-def uniform(generator: Randomness, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Uniform draws in [0, 1) of ``shape``, whose first dimension is the rows; float64 unless told otherwise."""
+def uniform(
+    generator: Randomness, *shape: int, dtype: torch.dtype = torch.float64, real: Tensor | None = None
+) -> Tensor:
+    """Uniform draws in [0, 1) of ``shape``, whose first dimension is the rows; float64 unless told otherwise.
+
+    Args:
+        real: (B, L), False where a token is padding; None where none is. A row's own stream then draws for its real
+            tokens alone, the last L numbers of the shape being those of its tokens: padding changes none of them.
+    """
+    if real is not None and isinstance(generator, RowStreams) and shape[0] > 0:
+        return _around_padding(generator, shape, dtype, real)
     if isinstance(generator, torch.Generator):
         return torch.rand(shape, generator=generator, dtype=dtype, device=generator.device)
     if shape[0] != len(generator):
@@ -68,19 +77,32 @@ def uniform(generator: Randomness, *shape: int, dtype: torch.dtype = torch.float
     return torch.stack(draws)
 
 
+def _around_padding(streams: RowStreams, shape: tuple[int, ...], dtype: torch.dtype, real: Tensor) -> Tensor:
+    """Draws of every row for its real tokens, and for what stands before its tokens; 0 at padding."""
+    before = torch.ones(len(real), shape[-1] - real.shape[1], dtype=torch.bool, device=real.device)
+    drawn, out = torch.cat([before, real], 1), torch.zeros(shape, dtype=dtype, device=streams.device)
+    for row, where in enumerate(drawn):
+        one = streams.take(torch.tensor([row]))
+        out[row, ..., where] = uniform(one, 1, *shape[1:-1], int(where.sum()), dtype=dtype)[0]
+    return out
+
+
 def of_rows(randomness: Randomness, rows: Tensor) -> Randomness:
     """What some rows draw from: their own streams, or the one generator of all."""
     return randomness.take(rows) if isinstance(randomness, RowStreams) else randomness
 
 
-def uniform_at(randomness: Randomness, where: Tensor, count: int) -> Tensor:
+def uniform_at(randomness: Randomness, where: Tensor, count: int, real: Tensor | None = None) -> Tensor:
     """Uniform draws in [0, 1) for the ``count`` True positions of ``where`` (R, L), in row-major order: (count,).
 
     A row's own stream draws for all of its positions, so that what one position gets does not depend on the others.
+
+    Args:
+        real: as of `uniform`.
     """
     if isinstance(randomness, torch.Generator):
         return uniform(randomness, count)
-    return uniform(randomness, *where.shape)[where]
+    return uniform(randomness, *where.shape, real=real)[where]
 
 
 def beta(generator: Randomness, rows: int, a: int, b: int) -> Tensor:

@@ -26,19 +26,23 @@ class Ancestral(PlannedSampler):
 
     def transitions(self, canvas: Canvas, steps: Tensor, process: MaskedProcess, randomness: Randomness) -> Tensor:
         """See `PlannedSampler.transitions`."""
-        return reveal_transitions(canvas.tokens.shape, steps, randomness, process)
+        return reveal_transitions(canvas.tokens.shape, steps, randomness, process, canvas.real)
 
 
 def reveal_transitions(
-    shape: torch.Size | tuple[int, int], steps: int | Tensor, randomness: Randomness, process: MaskedProcess
+    shape: torch.Size | tuple[int, int],
+    steps: int | Tensor,
+    randomness: Randomness,
+    process: MaskedProcess,
+    real: Tensor | None = None,
 ) -> Tensor:
     """Draw the transition that reveals each position: (B, L) in [0, steps).
 
     A position is unmasked after transition k with probability α(1 − (k+1)/steps); the last one reveals the rest.
 
     Args:
-        steps: (B,), or the same for all rows.
+        steps: (B,), or the same for all rows. real: as of `teachers.randomness.uniform`.
     """
     steps = torch.as_tensor(steps, device=randomness.device).view(-1, 1)
-    passed = 1 - process.time_of(uniform(randomness, *shape))
+    passed = 1 - process.time_of(uniform(randomness, *shape, real=real))
     return (passed * steps).long().clamp(max=steps - 1)

@@ -43,7 +43,7 @@ class Planner(StepwiseSampler):
         """See `StepwiseSampler.commit`."""
         open_, block, denoiser = prediction.candidates, prediction.block, prediction.denoiser
         logits = planned_logits(denoiser, prediction.features, prediction.summaries, open_, prediction.steps, block)
-        uniforms = uniform(prediction.randomness, len(open_), open_.shape[1] + 1)
+        uniforms = uniform(prediction.randomness, len(open_), open_.shape[1] + 1, real=prediction.canvas.real)
         return draw_commits(logits + self.bias, open_, uniforms, denoiser.repulsion)
 
 

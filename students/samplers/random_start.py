@@ -35,7 +35,7 @@ class RandomStart(PlannedSampler):
 
     def transitions(self, canvas: Canvas, steps: Tensor, process: MaskedProcess, randomness: Randomness) -> Tensor:
         """See `PlannedSampler.transitions`."""
-        return reveal_transitions(canvas.tokens.shape, steps, randomness, process)
+        return reveal_transitions(canvas.tokens.shape, steps, randomness, process, canvas.real)
 
     def start(self, canvas: Canvas, spec: DenoiserSpec, randomness: Randomness) -> Canvas:
         """Random tokens in some of the open positions."""
@@ -46,8 +46,8 @@ def random_start(canvas: Canvas, share: float, spec: DenoiserSpec, randomness: R
     """Put a token, uniform over all that text has, into each open position with probability ``share``."""
     if share == 0:
         return canvas
-    replaced = canvas.open & (uniform(randomness, *canvas.tokens.shape) < share)
-    tokens = random_tokens(uniform(randomness, *canvas.tokens.shape), spec)
+    replaces, which = (uniform(randomness, *canvas.tokens.shape, real=canvas.real) for _ in range(2))
+    replaced, tokens = canvas.open & (replaces < share), random_tokens(which, spec)
     return replace(canvas, tokens=torch.where(replaced, tokens, canvas.tokens))
 
 

@@ -107,7 +107,7 @@ class Rgas(Sampler):
             for k in (number, number + 1)
         )
         chance = work.process.reveal_probability(t, s)[:, None, None]
-        reveal = uniform(work.randomness, len(open_), candidates, open_.shape[1]) < chance
+        reveal = uniform(work.randomness, len(open_), candidates, open_.shape[1], real=work.canvas.real) < chance
         reveal &= open_[:, None]
         rows = reveal.any(2).any(1).nonzero().squeeze(1)
         if len(rows) == 0:
@@ -143,7 +143,7 @@ class Rgas(Sampler):
         read = features[revealed[asked.positions]]
         uniforms = None
         if self.draw == "exact":
-            uniforms = uniform_at(of_rows(work.randomness, asked.rows), revealed, len(read))
+            uniforms = uniform_at(of_rows(work.randomness, asked.rows), revealed, len(read), before.real)
         drawn = self.tokens(law, work.session.chunks(len(read)), uniforms, work.randomness, read, slopes)
         self._count(work, asked, 2)
         return _as_drawn(before.tokens.masked_scatter(revealed, drawn.tokens), asked), revealed

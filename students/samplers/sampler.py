@@ -283,7 +283,8 @@ class Sampler(Drawing, ABC):
         elif work.uniforms is not None:
             uniforms = work.uniforms[asked.rows][asked.positions]
         elif self.draw == "exact":
-            uniforms = uniform_at(of_rows(work.randomness, asked.rows), asked.positions, len(features))
+            real = None if work.canvas.real is None else work.canvas.real[asked.rows]
+            uniforms = uniform_at(of_rows(work.randomness, asked.rows), asked.positions, len(features), real)
         return self.tokens(
             work.session.denoiser.head, work.session.chunks(len(features)), uniforms, work.randomness, features,
             given=given, summary=self.summary,

@@ -43,7 +43,8 @@ def scores(score: Score, tempered: bool, prediction: Prediction) -> Tensor:
     if score == "confidence":
         return prediction.log_prob if tempered else prediction.confidence
     if score == "random":
-        return uniform_at(prediction.randomness, prediction.candidates, int(prediction.candidates.sum()))
+        candidates, real = prediction.candidates, prediction.canvas.real
+        return uniform_at(prediction.randomness, candidates, int(candidates.sum()), real)
     if score == "sequential":
         return -prediction.candidates.nonzero()[:, 1].double()
     return prediction.summaries[:, 0]

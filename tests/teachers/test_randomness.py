@@ -121,3 +121,21 @@ def test_categorical_frequencies():
     drawn = categorical(probs.log().expand(n, 4), uniform(generator, n))
     seen = torch.bincount(drawn, minlength=4) / n
     assert ((seen - probs).abs() <= 4.5 * (probs * (1 - probs) / n).sqrt()).all()
+
+
+def test_padding_takes_no_draws():
+    """A row's real tokens get what they get without padding, now and later; a number of the row's own stands before."""
+    real = torch.tensor([[False, True, True, True], [True, True, False, False]])
+    padded, sizes = RowStreams(3, (0,), range(2)), (3, 2)
+    for shape in ((4,), (5, 4), (5,)):  # the last one has a number for the row
+        drawn = uniform(padded, 2, *shape, real=real)
+        before = shape[-1] - 4
+        where = torch.cat([torch.ones(2, before).bool(), real], 1)
+        for row, size in enumerate(sizes):
+            alone = RowStreams(3, (0,), [row])
+            for earlier in ((4,), (5, 4), (5,)):
+                expected = uniform(alone, 1, *earlier[:-1], earlier[-1] - 4 + size)[0]
+                if earlier == shape:
+                    break
+            assert torch.equal(drawn[row, ..., where[row]], expected)
+            assert not drawn[row, ..., ~where[row]].any()
