@@ -72,7 +72,7 @@ def test_time_and_positions_do_not_count_padding():
 @pytest.mark.parametrize("part", [slice(1, 3), torch.tensor([1, 2]), torch.tensor([False, True, True])])
 def test_some_of_the_rows_have_all_that_the_whole_has(part):
     canvas = Canvas.prompted(PROMPTS, 2, MASK, SUFFIXES, 0, "left")
-    context = Context(*torch.arange(3 * 4).view(4, 3, 1))
+    context = Context(*torch.arange(3 * len(fields(Context))).view(-1, 3, 1))
     canvas = Canvas(canvas.tokens, canvas.open, canvas.real, torch.rand(3), context)
     labels = torch.arange(15).view(3, 5)
     some = Batch(canvas, labels).rows(part)
