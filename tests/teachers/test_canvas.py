@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from teachers.canvas import Batch, Canvas, Context
+from teachers.canvas import Batch, Canvas, Context, Prefix
 from teachers.errors import UserError
 from teachers.markov import random_source
 from tests.networks import mdlm, shape, stock
@@ -72,17 +72,18 @@ def test_time_and_positions_do_not_count_padding():
 @pytest.mark.parametrize("part", [slice(1, 3), torch.tensor([1, 2]), torch.tensor([False, True, True])])
 def test_some_of_the_rows_have_all_that_the_whole_has(part):
     canvas = Canvas.prompted(PROMPTS, 2, MASK, SUFFIXES, 0, "left")
-    context = Context(*torch.arange(3 * len(fields(Context))).view(-1, 3, 1))
-    canvas = Canvas(canvas.tokens, canvas.open, canvas.real, torch.rand(3), context)
+    context, prefix = Context(*torch.arange(3 * 4).view(4, 3, 1)), Prefix(*torch.arange(3 * 3).view(3, 3, 1))
+    canvas = Canvas(canvas.tokens, canvas.open, canvas.real, torch.rand(3), context, prefix)
     labels = torch.arange(15).view(3, 5)
     some = Batch(canvas, labels).rows(part)
     assert len(some) == 2
     assert some.order is None
     assert torch.equal(some.labels, labels[1:])
-    for whole, cut in ((canvas, some.canvas), (context, some.canvas.context)):
+    parts = (canvas, some.canvas), (context, some.canvas.context), (prefix, some.canvas.prefix)
+    for whole, cut in parts:
         for field in fields(whole):
             value = getattr(whole, field.name)
-            assert value is context or torch.equal(getattr(cut, field.name), value[1:])
+            assert value is context or value is prefix or torch.equal(getattr(cut, field.name), value[1:])
     moved = Batch(canvas, labels).to("meta")
     assert {moved.labels.device.type, moved.canvas.real.device.type, moved.canvas.device.type} == {"meta"}
 
