@@ -2,6 +2,7 @@
 
     python benchmarks/cache.py                                  # two networks of some million parameters, one thread
     python benchmarks/cache.py --shapes sdar-1.7b 8b            # random weights in bfloat16, on a GPU
+    python benchmarks/cache.py --shapes 8b --alone --repeats 1  # with the cache only
     python benchmarks/cache.py --shapes toy --lengths 32 --blocks 4
 
 Both ways write the same canvases in turns, in one process, and the median is taken. On a CPU seconds are those that the
@@ -16,7 +17,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,20 @@ class Uncached(DelegatingDenoiser):
 
 
 @dataclass(frozen=True)
+class Run:
+    """Of a fill: seconds, the median; tokens sent through the network; and the peak of memory in GB, None on a CPU."""
+
+    seconds: float
+    sent: int
+    memory: float | None
+
+
+@dataclass(frozen=True)
 class Measurement:
-    """A fill with the cache and without: the same passes and text.
+    """A fill with the cache and, unless that was left out, without.
 
     Attributes:
-        passes: of each row. sent: tokens sent through the network. seconds: the median. memory: peak in GB, on a GPU.
-            Pairs are with the cache, and without.
+        passes: of each row. same: whether both made the same passes and wrote the same text.
     """
 
     shape: str
@@ -84,20 +93,14 @@ class Measurement:
     block: int
     batch: int
     passes: int
-    same: bool
-    sent: tuple[int, int]
-    seconds: tuple[float, float]
-    memory: tuple[float, float] | None
-
-    @property
-    def ratio(self) -> float:
-        """How many times as long the fill takes without the cache."""
-        return self.seconds[1] / self.seconds[0]
+    cached: Run
+    whole: Run | None
+    same: bool | None
 
     @property
     def tokens_per_second(self) -> float:
         """Written with the cache, all rows together."""
-        return self.batch * self.length / self.seconds[0]
+        return self.batch * self.length / self.cached.seconds
 
 
 def network(size: Size, length: int, block: int, device: torch.device) -> Denoiser:
@@ -111,40 +114,39 @@ def network(size: Size, length: int, block: int, device: torch.device) -> Denois
     return denoiser
 
 
-def timed(denoiser: Denoiser, canvas: Canvas, block: int) -> tuple[Filled, float, float]:
-    """Fill a canvas; its seconds, and the peak of memory in GB, 0 on a CPU."""
+def timed(denoiser: Denoiser, canvas: Canvas, block: int) -> tuple[Filled, Run]:
+    """Fill a canvas."""
     rule, steps = TopK(order="random", block_length=block, budget="block"), max(1, block // TOKENS_A_PASS)
-    randomness = RowStreams(0, (1,), range(len(canvas)))
-    clock = time.process_time
-    if canvas.device.type == "cuda":
-        clock = time.perf_counter
+    randomness = RowStreams(0, (1,), range(len(canvas)), canvas.device)
+    on_gpu = canvas.device.type == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
     start = clock()
     filled = fill(denoiser, canvas, rule, steps, randomness)
     filled.nfe.tolist()  # waits for the device
-    seconds = clock() - start
-    memory = torch.cuda.max_memory_allocated() / 1e9 if canvas.device.type == "cuda" else 0.0
-    return filled, seconds, memory
+    memory = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None
+    return filled, Run(clock() - start, filled.query_tokens, memory)
 
 
-def measure(shape: str, length: int, block: int, batch: int, repeats: int, device: torch.device) -> Measurement:
-    """Both ways in turns, ``repeats`` times; the first pass of either warms up."""
+def measure(
+    shape: str, length: int, block: int, batch: int, repeats: int, alone: bool, device: torch.device
+) -> Measurement:
+    """Both ways in turns, ``repeats`` times, or the cached one ``alone``; a block of a row warms up."""
     cached = network(SIZES[shape], length, block, device)
-    ways = cached, Uncached(cached)
-    canvas = Canvas.blank(batch, length, 0, device)
+    ways = [cached] if alone else [cached, Uncached(cached)]
     for way in ways:
         timed(way, Canvas.blank(1, block, 0, device), block)
-    runs = [[timed(way, canvas, block) for way in ways] for _ in range(repeats)]
-    (one, _, _), (other, _, _) = runs[0]
-    seconds = [statistics.median(run[way][1] for run in runs) for way in (0, 1)]
-    memory = [max(run[way][2] for run in runs) for way in (0, 1)]
-    return Measurement(
-        shape, length, block, batch, int(one.nfe.max()),
-        torch.equal(one.tokens, other.tokens) and torch.equal(one.nfe, other.nfe),
-        (one.query_tokens, other.query_tokens), (seconds[0], seconds[1]),
-        (memory[0], memory[1]) if device.type == "cuda" else None,
-    )  # fmt: skip
+    canvas = Canvas.blank(batch, length, 0, device)
+    turns = [[timed(way, canvas, block) for way in ways] for _ in range(repeats)]
+    texts = [filled for filled, _ in turns[0]]
+    runs = [
+        replace(turns[0][way][1], seconds=statistics.median(turn[way][1].seconds for turn in turns))
+        for way in range(len(ways))
+    ]
+    same = None if alone else all(torch.equal(getattr(texts[0], n), getattr(texts[1], n)) for n in ("tokens", "nfe"))
+    return Measurement(shape, length, block, batch, int(texts[0].nfe.max()), runs[0], None if alone else runs[1], same)
 
 
 def table_of(measurements: Sequence[Measurement]) -> Table:
@@ -154,10 +156,13 @@ def table_of(measurements: Sequence[Measurement]) -> Table:
     for name in (*names, "GB", "without"):
         table.add_column(name, justify="left" if name == "network" else "right")
     for one in measurements:
-        gigabytes = ("–", "–") if one.memory is None else tuple(f"{value:.1f}" for value in one.memory)
+        cached, whole = one.cached, one.whole
         table.add_row(
-            one.shape, *map(str, (one.length, one.block, one.batch, one.passes)), *(f"{n:,}" for n in one.sent),
-            *(f"{value:.2f}" for value in one.seconds), f"{one.ratio:.1f}", f"{one.tokens_per_second:,.0f}", *gigabytes,
+            one.shape, *map(str, (one.length, one.block, one.batch, one.passes)), f"{cached.sent:,}",
+            "–" if whole is None else f"{whole.sent:,}", f"{cached.seconds:.2f}",
+            "–" if whole is None else f"{whole.seconds:.2f}",
+            "–" if whole is None else f"{whole.seconds / cached.seconds:.1f}", f"{one.tokens_per_second:,.0f}",
+            *("–" if run is None or run.memory is None else f"{run.memory:.1f}" for run in (cached, whole)),
         )  # fmt: skip
     return table
 
@@ -169,6 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Measurement]:
     for name in ("lengths", "blocks", "batches"):
         parser.add_argument(f"--{name}", nargs="+", type=int, help="in place of the shape's own")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--alone", action="store_true", help="with the cache only")
     parser.add_argument("--json", type=Path, help="where figures are added, a line each")
     wanted = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -178,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Measurement]:
         for length in wanted.lengths or size.lengths:
             for block in wanted.blocks or size.blocks:
                 for batch in wanted.batches or size.batches:
-                    one = measure(shape, length, block, batch, wanted.repeats, device)
+                    one = measure(shape, length, block, batch, wanted.repeats, wanted.alone, device)
                     measurements.append(one)
                     if wanted.json is not None:
                         with wanted.json.open("a", encoding="utf-8") as file:
