@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, Generic, Literal, Self, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from objectives.tail import Tail
@@ -80,6 +81,7 @@ class Distillation:
         start: what critics are copies of: the teacher, or, where that is an exact one, no network, the student's start.
         sampler: how the student will fill canvases: its rollouts do so too.
         tail: what counts of an answer's canvas.
+        prompted: canvases of the run's first rows, where these have prompts; None where a canvas is all open.
     """
 
     teacher: Denoiser
@@ -89,6 +91,13 @@ class Distillation:
     start: Denoiser
     sampler: Sampler = field(default_factory=Ancestral)
     tail: Tail = field(default_factory=Tail)
+    prompted: Canvas | None = None
+
+    def canvases(self, rows: int, device: torch.device | str) -> Canvas:
+        """Such as the run's, for what is measured before it: the first ones again and again, or blank ones."""
+        if self.prompted is None:
+            return Canvas.blank(rows, self.length, self.student.spec.mask_id, device)
+        return self.prompted.rows(torch.arange(rows) % len(self.prompted)).to(device)
 
 
 @dataclass(frozen=True)

@@ -209,14 +209,14 @@ class RepresentationMmd(Objective[MmdRollout]):
         if config.kernel == "linear":
             self.bandwidth = None
         elif config.bandwidth is None:
-            self.bandwidth = self._typical_distance(distillation.start, distillation.length)
+            canvases = distillation.canvases(TYPICAL_ROWS, distillation.start.device)
+            self.bandwidth = self._typical_distance(distillation.start, canvases)
 
     @torch.no_grad()
-    def _typical_distance(self, start: Denoiser, length: int) -> float:
+    def _typical_distance(self, start: Denoiser, canvases: Canvas) -> float:
         """`median_distance` in rows that the start writes in one move."""
-        blank = Canvas.blank(TYPICAL_ROWS, length, start.spec.mask_id, start.device)
-        written = one_move(start, blank, RowStreams(0, (0,), range(TYPICAL_ROWS), start.device)).sample
-        return median_distance(self._features(_finished(blank, written)))
+        written = one_move(start, canvases, RowStreams(0, (0,), range(len(canvases)), start.device)).sample
+        return median_distance(self._features(_finished(canvases, written)))
 
     @property
     def networks(self) -> dict[str, nn.Module]:

@@ -155,10 +155,25 @@ class StepReductionConfig(ObjectiveConfig):
                 f"sampler {sampler.label!r} is not blind to what it draws, or does not draw exactly at temperature 1, "
                 "which step_reduction needs; leave its confidence, draw, temperature, top_k and top_p out"
             )
+        if sampler.block_length is not None and sampler.block_length < run.length:
+            self._check_blocks(sampler)
         if run.measured != sampler:
             raise ValueError(
                 f"evaluate.sampler is {run.measured.label!r}, but the passes of {sampler.label!r} are trained; leave "
                 "evaluate.sampler out"
+            )
+
+    def _check_blocks(self, sampler: Planner | Threshold) -> None:
+        """A planner is trained to choose from all that is open, and ``steps`` are those of a whole trajectory."""
+        if isinstance(sampler, Planner):
+            raise ValueError(
+                f"sampler {sampler.label!r} plans blocks, but step_reduction trains a planner of whole rows; leave "
+                "sampler.block_length out"
+            )
+        if sampler.budget == "block":
+            raise ValueError(
+                "sampler.budget is 'block', but step_reduction counts the passes of a row; leave it out, and let "
+                "objective.steps be those of all blocks together"
             )
 
     def ranks(self, figures: Mapping[str, float], reference: Mapping[str, float] | None) -> float | None:
@@ -225,7 +240,7 @@ class StepReduction(Objective[StepReductionRollout]):
 
     def __init__(self, config: StepReductionConfig, distillation: Distillation):
         self.config, self.group, self.phases = config, config.group, config.phases
-        self.teacher, self.process, self.length = distillation.teacher, distillation.process, distillation.length
+        self.teacher, self.process, self.canvases = distillation.teacher, distillation.process, distillation.canvases
         self.student, self.sampler, self.tail = distillation.student, distillation.sampler, distillation.tail
         if isinstance(self.sampler, Planner):
             if not isinstance(self.student, PlannedDenoiser):
@@ -282,8 +297,7 @@ class StepReduction(Objective[StepReductionRollout]):
         """Mean passes of the start, and mean of the surrogate; measured once, the same on every process."""
         if self._start is None:
             rows = -(-CALIBRATION_ROWS // self.group) * self.group
-            blank = Canvas.blank(rows, self.length, self.student.spec.mask_id, device)
-            path = self._trajectory(self.first, blank, RowStreams(0, (), range(rows), device))
+            path = self._trajectory(self.first, self.canvases(rows, device), RowStreams(0, (), range(rows), device))
             lengths = mean_inverse_distance(path.commits, path.steps)
             self._start = float(path.steps.double().mean()), float(lengths.mean())
         return self._start

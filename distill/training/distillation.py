@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from distill.config import DistillConfig, OptimizerConfig
 from distill.config.deepspeed import deepspeed_section
 from distill.data.batches import Data, load_data
+from distill.data.prompted import PromptedCorpus
 from distill.data.teacher_rows import training_rows
 from distill.evaluation.evaluate import check_length
 from distill.models import as_distillation, check_networks, find_checkpoints, load_frozen, load_student, load_teacher
@@ -31,6 +32,9 @@ from objectives.objective import Objective
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.vocabulary import token_id
+
+MEASURED = 64
+"""Prompts after which what must be known before training is measured [own]."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,20 @@ def load_rows(config: DistillConfig, networks: Networks) -> Data | None:
     return corpus.split(config.data.heldout_fraction)[0]
 
 
-def build_objective(config: DistillConfig, networks: Networks) -> Objective:
-    """The objective with networks of its own, which are copied while their original is whole."""
+def build_objective(config: DistillConfig, networks: Networks, corpus: Data | None = None) -> Objective:
+    """The objective with networks of its own, which are copied while their original is whole.
+
+    Args:
+        corpus: the data, of whose prompts some are used to measure what must be known before training.
+    """
     start, end = critic_start(config, networks), token_id(networks.tokenizer, "eos")
+    distillation = as_distillation(config, networks.teacher, networks.student, start, end)
+    if isinstance(corpus, PromptedCorpus):
+        rows = range(min(MEASURED, corpus.rows))
+        batch = corpus.batch(config.train.seed, rows, networks.teacher.spec.mask_id)
+        distillation = replace(distillation, prompted=batch.canvas)
     torch.manual_seed(config.train.seed)  # the discriminator's head and the critic's adapter start at random
-    return config.objective.build(as_distillation(config, networks.teacher, networks.student, start, end))
+    return config.objective.build(distillation)
 
 
 def critic_start(config: DistillConfig, networks: Networks) -> Denoiser | None:
@@ -131,7 +144,7 @@ def in_memory(config: DistillConfig, networks: Networks, world: World) -> Traine
         UserError: a mistake in the input.
     """
     corpus = load_rows(config, networks)
-    objective = build_objective(config, networks)
+    objective = build_objective(config, networks, corpus)
     place_teacher(networks.teacher, config.teacher, config.train, world, offload_folder())
     rows = training_rows(objective, config, networks.teacher, corpus, None, world)
     trained = optimizers(config, objective)
@@ -169,7 +182,7 @@ def in_run_folder(
     corpus = load_rows(config, networks)
 
     create_run(run, config, networks.tokenizer, world, resume)
-    objective = build_objective(config, networks)
+    objective = build_objective(config, networks, corpus)
     if watch is not None:
         watch.reference = objective.reference
     place_teacher(networks.teacher, config.teacher, config.train, world, offload_folder(run.path))

@@ -9,9 +9,14 @@ import pytest
 import torch
 
 from objectives.elbo import edited
+from objectives.objective import Distillation
+from objectives.tail import Tail
+from students.samplers import Threshold
+from students.student import trainable_copy
 from teachers import randomness
 from teachers.canvas import Batch, Canvas
 from teachers.denoiser import DenoiserSpec
+from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.batches import prompted
 from tests.objectives.kinds import KINDS, LEFT, LENGTH, MASK, PADDED, RIGHT, ROWS, VOCABULARY, objective_of, results
@@ -160,3 +165,52 @@ def test_edits_stay_within_what_is_open():
         RowStreams(0, (0,), range(rows)), 3,
     )  # fmt: skip
     assert torch.equal(out[:, INFILLING], compact), "as a row of the open tokens alone"
+
+
+# --- step reduction --------------------------------------------------------------------------------------------------
+
+
+def test_passes_that_a_stopped_row_did_not_make_are_not_trained():
+    """A text that has ended takes no pass any more, though its tail was never written: nor has it a loss there."""
+    sampler = Threshold(threshold=0.9, block_length=2, stop=True)
+    objective = objective_of("step_reduction, all", Tail(0.5, (0,)), sampler)
+    objective.config = objective.config.model_copy(update={"steps": 8})
+    for network in (objective.student, objective.first):
+        network.spec = replace(network.spec, eos_id=0)
+    objective.begin(3, 4)
+    open_ = torch.arange(LENGTH) >= 2
+    batch = prompted(infilling(), open_.expand(ROWS, -1))
+    rollout = objective.rollout(batch, RowStreams(0, (0,), range(ROWS)))
+    ended = ~(rollout.commits.any(1) | ~open_).all(1)
+    assert ended.any()
+    assert not ended.all()
+    assert (rollout.sample[ended][~rollout.commits.any(1)[ended] & open_] == 0).all(), "filled with end tokens"
+    assert (rollout.steps[ended].amax() < rollout.steps[~ended].amax()) & (rollout.advantage[:, -1] == 0)[ended].all()
+    asked = []
+    features = objective.student.features
+    objective.student.features = lambda canvas, select=None: asked.append(len(canvas)) or features(canvas, select)
+    loss = objective.loss("student", rollout).sum
+    assert loss.isfinite()
+    made = [int((rollout.steps > n).sum()) for n in range(8)]
+    assert asked == [rows for rows in made if rows]
+
+
+def test_what_the_start_takes_is_measured_after_prompts():
+    """The same on every process: of the run's first prompts, not of the batch; blank rows where there are none."""
+    config, sampler = KINDS["step_reduction"]
+    batch = infilling()
+    teacher = objective_of("step_reduction").teacher
+    distillation = Distillation(teacher, trainable_copy(teacher), MaskedProcess(), LENGTH, teacher, sampler)
+    torch.manual_seed(0)
+    objective = config.build(replace(distillation, prompted=batch.canvas))
+    seen = []
+    objective._trajectory = lambda network, canvas, *more: seen.append(canvas) or raise_()
+    with pytest.raises(StopIteration):
+        objective.start(torch.device("cpu"))
+    assert torch.equal(seen[0].open[:ROWS], batch.canvas.open)
+    assert torch.equal(seen[0].tokens[ROWS : 2 * ROWS], batch.canvas.tokens)
+    assert distillation.canvases(3, "cpu").open.all()
+
+
+def raise_():
+    raise StopIteration

@@ -455,6 +455,9 @@ def test_config_asks_for_a_critic_and_for_the_sampler_that_is_trained():
     refused(r"not blind to what it draws", sampler={"name": "threshold", "confidence": "drawn"}, trains="all")
     refused(r"draw exactly at temperature 1", sampler={"name": "planner", "temperature": 0.5})
     refused(r"leave its confidence, draw, temperature, top_k", sampler={"name": "planner", "top_p": 0.9})
+    refused(r"blocks of 8' plans blocks, .* whole rows", sampler={"name": "planner", "block_length": 8})
+    blocks = {"name": "threshold", "block_length": 8, "budget": "block"}
+    refused(r"budget is 'block', but step_reduction counts the passes of a row", sampler=blocks, trains="all")
     refused(r"objective\.steps has 200, more steps than the 32", steps=200)
     refused(r"policy is now the run's sampler; write sampler", policy="threshold")
     refused(r"threshold is now the run's sampler\.threshold", threshold=0.8)
