@@ -27,7 +27,8 @@ def export(
 
     Args:
         compress: None for the precision of the teacher's files, or one of `COMPRESSIONS`.
-        steps: forward passes the export is meant for; by default `STEPS`, or one a token where that is fewer.
+        steps: forward passes the export is meant for, of a canvas or as its sampler counts them; by default `STEPS`, or
+            one a token where that is fewer.
         measured: Markdown for the model card.
         layout: one of `LAYOUTS`; by default own, and stock for compressed weights, which its readers take.
 
@@ -45,9 +46,7 @@ def export(
         raise UserError(
             f"layout {layout!r} is unknown{nearest(layout, list(LAYOUTS))}; allowed are {', '.join(LAYOUTS)}"
         )
-    steps = min(STEPS, student.canvas_length) if steps is None else steps
-    if not 1 <= steps <= student.canvas_length:
-        raise UserError(f"steps {steps} is outside 1 to {student.canvas_length}, the tokens of a canvas; give fewer")
+    steps = _steps(student, steps)
     if student.compressed:
         raise UserError("the student is compressed already; export the float32 model it was made from")
     if compress is not None and "compression" not in student.denoiser.capabilities:
@@ -70,3 +69,19 @@ def export(
             raise
         why = error.strerror or str(error)
         raise UserError(f"cannot write to {out}: {why}; name a folder with room that you may write to") from error
+
+
+def _steps(student: Student, steps: int | None) -> int:
+    """Those that were asked for, or the default.
+
+    Raises:
+        UserError: more than there are tokens.
+    """
+    sampler = student.sampler.fitted(student.denoiser)
+    most = sampler.steps_between(student.canvas_length)[1]
+    if steps is None:
+        return min(STEPS, most)
+    if not 1 <= steps <= most:
+        whole = "a block" if sampler.budget == "block" else "a canvas"
+        raise UserError(f"steps {steps} is outside 1 to {most}, the tokens of {whole}; give fewer")
+    return steps

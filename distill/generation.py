@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.models import Student
 from students.fill import Filled, fill
-from students.samplers import RELEASED, SAMPLERS, Sampler, released_sampler
+from students.samplers import PRESETS, SAMPLERS, SERVED, Sampler, released_sampler
 from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError, nearest
@@ -69,9 +69,9 @@ def generate(
     Args:
         prompts: kept at the start of the texts. Mask tokens spelled in one are filled like the rest.
         num: texts for each prompt.
-        steps: reverse transitions; by default what the student was made for, or one a token where that is fewer, or one
-            a block where that is more.
-        sampler: the rule, or its name in `SAMPLERS` or `RELEASED`; by default what the student was made for.
+        steps: reverse transitions, of a text or as the sampler counts them; by default what the student was made for,
+            or one a token where that is fewer, or one a block where that is more. One a token for an engine's sampler.
+        sampler: the rule, or its name in `SAMPLERS` or `PRESETS`; by default what the student was made for.
         temperature: by default the sampler's own; where it is given, tokens are drawn, also by a greedy sampler.
         seed: the same seed gives the same texts; a random one by default.
         length: tokens a text, prompt included; by default what the student was trained on.
@@ -84,11 +84,11 @@ def generate(
     check_counts(num=num, steps=steps, length=length)
     if seed is not None and not 0 <= seed < 2**63:
         raise UserError(f"seed {seed} is outside 0 to 2^63 - 1; give another one")
-    rule = chosen_sampler(student.sampler, sampler, temperature, student.denoiser.spec)
+    rule = chosen_sampler(student.sampler, sampler, temperature, student.denoiser.spec).fitted(student.denoiser)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts or [""])
     canvas = build_canvas(student.tokenizer, student.denoiser.spec, prompts, length or student.canvas_length)
     to_write = canvas.open.sum(1)
-    steps = capped(steps, max(student.steps, rule.fewest_steps(canvas, student.denoiser)), int(to_write.max()))
+    steps = _steps(student, rule, canvas, steps, sampler)
     seed = secrets.randbits(32) if seed is None else seed
     row, start = torch.arange(len(prompts)).repeat_interleave(num), time.perf_counter()
     filled = write(student, track([canvas.rows(rows) for rows in row.split(ROWS)]), steps, rule, seed)
@@ -121,8 +121,18 @@ def write(student: Student, canvases: Iterable[Canvas], steps: int, sampler: Sam
 
 
 def steps_of_rows(canvas: Canvas, sampler: Sampler, steps: int) -> int | Tensor:
-    """The steps of each row, no more than it has open positions; rows that a critic guides take the same."""
-    return steps if sampler.needs_critic else canvas.open.sum(1).clamp(max=steps)
+    """The steps of each row: no more than it has open positions, unless steps are of blocks or more can do more; rows
+    that a critic guides take the same.
+    """
+    alike = sampler.needs_critic or sampler.budget == "block" or not sampler.bounded
+    return steps if alike else canvas.open.sum(1).clamp(max=steps)
+
+
+def _steps(student: Student, rule: Sampler, canvas: Canvas, steps: int | None, sampler: Sampler | str | None) -> int:
+    """The steps that were asked for; or what the student was made for, within what its sampler can."""
+    most = rule.steps_between(int(canvas.open.sum(1).max()))[1]
+    own = most if isinstance(sampler, str) and sampler in SERVED else student.steps
+    return capped(steps, max(own, rule.fewest_steps(canvas, student.denoiser)), most)
 
 
 def check_counts(**counts: int | None) -> None:
@@ -177,7 +187,7 @@ def at_temperature(sampler: Sampler, temperature: float) -> Sampler:
 def _named_sampler(own: Sampler, name: str, spec: DenoiserSpec) -> Sampler:
     if name in SAMPLERS:
         return own if name == own.name else SAMPLERS[name](name=name)
-    sampler, allowed = released_sampler(name, spec), [*SAMPLERS, *RELEASED]
+    sampler, allowed = released_sampler(name, spec), [*SAMPLERS, *PRESETS]
     if sampler is None:
         raise UserError(f"sampler {name!r} is unknown{nearest(name, allowed)}; allowed are {', '.join(allowed)}")
     return sampler

@@ -120,6 +120,11 @@ class IntegralKLConfig(ObjectiveConfig):
         return self.rollout.most_steps
 
     @property
+    def fewest_steps(self) -> int | None:
+        """Of the rollout."""
+        return self.rollout.fewest_steps
+
+    @property
     def adapters(self) -> bool:
         """The critic's."""
         return self.ratio.adapter is not None

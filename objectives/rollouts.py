@@ -76,6 +76,11 @@ class RolloutPart(Part, ABC):
         """The largest number of sampling steps that it trains for."""
         return 1
 
+    @property
+    def fewest_steps(self) -> int | None:
+        """The smallest number of steps that it trains the run's sampler for; None where it does not ask that."""
+        return None
+
     @abstractmethod
     def draw(self, start: Start) -> Trajectory:
         """Let the student write."""
@@ -124,6 +129,11 @@ class KStep(RolloutPart):
     def most_steps(self) -> int:
         """Of ``steps``."""
         return max(self.steps)
+
+    @property
+    def fewest_steps(self) -> int:
+        """Of ``steps``."""
+        return min(self.steps)
 
     def draw(self, start: Start) -> Trajectory:
         """See `students.rollout.k_step`."""

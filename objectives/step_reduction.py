@@ -128,6 +128,11 @@ class StepReductionConfig(ObjectiveConfig):
         return self.steps
 
     @property
+    def fewest_steps(self) -> int:
+        """``steps``."""
+        return self.steps
+
+    @property
     def unrounded(self) -> bool:
         """The law of the tokens stays as it is loaded where the planner alone trains."""
         return self.trains == "planner"

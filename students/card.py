@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from students.samplers import Sampler
+from students.samplers import SERVED, Sampler
 from students.samplers.dilated import Dilated
 from teachers.denoiser import Compression, DenoiserSpec, Layout
 from teachers.families import Family
@@ -59,7 +59,7 @@ tags:
 
 # {self.name}
 
-A masked-diffusion language model that writes {self.canvas_length} tokens in at most {self.steps} forward passes.
+A masked-diffusion language model that writes {self._written()}.
 Attention: {self.spec.attention}{blocks}. Weights: {self._weights()}.
 
 ## Use
@@ -80,6 +80,17 @@ or, in Python, `fewstep.load_student("{self.name}").generate()`.
 
 {self.measured.strip()}
 """
+
+    def _written(self) -> str:
+        tokens = f"{self.canvas_length} tokens"
+        if self.sampler.budget == "text":  # each block takes one at least
+            steps = max(self.steps, self.sampler.steps_between(self.canvas_length)[0])
+            return f"{tokens} in at most {steps} forward passes"
+        most = self.sampler.most_transitions(self.canvas_length, self.steps)
+        return (
+            f"blocks of {self.sampler.block_length} tokens in at most {self.steps} forward passes each, {tokens} in at "
+            f"most {most}"
+        )
 
     def _weights(self) -> str:
         weights = self.precision
@@ -110,11 +121,12 @@ or, in Python, `fewstep.load_student("{self.name}").generate()`.
         if self.family.served:
             engines = " and ".join(self.family.served)
             blocks = f" Tell it to take blocks of {self.spec.block_size}." if self.spec.block_size else ""
-            rule = "name: threshold, draw: greedy" + (f", block_length: {self.spec.block_size}" if blocks else "")
+            names = " or ".join(f"`sampler={name}`" for name in SERVED)
             return (
                 f"Served in this format by {engines}.{blocks} An engine samples in its own way, the most probable "
-                f"tokens by a threshold: measure with `sampler={{{rule}}}`. Where it asks for the Python files that "
-                "config.json names under auto_map, copy those of a release beside it."
+                f"tokens by a threshold: that is {names} here, and `fewstep evaluate` measures a student so as well. "
+                "Where an engine asks for the Python files that config.json names under auto_map, copy those of a "
+                "release beside it."
             )
         if self.spec.attention == "full":
             return "No inference engine serves masked-diffusion models with full attention in this form."
@@ -127,7 +139,7 @@ or, in Python, `fewstep.load_student("{self.name}").generate()`.
 def snippet(spec: DenoiserSpec, schedule: Schedule, sampler: Sampler) -> str:
     """Python that samples from an exported folder, its working directory, without fewstep: exact draws.
 
-    Dilated where ``sampler`` is, else ancestral.
+    Dilated where ``sampler`` is, else ancestral; ancestral within each block where blocks have steps of their own.
     """
     setup, call = "", "model(canvas, use_cache=False)"
     if spec.attention == "block":
@@ -137,7 +149,11 @@ block = torch.arange(canvas.shape[1]) // {spec.block_size}
 sees = (block[:, None] >= block[None, :])[None, None]  # each block sees itself and those before it
 """
     maths = "import math\n\n" if schedule == "cosine" else ""
-    if isinstance(sampler, Dilated):  # see `Dilated.transitions`
+    loop = "for left in range(settings.max_denoising_steps, 0, -1)"
+    if sampler.budget == "block":
+        lines, loop, turn = _in_blocks(spec, schedule, sampler)
+        setup += lines
+    elif isinstance(sampler, Dilated):  # see `Dilated.transitions`
         passed = "1 - (1 - passed).asin() * 2 / math.pi" if schedule == "cosine" else "passed"
         setup += f"""\
 # each pass takes positions far apart: the row's in the order of their reversed bits, turned at random
@@ -172,7 +188,7 @@ words[list(tokenizer.get_vocab().values())] = True
 words[mask] = False
 canvas = torch.full((1, settings.canvas_length), mask)  # put a prompt's tokens where they belong
 {setup}with torch.no_grad():
-    for left in range(settings.max_denoising_steps, 0, -1):
+    {loop}:
         logits = {call}.logits.double()
 {shift}        logits[..., ~words] = -torch.inf
         drawn = torch.distributions.Categorical(logits=logits).sample()
@@ -180,3 +196,21 @@ canvas = torch.full((1, settings.canvas_length), mask)  # put a prompt's tokens 
         canvas = torch.where(reveal, drawn, canvas)
 print(tokenizer.decode(canvas[0]))
 """
+
+
+def _in_blocks(spec: DenoiserSpec, schedule: Schedule, sampler: Sampler) -> tuple[str, str, str]:
+    """Of a snippet that writes block after block: what comes before the loop, the loop, and when a position is written.
+
+    Blocks are counted as `students.samplers.blocks.places` does.
+    """
+    begin = "0" if spec.attention == "block" else "(canvas[0] == mask).int().argmax()"
+    setup = f"""\
+# one block after the other, each in passes of its own
+place = (torch.arange(canvas.shape[1]) - {begin}) // {sampler.block_length}
+blocks, steps = place[canvas[0] == mask].unique().tolist(), settings.max_denoising_steps
+passes = [(block, left) for block in blocks for left in range(steps, 0, -1)]
+"""
+    chance = "1 / left"
+    if schedule == "cosine":
+        chance = "1 - math.sin(math.pi / 2 / steps * (left - 1)) / math.sin(math.pi / 2 / steps * left)"
+    return setup, "for block, left in passes", f"(place == block) & (torch.rand(canvas.shape) < {chance})"

@@ -45,7 +45,8 @@ def export_student(
     Args:
         tokenizer: None where there is none to be had, as beside some releases.
         folder: does not exist, or is empty.
-        steps: forward passes the student is meant for; ``max_denoising_steps`` in generation_config.json.
+        steps: forward passes the student is meant for, of a canvas, or of each block where its sampler counts them so;
+            ``max_denoising_steps`` in generation_config.json.
         compress: None keeps the precision of the release, or float32.
         model_card: Markdown on where the student comes from and what was measured, put into README.md.
         canvas_length: tokens it was trained to write at once; by default the spec's.
@@ -58,7 +59,7 @@ def export_student(
             logits. Nothing is left behind.
     """
     canvas_length = canvas_length or denoiser.spec.length
-    sampler = sampler or Ancestral()
+    sampler = (sampler or Ancestral()).fitted(denoiser)
     meant_for = {
         "max_denoising_steps": steps,
         "canvas_length": canvas_length,

@@ -109,13 +109,15 @@ def fill(
         record: told of every pass.
 
     Raises:
-        UserError: no steps, a denoiser without a mask, or a sampler without the critic that it asks.
+        UserError: no steps, a denoiser without a mask, or a sampler that does not fit it, or without the critic that
+            it asks.
     """
     steps = torch.as_tensor(steps, device=canvas.device).expand(len(canvas))
     if bool((steps < 1).any()):
         raise UserError(f"steps is {int(steps.min())}; a sampler needs at least 1, set a positive number")
     denoiser.spec.check_mask()
     sampler.check(critic)
+    sampler = sampler.fitted(denoiser)
     most = sampler.most_transitions(canvas.length, max(steps.tolist(), default=0))
     session = Session(denoiser, canvas, most, sampler.cache)
     start = sampler.start(canvas, denoiser.spec, randomness)

@@ -115,6 +115,7 @@ def k_step(
     itself how many passes a row takes, all states that the row went through are equally likely. Of a text whose blocks
     have steps of their own, all of these count.
     """
+    sampler = sampler.fitted(student)
     draws = uniform(randomness, len(canvas), 2)
     budget = torch.tensor(steps, device=canvas.device)[(draws[:, 0] * len(steps)).long()]
     if sampler.adaptive:

@@ -36,7 +36,7 @@ class Session:
         self.query_tokens = 0
         self._positions = canvas.tokens.numel()
         if approximation is not None:
-            _check(denoiser, approximation)
+            check_cache(denoiser, approximation)
         # blocks behind a prefix are read in one pass for all of a text
         able = "cache" in denoiser.capabilities and not self.spec.time_conditioned and canvas.prefix is None
         wanted = passes > 1 and (self.spec.attention == "block" or approximation is not None)
@@ -69,7 +69,12 @@ class Session:
         return chunk_count(self._positions if self.denoiser.collective else positions, self.spec.vocabulary)
 
 
-def _check(denoiser: Denoiser, approximation: Approximation) -> None:
+def check_cache(denoiser: Denoiser, approximation: Approximation) -> None:
+    """Refuse an approximation that a network can not make.
+
+    Raises:
+        UserError: why not.
+    """
     denoiser.require("cache", f"sampler.cache={approximation}")
     why = None
     if denoiser.spec.time_conditioned:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import BeforeValidator, Field
 
-from students.samplers import RELEASED, SAMPLERS, Sampler
+from students.samplers import PRESETS, SAMPLERS, Sampler
 
 
 def _named(value: Any) -> Any:
@@ -14,7 +14,7 @@ def _named(value: Any) -> Any:
     if not isinstance(value, str | dict):
         return value
     written = {"name": "ancestral", **({"name": value} if isinstance(value, str) else value)}
-    released = RELEASED.get(written["name"]) if isinstance(written["name"], str) else None
+    released = PRESETS.get(written["name"]) if isinstance(written["name"], str) else None
     return written if released is None else {**released.model_dump(), **written, "name": released.name}
 
 

@@ -370,8 +370,11 @@ class DistillConfig(Section):
             raise ValueError(f"length {self.length} and data.length {self.data.length} differ; set only data.length")
         optimizers = {"student"} if self.train.critic is None else {"student", "critic"}
         self.objective.check(
-            Surroundings(self.sequence_length, self.sampler, self.evaluate.sampler, frozenset(optimizers))
+            Surroundings(
+                self.sequence_length, self.sampler, self.evaluate.sampler, frozenset(optimizers), self._prompted
+            )
         )
+        self._check_blocks()
         _check_batch(self.train, self.objective.group)
         adapted = self.student.adapter is not None or self.objective.adapters
         if adapted and self.teacher.placement != "replicated":
@@ -381,6 +384,32 @@ class DistillConfig(Section):
             )
         check_deepspeed(self.deepspeed, self.train.precision)
         return self
+
+    def _check_blocks(self) -> None:
+        """What of the samplers' blocks can be told without a model."""
+        for key, sampler, length in (
+            ("sampler", self.sampler, self.sequence_length),
+            ("evaluate.sampler", self.evaluate.sampler, self.evaluate.length or self.sequence_length),
+        ):
+            size = sampler.block_length
+            if sampler.budget == "block" and isinstance(size, int) and size > length:
+                raise ValueError(
+                    f"{key}.block_length is {size}, longer than the {length} tokens of a row; set it "
+                    "to fewer, or to null to write a row as a whole"
+                )
+        sampler, steps = self.evaluate.sampler, self.evaluate.watch_steps
+        if self.evaluate.every is None or sampler.block_length == "attention" or self._prompted:
+            return
+        fewest, _ = sampler.steps_between(self.sequence_length)
+        if steps < fewest:
+            raise ValueError(
+                f"evaluate.watch_steps is {steps}, fewer than the {fewest} blocks of {sampler.block_length} tokens of "
+                f"a row; set it to {fewest} or more, or sampler.budget=block, which counts the steps of each block"
+            )
+
+    @property
+    def _prompted(self) -> bool:
+        return self.data is not None and self.data.prompted
 
     @property
     def sequence_length(self) -> int:

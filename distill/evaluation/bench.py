@@ -44,10 +44,14 @@ class Bench:
         return replace(self, text=replace(self.text, rows=None))
 
     def evaluate(
-        self, teacher: Denoiser | None, student: Denoiser | None, critic: nn.Module | None = None
+        self,
+        teacher: Denoiser | None,
+        student: Denoiser | None,
+        critic: nn.Module | None = None,
+        served: bool = False,
     ) -> Evaluation:
         """Measure models, which are frozen and on the judge's device."""
         return evaluate(
             teacher, student, self.judge, self.config, self.length, self.text.rows, self.config.seed, self.process,
-            critic, self.world, self.text.prompts,
+            critic, self.world, self.text.prompts, served,
         )  # fmt: skip

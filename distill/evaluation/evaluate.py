@@ -23,11 +23,11 @@ from distill.evaluation.metrics import (
 )
 from distill.evaluation.progress import Counter
 from distill.evaluation.results import Evaluation, Figures, JudgeDescription, Row, Sampling
-from distill.evaluation.sample import Samples, at_precision, draw, many_steps, sampler_of
+from distill.evaluation.sample import Samples, as_served, at_precision, draw, many_steps, sampler_of
 from distill.evaluation.texts import Texts
 from distill.runtime.progress import progress_bar
 from distill.runtime.world import ALONE, World
-from students.samplers import LOG_LINEAR
+from students.samplers import LOG_LINEAR, SERVED, Sampler
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, end_ids
 from teachers.errors import UserError
@@ -47,6 +47,7 @@ def evaluate(
     critic: nn.Module | None = None,
     world: World = ALONE,
     prompts: Canvas | None = None,
+    served: bool = False,
 ) -> Evaluation:
     """Measure samples of teacher and student, and real text: over the same number of tokens, or after the same prompts.
 
@@ -63,12 +64,14 @@ def evaluate(
             prompts there may be fewer, and they are those of the first ones.
         prompts: ``config.samples`` canvases to write on; None for masks alone.
         critic: the student's, for samplers that ask one; the teacher is the reference and goes without.
+        served: whether a student is also measured as inference engines sample from it, where these can serve it.
 
     Raises:
-        UserError: more steps than tokens, too little real text, or a length that does not fit.
+        UserError: more steps than tokens, fewer than blocks, too little real text, or a length that does not fit.
     """
     check(teacher, student, judge, config, length, reference, critic, prompts)
     parts = _parts(teacher, student, config, critic)
+    parts += _served(student, config) if served and student is not None else []
     rows = []
     with progress_bar() as bar:
         progress = Counter(bar, sum(part.passes(length) for part in parts), world.size)
@@ -91,13 +94,14 @@ def evaluate(
         judge=JudgeDescription(judge.name, judge.parameters, judge.retokenized, judge.source_entropy(length)),
         sampling=_sampling(config, length, seed, process, parts[0].denoiser.device),
         reference=None if real is None else Figures(**real),
-        rows=tuple(rows),
+        rows=tuple(row for row in rows if row.model not in SERVED),
+        served=tuple(row for row in rows if row.model in SERVED) or None,
     )
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A model to be sampled at one number of steps, in the precision to do so, and how."""
+    """A model to be sampled at one number of steps, in the precision to do so, and how; or an engine's name for it."""
 
     name: str
     denoiser: Denoiser
@@ -107,7 +111,12 @@ class _Part:
 
     def passes(self, length: int) -> int:
         """The most rows that may go through a network, the judge's included."""
-        return self.config.samples * (min(self.steps, length) + 1)
+        return self.config.samples * (min(self.sampler.most_transitions(length, self.steps), length) + 1)
+
+    @property
+    def sampler(self) -> Sampler:
+        """Fitted to the model."""
+        return sampler_of(self.config, self.critic).fitted(self.denoiser)
 
 
 def _parts(
@@ -121,16 +130,26 @@ def _parts(
         denoiser = at_precision(model, config.precision)
         settings = dict.fromkeys(config.steps, config)
         if name == "teacher":
-            settings.setdefault(config.teacher_steps, many_steps(config))
+            settings.setdefault(config.teacher_steps, many_steps(config, denoiser))
         parts += [_Part(name, denoiser, asked, steps, settings[steps]) for steps in sorted(settings)]
     return parts
+
+
+def _served(student: Denoiser, config: EvaluateConfig) -> list[_Part]:
+    """A student as inference engines sample from it: those serve blocks of attention, without a shift or a time."""
+    spec = student.spec
+    if spec.attention != "block" or spec.shift or spec.time_conditioned:
+        return []
+    settings = {engine: as_served(config, engine, student) for engine in SERVED}
+    denoiser = at_precision(student, config.precision)
+    return [_Part(engine, denoiser, None, steps, how) for engine, (how, steps) in settings.items()]
 
 
 def _row(part: _Part, samples: Samples, figures: dict[str, Any]) -> Row:
     median, p95 = np.quantile(samples.row_nfe, [0.5, 0.95])
     return Row(
         model=part.name,
-        sampler=sampler_of(part.config, part.critic).label,
+        sampler=part.sampler.label,
         steps=part.steps,
         nfe=samples.nfe,
         nfe_median=float(median),
@@ -206,11 +225,8 @@ def check(
     if teacher is not None and student is not None:
         check_same_tokens(teacher, student)
     check_length(models, length)
-    if max(config.steps) > length:
-        raise UserError(
-            f"evaluate.steps has {max(config.steps)}, more steps than the {length} tokens of a sample; "
-            f"leave out steps above {length} (teacher_steps may exceed it)"
-        )
+    named = {"teacher": teacher, "student": student}
+    _check_steps({name: m for name, m in named.items() if m is not None}, config, length, critic, prompts)
     if not judge.retokenized and length > judge.max_length:
         raise UserError(
             f"samples have {length} tokens but judge {judge.name!r} reads at most {judge.max_length}; "
@@ -220,6 +236,33 @@ def check(
         check_judge(judge)
     elif reference is not None:
         _check_reference(reference, config.samples, length)
+
+
+def _check_steps(
+    models: dict[str, Denoiser], config: EvaluateConfig, length: int, critic: nn.Module | None, prompts: Canvas | None
+) -> None:
+    for name, model in models.items():
+        sampler = sampler_of(config, critic).fitted(model)
+        most = sampler.steps_between(length)[1]
+        if max(config.steps) > most:
+            what = "sample" if sampler.budget == "text" else "block"
+            raise UserError(
+                f"evaluate.steps has {max(config.steps)}, more steps than the {most} tokens of a {what}; "
+                f"leave out steps above {most} (teacher_steps may exceed it)"
+            )
+        _check_fewest("steps", min(config.steps), sampler, model, length, prompts)
+        if name == "teacher":
+            many = many_steps(config, model).sampler.fitted(model)
+            _check_fewest("teacher_steps", config.teacher_steps, many, model, length, prompts)
+
+
+def _check_fewest(key: str, steps: int, sampler: Sampler, model: Denoiser, length: int, prompts: Canvas | None) -> None:
+    fewest = sampler.steps_between(length)[0] if prompts is None else sampler.fewest_steps(prompts, model)
+    if steps < fewest:
+        raise UserError(
+            f"evaluate.{key} has {steps}, fewer steps than the {fewest} blocks of {sampler.block_length} tokens of a "
+            f"sample; set it to {fewest} or more, or sampler.budget=block, which counts the steps of each block"
+        )
 
 
 def check_judge(judge: AnyJudge) -> None:

@@ -115,6 +115,8 @@ class Evaluation:
         models: by ``teacher`` and ``student``, where they came from; None where nobody said.
         reference: figures of real text; None where there was none.
         rows: the teacher's by number of steps, then the student's.
+        served: the student's as inference engines sample from it, whose names are in place of the model's; None where
+            none serves it.
     """
 
     models: dict[str, ModelDescription] | None = None
@@ -122,6 +124,7 @@ class Evaluation:
     sampling: Sampling
     reference: Figures | None
     rows: tuple[Row, ...]
+    served: tuple[Row, ...] | None = None
 
     def save(self, folder: str | Path) -> Path:
         """Write ``evaluation.json`` into a folder, made where there is none, whole or not at all; returns its path."""

@@ -15,7 +15,7 @@ from distill.evaluation.texts import Texts
 from distill.runtime.world import ALONE, World
 from students.adapters import merged
 from students.fill import fill
-from students.samplers import LOG_LINEAR, Ancestral, Sampler
+from students.samplers import LOG_LINEAR, SERVED, Ancestral, Sampler
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, end_ids
 from teachers.process import MaskedProcess
@@ -87,16 +87,29 @@ def sampler_of(config: EvaluateConfig, critic: nn.Module | None) -> Sampler:
     return Ancestral() if config.sampler.needs_critic and critic is None else config.sampler
 
 
-def many_steps(config: EvaluateConfig) -> EvaluateConfig:
+def many_steps(config: EvaluateConfig, teacher: Denoiser) -> EvaluateConfig:
     """The evaluation of the teacher at ``teacher_steps``, where ``steps`` does not have them: ancestral.
 
     That is the reverse process itself, so the reference is the same whatever other rule or temperature is tried at few
-    steps. It is drawn as published code does where the samples are; an ancestral sampler stays as it is.
+    steps; where attention is in blocks, and text is written in blocks, that of one block after the other. It is drawn
+    as published code does where the samples are; an ancestral sampler stays as it is.
     """
     if config.teacher_steps in config.steps or isinstance(config.sampler, Ancestral):
         return config
     draw = "exact" if config.sampler.draw == "greedy" else config.sampler.draw
-    return config.model_copy(update={"sampler": Ancestral(draw=draw)})
+    in_blocks = teacher.spec.attention == "block" and config.sampler.block_length is not None
+    blocks = config.sampler.model_dump(include={"block_length", "stop", "budget"}) if in_blocks else {}
+    return config.model_copy(update={"sampler": Ancestral(draw=draw, **blocks)})
+
+
+def as_served(config: EvaluateConfig, engine: str, student: Denoiser) -> tuple[EvaluateConfig, int]:
+    """The evaluation of a student of block attention as an inference engine samples from it, and with how many steps.
+
+    Texts are written to their end, as those that it is compared with.
+    """
+    size = student.spec.block_size
+    assert size is not None, "engines serve blocks"
+    return config.model_copy(update={"sampler": SERVED[engine].model_copy(update={"stop": False})}), size
 
 
 def at_precision(denoiser: Denoiser, precision: str) -> Denoiser:

@@ -84,7 +84,7 @@ class Subject:
 
     def measure(self, bench: Bench) -> Evaluation:
         """The evaluation, which says where the models came from."""
-        return replace(bench.evaluate(*self.parts), models=self.descriptions)
+        return replace(bench.evaluate(*self.parts, served=True), models=self.descriptions)
 
     @property
     def descriptions(self) -> dict[str, ModelDescription]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from distill.config import DistillConfig, OptimizerConfig
+from distill.config import DistillConfig, OptimizerConfig, validate
 from distill.config.deepspeed import deepspeed_section
 from distill.data.batches import Data, load_data
 from distill.data.prompted import PromptedCorpus
@@ -90,9 +90,24 @@ def load_networks(
     first = checkpoints.student.lossless(precision) if config.objective.unrounded else precision
     student = load_student(config, teacher, tokenizer, checkpoints.student, first, original)
     check_networks(config, teacher, student)
+    check_samplers(config, teacher, student)
     if config.evaluate.length is not None:
         check_length([teacher, student], config.evaluate.length)
     return Networks(teacher, student, tokenizer, original)
+
+
+def check_samplers(config: DistillConfig, teacher: Denoiser, student: Denoiser) -> None:
+    """Refuse samplers that do not fit the networks, before anything is trained.
+
+    Raises:
+        UserError: blocks that are not the attention's, or no end token to stop at; or steps that do not fit the blocks.
+    """
+    for network in (teacher, student):
+        fitted = {
+            "sampler": config.sampler.fitted(network),
+            "evaluate": config.evaluate.model_copy(update={"sampler": config.evaluate.sampler.fitted(network)}),
+        }
+        validate(DistillConfig, config.model_copy(update=fitted).model_dump())
 
 
 def load_rows(config: DistillConfig, networks: Networks) -> Data | None:

@@ -11,7 +11,8 @@ from students.samplers.entropy_bound import EntropyBound
 from students.samplers.factor import Factor
 from students.samplers.planner import Planner
 from students.samplers.random_start import RandomStart
-from students.samplers.released import RELEASED, released_sampler
+from students.samplers.released import PRESETS, RELEASED, SERVED, released_sampler
+from students.samplers.remdm import Remdm
 from students.samplers.rgas import Rgas
 from students.samplers.sampler import LOG_LINEAR, Sampler
 from students.samplers.threshold import Threshold
@@ -28,6 +29,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "factor": Factor,
     "entropy_bound": EntropyBound,
     "edit": Edit,
+    "remdm": Remdm,
     "planner": Planner,
 }
 """What a ``sampler:`` section may name."""
@@ -41,8 +43,8 @@ def written_sampler(written: Any) -> Sampler:
     Raises:
         UserError: a setting is out of range.
     """
-    if isinstance(written, str) and written in RELEASED:
-        return RELEASED[written]
+    if isinstance(written, str) and written in PRESETS:
+        return PRESETS[written]
     values: dict[str, Any] = written if isinstance(written, dict) else {"name": written}
     kind = SAMPLERS.get(str(values.get("name")), Ancestral)
     if kind.needs_critic:
@@ -59,8 +61,10 @@ def written_sampler(written: Any) -> Sampler:
 
 __all__ = [
     "LOG_LINEAR",
+    "PRESETS",
     "RELEASED",
     "SAMPLERS",
+    "SERVED",
     "Ancestral",
     "Dilated",
     "Edit",
@@ -68,6 +72,7 @@ __all__ = [
     "Factor",
     "Planner",
     "RandomStart",
+    "Remdm",
     "Rgas",
     "Sampler",
     "Threshold",

@@ -55,6 +55,14 @@ class Blocks:
         self.began = torch.where(current != self.current, number, self.began)
         self.current = current
 
+    def at(self, number: int) -> Tensor:
+        """(B,) the block that a row's pass of this number is of, where each block takes all of its passes."""
+        count = self.count.clamp(min=1)
+        each, longer = self.steps // count, self.steps % count
+        left = number - longer * (each + 1)
+        block = torch.where(left < 0, number // (each + 1), longer + left.clamp(min=0) // each)
+        return torch.minimum(block, self.count)
+
     def here(self) -> Tensor:
         """(B, L) what the current block was to write."""
         return self.number == self.current[:, None]

@@ -52,15 +52,9 @@ class Edit(StepwiseSampler):
         """See `Sampler.label`."""
         return super().label.replace(self.name, f"{self.name} {self.threshold:g}/{self.editing_threshold:g}", 1)
 
-    def begin(self, work: Work) -> int:
-        """See `Sampler.begin`."""
-        super().begin(work)
-        work.passes = work.most  # passes that edit come on top of those that write
-        return work.passes
-
     def blocks(self, work: Work) -> Blocks:
         """See `Sampler.blocks`."""
-        return EditedBlocks(work.canvas, work.session.denoiser, work.steps, self.block_length, self.budget == "block")
+        return EditedBlocks(work.canvas, work.session.denoiser, work.steps, self.block_tokens, self.budget == "block")
 
     def current(self, work: Work) -> Tensor:
         """(B,) the block that each row is at."""

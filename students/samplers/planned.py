@@ -69,20 +69,13 @@ class PlannedSampler(Sampler):
         return Asked(rows, now, self.time(work, rows, now, transition[rows].masked_fill(~now, 0).amax(1)))
 
     def time(self, work: Work, rows: Tensor, now: Tensor, transition: Tensor) -> Tensor:
-        """(R,) t before a transition (R,) of some rows (R,), which writes at ``now`` (R, L).
-
-        Of a block within a text that a network sees whole, t is that of the whole text: at which as much of it is open
-        as then will be, on average. Where attention is in blocks, each has a time of its own.
-        """
-        if self.block_length is None:
+        """(R,) t before a transition (R,) of some rows (R,), which writes at ``now`` (R, L)."""
+        if self.block_tokens is None:
             return 1 - transition.double() / work.steps[rows]
-        blocks, number = work.blocks, work.blocks.number[rows]
-        block = torch.where(now, number, 0).amax(1)
+        blocks = work.blocks
+        block = torch.where(now, blocks.number[rows], 0).amax(1)
         own = 1 - (transition - blocks.before(block, rows)).double() / blocks.steps_of(block, rows)
-        if work.session.spec.attention == "block":
-            return own
-        here, later = (number == block[:, None]).sum(1), (number > block[:, None]).sum(1)
-        return work.process.time_of(1 - (later + here * (1 - work.process.alpha(own))) / work.to_write[rows])
+        return self.time_within(work, rows, block, work.process.alpha(own))
 
     def settle(self, work: Work, asked: Asked, before: Canvas, features: Tensor) -> tuple[Tokens, Tensor]:
         """All that is asked is committed."""

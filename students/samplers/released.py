@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from students.samplers.ancestral import Ancestral
 from students.samplers.edit import Edit
+from students.samplers.remdm import Remdm
 from students.samplers.sampler import Sampler
 from students.samplers.stepwise import StepwiseSampler
 from students.samplers.threshold import Threshold
@@ -44,6 +45,28 @@ RELEASED: dict[str, Sampler] = {
 }
 """By the name of the family, and for what is published beside it."""
 
+SERVED: dict[str, Sampler] = {
+    # all above τ = 0.95, or the most probable one: its "LowConfidence" algorithm
+    "sglang": Threshold(
+        draw="greedy", threshold=0.95, strict=True, block_length="attention", stop=True, budget="block"
+    ),
+    # all that reach τ = 0.85, or the most probable one: its "low_confidence_dynamic" strategy
+    "lmdeploy": Threshold(draw="greedy", threshold=0.85, block_length="attention", stop=True, budget="block"),
+}
+"""What inference engines run on any model that they serve, at their defaults, by the engine's name: as many steps of a
+block as it has tokens."""
+
+PRESETS: dict[str, Sampler] = {
+    **RELEASED,
+    **SERVED,
+    # mask again what they wrote (2503.00307)
+    "remdm-cap": Remdm(strategy="cap", top_p=0.9, end=1e-5),
+    "remdm-rescale": Remdm(strategy="rescale", top_p=0.9, end=1e-5),
+    "remdm-conf": Remdm(strategy="confidence", top_p=0.9, end=1e-5),
+    "remdm-loop": Remdm(strategy="loop", top_p=0.9, end=1e-5),
+}
+"""All names that stand for a rule with settings."""
+
 IN_ATTENTION_BLOCKS = frozenset({"sdar", "sdar-moe", "llada2", "llada2.1", "a2d"})
 """Whose blocks are the attention's own, where that has any."""
 
@@ -53,7 +76,7 @@ def released_sampler(name: str, spec: DenoiserSpec) -> Sampler | None:
 
     A model without an end token is written to the end of its canvas.
     """
-    rule = RELEASED.get(name)
+    rule = PRESETS.get(name)
     if not isinstance(rule, StepwiseSampler):
         return rule
     size = spec.block_size if name in IN_ATTENTION_BLOCKS and spec.block_size else rule.block_length

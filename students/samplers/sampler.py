@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
 from students.cache import Approximation
 from students.drawing import Drawing, Summary, Tokens
 from students.samplers.blocks import Blocks, block_numbers
-from students.session import Session
+from students.session import Session, check_cache
 from teachers.canvas import Canvas
-from teachers.denoiser import Denoiser, DenoiserSpec, end_ids
+from teachers.denoiser import UNBOUNDED, Denoiser, DenoiserSpec, end_ids
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
 from teachers.randomness import Randomness, of_rows, uniform_at
@@ -49,6 +49,10 @@ class Asked:
         """The rows ``before``, with the (N,) tokens of the asked positions where (R, L) ``commit`` says: (R, L)."""
         return torch.where(commit, before.tokens.masked_scatter(self.positions, tokens), before.tokens)
 
+    def left_open(self, before: Canvas, commit: Tensor) -> Tensor:
+        """(R, L) what is open after a pass that commits where (R, L) ``commit`` says."""
+        return before.open & ~commit
+
 
 class Schedule(NamedTuple):
     """When each position is written.
@@ -70,15 +74,16 @@ class Work:
         session: the denoiser, counted.
         canvas: as it is now. to_write: (B,) positions that were open at the start.
         steps, process, randomness, critic, until, given, uniforms: as of `fill`; steps are (B,).
-        number: n of the pass. most: the largest number of transitions of a row, in every process. passes: how many
-            there may be, in every process: no more than there are tokens.
+        number: n of the pass. most: the largest of the steps, in every process. passes: how many there may be, in every
+            process.
         blocks: that the canvas is written in. schedule: of a `PlannedSampler`. ends: (E,) what ends a text, the token
-            that fills up a text first.
+            that fills up a text first. confidence: (B, L), of what was written, for a rule that remasks.
     """
 
     blocks: Blocks
     schedule: Schedule
     ends: Tensor
+    confidence: Tensor
 
     def __init__(
         self,
@@ -112,7 +117,12 @@ class Work:
     def write(self, asked: Asked, before: Canvas, tokens: Tensor, commit: Tensor) -> None:
         """Put the (N,) tokens of the asked positions where (R, L) ``commit`` says, and close these positions."""
         self.canvas.tokens[asked.rows] = asked.written(before, tokens, commit)
-        self.canvas.open[asked.rows] = before.open & ~commit
+        self.canvas.open[asked.rows] = asked.left_open(before, commit)
+
+    def mask(self, rows: Tensor, positions: Tensor) -> None:
+        """Reopen (R, L) positions of some rows (R,), without a pass."""
+        self.canvas.tokens[rows] = self.canvas.tokens[rows].masked_fill(positions, self.session.spec.mask_id)
+        self.canvas.open[rows] |= positions
 
 
 class Sampler(Drawing, ABC):
@@ -123,9 +133,11 @@ class Sampler(Drawing, ABC):
             plain ancestral sampling.
         adaptive: how many passes a row takes depends on what the network says; ``steps`` is then only a cap.
         edits: whether what is committed may be changed again, so that a row may take more passes than it has tokens.
+        bounded: whether more steps than there are tokens can do no more.
         whole: whether it reads whole texts, and so does not write in blocks.
         block_length: tokens of the blocks that a canvas is written in, one after the other
-            (students/samplers/blocks.py); None for the whole canvas at once.
+            (students/samplers/blocks.py), or "attention" for the blocks of the model's own; None for the whole canvas
+            at once.
         stop: a row ends with the first block that holds an end token: what follows is filled with end tokens.
         budget: what ``steps`` counts: the passes of a whole "text", shared out among its blocks, or of each "block".
         cache: an approximation, see `students.cache.Approximation`: what is drawn from is no longer the law of the
@@ -135,12 +147,22 @@ class Sampler(Drawing, ABC):
     needs_critic: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
     edits: ClassVar[bool] = False
+    bounded: ClassVar[bool] = True
     whole: ClassVar[bool] = False
     name: str
-    block_length: int | None = Field(default=None, ge=1)
+    block_length: int | Literal["attention"] | None = None
     stop: bool = False
     budget: Budget = "text"
     cache: Approximation | None = None
+
+    @field_validator("block_length", mode="before")
+    @classmethod
+    def _is_length(cls, value: Any) -> Any:
+        if value is None or value == "attention" or (type(value) is int and value > 0):
+            return value
+        raise ValueError(
+            f"{value!r} is no length of a block; give a number of tokens, attention for the model's own blocks, or null"
+        )
 
     @model_validator(mode="after")
     def _in_blocks(self) -> Sampler:
@@ -183,8 +205,9 @@ class Sampler(Drawing, ABC):
     @property
     def _blocks_label(self) -> str:
         counted = " with steps of their own" * (self.budget == "block")
+        size = "the attention" if self.block_length == "attention" else self.block_length
         cache = "" if self.cache is None else f", approximate {self.cache} cache"
-        return "" if self.block_length is None else f", blocks of {self.block_length}{counted}{cache}"
+        return "" if self.block_length is None else f", blocks of {size}{counted}{cache}"
 
     def check(self, critic: nn.Module | None) -> None:
         """Refuse a run without what the rule needs.
@@ -193,25 +216,65 @@ class Sampler(Drawing, ABC):
             UserError: it needs a critic, and this is none.
         """
 
+    @property
+    def block_tokens(self) -> int | None:
+        """``block_length`` of a sampler that is `fitted`."""
+        assert self.block_length != "attention", "a sampler is fitted to a model first"
+        return self.block_length
+
+    def fitted(self, denoiser: Denoiser) -> Self:
+        """The same for a denoiser, in the blocks of its attention where they are asked for.
+
+        Raises:
+            UserError: its attention has none, or others, no token ends its texts, or it can not make such a cache.
+        """
+        size, fitted = denoiser.spec.block_size, self
+        if self.block_length == "attention":
+            if size is None:
+                raise UserError(
+                    f"sampler.block_length is 'attention', but this model's attention is {denoiser.spec.attention} and "
+                    "has no blocks; give a number of tokens, or null"
+                )
+            fitted = self.model_copy(update={"block_length": size})
+        length = fitted.block_tokens
+        if length is not None and size is not None and size % length and length % size:
+            raise UserError(
+                f"sampler.block_length is {length}, which cuts the blocks of {size} tokens of this model's attention; "
+                f"set it to {size}, to a divisor or a multiple of it, or to attention"
+            )
+        if self.stop and not end_ids(denoiser):
+            raise UserError("sampler.stop waits for an end token, and this model has none; set sampler.stop=false")
+        if self.cache is not None:
+            check_cache(denoiser, self.cache)
+        return fitted
+
     def fewest_steps(self, canvas: Canvas, denoiser: Denoiser) -> int:
         """With how many steps every row of a canvas can be filled, at least: one for each block that shares them."""
         if self.budget == "block":
             return 1
-        return max(1, int(block_numbers(canvas, denoiser, self.block_length)[1].max()))
+        return max(1, int(block_numbers(canvas, denoiser, self.fitted(denoiser).block_tokens)[1].max()))
 
-    def most_steps(self, length: int) -> int:
-        """How many steps of rows of ``length`` tokens can each write a token."""
-        return min(length, self.block_length) if self.budget == "block" and self.block_length else length
+    def steps_between(self, length: int) -> tuple[int, int]:
+        """With how many steps rows of ``length`` tokens can be filled, and with how many more is not gained."""
+        tokens = length if self.block_tokens is None else self.block_tokens
+        fewest, most = (1, min(length, tokens)) if self.budget == "block" else (-(-length // tokens), length)
+        return fewest, most if self.bounded else UNBOUNDED
 
     def most_transitions(self, length: int, steps: int) -> int:
         """How many transitions a row of ``length`` tokens has, its blocks' together, at most."""
-        return steps * -(-length // self.block_length) if self.budget == "block" and self.block_length else steps
+        tokens = self.block_tokens
+        return steps * -(-length // tokens) if self.budget == "block" and tokens else steps
+
+    def most_passes(self, length: int, steps: int) -> int:
+        """How many passes a row of ``length`` tokens takes, at most: one a token, unless these may change again."""
+        most = self.most_transitions(length, steps)
+        return most if self.edits else min(most, length)
 
     def transitions_of(self, canvas: Canvas, denoiser: Denoiser, steps: Tensor) -> Tensor:
         """(B,) how many transitions each row has, its blocks' together. ``steps``: (B,)."""
         if self.budget == "text":
             return steps
-        return steps * block_numbers(canvas, denoiser, self.block_length)[1].clamp(min=1)
+        return steps * block_numbers(canvas, denoiser, self.fitted(denoiser).block_tokens)[1].clamp(min=1)
 
     def start(self, canvas: Canvas, spec: DenoiserSpec, randomness: Randomness) -> Canvas:
         """What the first pass sees; most rules leave the canvas as it is."""
@@ -225,25 +288,33 @@ class Sampler(Drawing, ABC):
         """Find the blocks of a canvas, and what ends a text.
 
         Raises:
-            UserError: fewer steps than blocks, or no token that ends a text.
+            UserError: fewer steps than blocks.
         """
-        ends = end_ids(work.session.denoiser)
-        if self.stop and not ends:
-            raise UserError("sampler.stop waits for an end token, and this model has none; set sampler.stop=false")
-        work.ends = torch.tensor(ends, device=work.canvas.device)
-        work.most = self.most_transitions(work.canvas.length, work.most)
-        work.passes = min(work.most, work.canvas.length)
+        work.ends = torch.tensor(end_ids(work.session.denoiser) if self.stop else [], device=work.canvas.device)
+        work.passes = self.most_passes(work.canvas.length, work.most)
         work.blocks = self.blocks(work)
 
     def blocks(self, work: Work) -> Blocks:
         """Of the canvas before the first pass."""
-        return Blocks(work.canvas, work.session.denoiser, work.steps, self.block_length, self.budget == "block")
+        return Blocks(work.canvas, work.session.denoiser, work.steps, self.block_tokens, self.budget == "block")
 
     def move(self, work: Work) -> None:
         """See which block each row is at; with ``stop``, rows whose last one holds an end token are filled up."""
         work.blocks.move(self.current(work), work.number)
         if self.stop:
             self._end(work)
+
+    def time_within(self, work: Work, rows: Tensor, block: Tensor, written: Tensor) -> Tensor:
+        """(R,) t of some rows (R,) of whose current ``block`` (R,) such a part is ``written`` (R,), on average.
+
+        Of a block within a text that a network sees whole, t is that of the whole text: at which as much of it is
+        open. Where attention is in blocks, each has a time of its own.
+        """
+        if self.block_tokens is None or work.session.spec.attention == "block":
+            return work.process.time_of(written)
+        number = work.blocks.number[rows]
+        here, later = (number == block[:, None]).sum(1), (number > block[:, None]).sum(1)
+        return work.process.time_of(1 - (later + here * (1 - written)) / work.to_write[rows])
 
     def current(self, work: Work) -> Tensor:
         """(B,) the block that each row is at: the first that has something open."""

@@ -68,7 +68,7 @@ class Threshold(StepwiseSampler):
     def commit(self, prediction: Prediction) -> Tensor:
         """See `StepwiseSampler.commit`."""
         score = scores(self.score, self.tempered, prediction)
-        least = 1 if self.timetable is None else counts(self.timetable, self.block_length, prediction)
+        least = 1 if self.timetable is None else counts(self.timetable, self.block_tokens, prediction)
         return confident(score, prediction.candidates, self.threshold, least, self.strict)
 
 

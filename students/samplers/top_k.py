@@ -55,7 +55,7 @@ class TopK(StepwiseSampler):
 
     def commit(self, prediction: Prediction) -> Tensor:
         """See `StepwiseSampler.commit`."""
-        count = counts(self.timetable, self.block_length, prediction)
+        count = counts(self.timetable, self.block_tokens, prediction)
         rank = ranks(self.scores(prediction), prediction.candidates)
         return prediction.candidates & (rank < count[:, None])
 

@@ -15,7 +15,7 @@ from distill.config import DataConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
 from students.card import snippet
 from students.export import check_export, export_student
-from students.samplers import Ancestral, Dilated
+from students.samplers import Ancestral, Dilated, TopK
 from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
@@ -131,6 +131,8 @@ def test_folder_says_what_other_software_must_know(tmp_path):
         ({"attention": "block", "block_size": 4}, "cosine", Ancestral()),
         ({}, "log-linear", Dilated()),
         ({}, "cosine", Dilated()),
+        ({"attention": "block", "block_size": 4}, "cosine", Ancestral(block_length=16, budget="block")),
+        ({}, "log-linear", TopK(block_length=16, budget="block")),
     ],
 )
 def test_the_snippet_draws_from_the_denoisers_own_distribution(tmp_path, monkeypatch, spec, schedule, sampler):
@@ -171,6 +173,36 @@ def test_the_snippets_dilated_passes_are_the_samplers_own(schedule):
             found.add(tuple(scope["last"][0, start:].int().tolist()))
         assert found <= possible
         assert len(found) > 1
+
+
+@pytest.mark.parametrize("attention", ["full", "block"])
+def test_the_snippets_blocks_and_their_passes_are_the_samplers_own(attention):
+    spec = make(**({"attention": "block", "block_size": 4} if attention == "block" else {}))[0].spec
+    text = snippet(spec, "cosine", Ancestral(block_length=4, budget="block"))
+    canvas = torch.full((1, 9), spec.mask_id)
+    canvas[0, :2] = 7  # a prompt
+    scope = {"mask": spec.mask_id, "canvas": canvas, "settings": SimpleNamespace(max_denoising_steps=3)}
+    exec("import torch\n" + text[text.index("place =") : text.index("with torch")], scope)
+    written = [0, 0, 0, 0, 1, 1, 1] if attention == "full" else [0, 0, 1, 1, 1, 1, 2]
+    assert scope["place"][2:].tolist() == written
+    assert scope["passes"] == [(block, left) for block in sorted(set(written)) for left in (3, 2, 1)]
+    chance = re.search(r"< (.*)\)\)$", next(n for n in text.splitlines() if "reveal =" in n)).group(1)
+    for left in (1, 2, 3):
+        found = eval(chance, {"math": math, "left": left, "steps": 3})
+        t = torch.tensor([left / 3, (left - 1) / 3], dtype=torch.float64)
+        assert found == pytest.approx(float(MaskedProcess("cosine").reveal_probability(t[0], t[1])), abs=1e-12)
+
+
+def test_an_export_in_blocks_says_what_its_steps_count(tmp_path):
+    denoiser, tokenizer = make(attention="block", block_size=4)
+    rule = Ancestral(block_length="attention", budget="block")
+    folder = export_student(denoiser, tokenizer, tmp_path / "out", 2, None, "-", 12, sampler=rule)
+    generation = json.loads((folder / "generation_config.json").read_text())
+    assert (generation["max_denoising_steps"], generation["canvas_length"]) == (2, 12)
+    assert generation["sampler"]["block_length"] == 4
+    assert generation["sampler"]["budget"] == "block"
+    card = (folder / "README.md").read_text("utf-8")
+    assert "writes blocks of 4 tokens in at most 2 forward passes each, 12 tokens in at most 6." in card
 
 
 def test_an_export_of_another_network_is_refused(tmp_path):

@@ -34,13 +34,13 @@ def columns(evaluation: Evaluation) -> list[str]:
 
 
 def table_rows(evaluation: Evaluation) -> list[list[str]]:
-    """Cells under `columns`: real text first, then teacher, then student; "–" where nothing applies."""
+    """Cells under `columns`: real text first, then teacher, student and engines; "–" where nothing applies."""
     rows = []
     adaptive, divergence = _is_adaptive(evaluation), _has_divergence(evaluation)
     if evaluation.reference is not None:
         passes = ["–", "–"] * adaptive
         rows.append(["real text", "–", "–", *passes, "–", *_quality(evaluation.reference, divergence), "–", "–"])
-    for row in evaluation.rows:
+    for row in (*evaluation.rows, *(evaluation.served or ())):
         passes = [f"{n:.1f}" for n in (row.nfe, *([row.nfe_median, row.nfe_p95] * adaptive), row.critic_nfe)]
         speed = [f"{row.seconds:.1f}", f"{row.tokens_per_second:,.0f}"]
         rows.append([row.model, str(row.steps), *passes, *_quality(row, divergence), *speed])
@@ -53,11 +53,14 @@ def caption(evaluation: Evaluation) -> str:
     read = ", retokenized" if judge.retokenized else ""
     known = "" if judge.source_entropy is None else f", source entropy {judge.source_entropy:.4f} a token"
     bound = f"; {DIVERGENCE}" if _has_divergence(evaluation) else ""
+    served = "".join(
+        f"; {row.model}: the student as that engine samples, {row.sampler}" for row in evaluation.served or ()
+    )
     return (
         f"{sampling.samples} samples of {sampling.length} tokens a row; {samplers(evaluation)} sampler, "
         f"{sampling.draw} draws, {sampling.precision}; judge {judge.name} "
         f"({judge.parameters / 1e6:,.1f} M parameters{read}{known}){bound}; entropies in nats; "
-        "NFE: mean passes a sequence"
+        f"NFE: mean passes a sequence{served}"
     )
 
 

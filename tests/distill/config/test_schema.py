@@ -100,6 +100,20 @@ def test_missing_keys_are_named(tmp_path):
         (["sampler={name: top_k, stop: true}"], ("stop ends a text", "block_length")),
         (["sampler={name: top_k, order: entropi}"], ("sampler", "order", "entropi", "'entropy'")),
         (["sampler={name: ancestral, stop: true}"], ("stop ends a text", "block_length")),
+        (["sampler={name: ancestral, block_length: 32, budget: block}"], ("sampler.block_length is 32", "16 tokens")),
+        (["evaluate.sampler={name: top_k, block_length: 0}"], ("0 is no length of a block", "attention")),
+        (
+            ["sampler={name: ancestral, block_length: 4}", "objective.rollout.steps=[2,8]"],
+            ("objective.rollout.steps has 2", "4 blocks of 4", "budget=block"),
+        ),
+        (
+            ["sampler={name: ancestral, block_length: 4, budget: block}", "objective.rollout.steps=[2,8]"],
+            ("objective.rollout.steps has 8", "4 tokens of a block"),
+        ),
+        (
+            ["evaluate.sampler={name: top_k, block_length: 2}", "evaluate.every=5", "evaluate.watch_steps=4"],
+            ("evaluate.watch_steps is 4", "8 blocks of 2"),
+        ),
         (["sampler={name: dilated, budget: block}"], ("budget 'block'", "block_length")),
         (["evaluate.sampler={name: rgas, block_length: 4}"], ("rgas reads whole texts", "blocks of 4")),
     ],

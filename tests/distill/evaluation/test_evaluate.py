@@ -35,7 +35,7 @@ from teachers.families.stock.loading import create_denoiser
 from teachers.process import MaskedProcess
 from tests.distill.runs import sign
 from tests.forks import Command
-from tests.networks import shape
+from tests.networks import shape, stock
 
 LENGTH = 16
 SHAPE = shape(32, intermediate_size=32, initializer_range=0.3)
@@ -157,7 +157,16 @@ def test_the_many_step_teacher_is_ancestral_whatever_sampler_is_tried(made, tmp_
     ],
 )
 def test_many_steps_are_the_reverse_process_drawn_as_published_where_samples_are(sampler, reference):
-    assert many_steps(EvaluateConfig(sampler=sampler)).sampler == reference
+    assert many_steps(EvaluateConfig(sampler=sampler), stock(5, LENGTH)).sampler == reference
+
+
+def test_many_steps_of_block_attention_are_of_one_block_after_the_other():
+    teacher = stock(5, LENGTH, 4, attention="block", block_size=4)
+    rule = {"name": "top_k", "block_length": "attention", "budget": "block"}
+    assert many_steps(EvaluateConfig(sampler=rule), teacher).sampler == Ancestral(
+        block_length="attention", budget="block"
+    )
+    assert many_steps(EvaluateConfig(sampler="top_k"), teacher).sampler == Ancestral()
 
 
 def test_student_alone_into_a_new_folder_without_text(made, tmp_path, machine):
