@@ -130,9 +130,15 @@ def assert_same(denoiser, rule, canvas, steps, **more):
     return one.query_tokens, other.query_tokens
 
 
-@pytest.mark.parametrize("padding", [None, "none", "left", "right"])
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("network", ["blocks of 4", "shifted"])
+@pytest.mark.parametrize(
+    ("network", "padding"),
+    [
+        *(("blocks of 4", padding) for padding in (None, "none", "left", "right")),
+        ("shifted", None),
+        ("shifted", "left"),
+    ],
+)
 def test_every_rule_writes_as_without_a_cache(network, rule, padding):
     cached, whole = assert_same(
         NETWORKS[network](), RULES[rule], canvas_of(padding), torch.tensor([12, 14, 16, 20, 24])
@@ -297,13 +303,12 @@ def full(**spec) -> Denoiser:
 def test_what_an_approximate_cache_writes_does_not_depend_on_the_batch(cache, shift):
     rule = Threshold(threshold=0.3, block_length=4, cache=cache)
     for network in (full(shift=shift), blocks(8, shift=shift)):
-        for padding in ("none", "left"):
-            canvas = canvas_of(padding)
-            together = fill(network, canvas, rule, 12, streams())
-            for row in range(len(canvas)):
-                alone = fill(network, canvas.rows(slice(row, row + 1)), rule, 12, RowStreams(0, (1,), [row]))
-                assert torch.equal(alone.tokens[0], together.tokens[row])
-            assert together.log_prob is None
+        canvas = canvas_of("left")
+        together = fill(network, canvas, rule, 12, streams())
+        for row in (0, 1, 4):
+            alone = fill(network, canvas.rows(slice(row, row + 1)), rule, 12, RowStreams(0, (1,), [row]))
+            assert torch.equal(alone.tokens[0], together.tokens[row])
+        assert together.log_prob is None
 
 
 @pytest.mark.parametrize("budget", [("text", 12), ("block", 3)])
