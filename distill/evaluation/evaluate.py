@@ -92,7 +92,7 @@ def evaluate(
             rows.append(_row(part, samples, figures))
     return Evaluation(
         judge=JudgeDescription(judge.name, judge.parameters, judge.retokenized, judge.source_entropy(length)),
-        sampling=_sampling(config, length, seed, process, parts[0].denoiser.device),
+        sampling=_sampling(config, length, seed, process, parts[0].denoiser.device, prompts is not None),
         reference=None if real is None else Figures(**real),
         rows=tuple(row for row in rows if row.model not in SERVED),
         served=tuple(row for row in rows if row.model in SERVED) or None,
@@ -161,7 +161,9 @@ def _row(part: _Part, samples: Samples, figures: dict[str, Any]) -> Row:
     )
 
 
-def _sampling(config: EvaluateConfig, length: int, seed: int, process: MaskedProcess, device: torch.device) -> Sampling:
+def _sampling(
+    config: EvaluateConfig, length: int, seed: int, process: MaskedProcess, device: torch.device, prompted: bool
+) -> Sampling:
     return Sampling(
         sampler=config.sampler.name,
         sampler_settings=config.sampler.model_dump(exclude={"name", "draw"}),
@@ -175,6 +177,7 @@ def _sampling(config: EvaluateConfig, length: int, seed: int, process: MaskedPro
         bootstrap=config.bootstrap,
         device=device_name(device),
         torch=str(torch.__version__),
+        prompted=prompted or None,
     )
 
 

@@ -45,7 +45,10 @@ class JudgeDescription:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the samples were made. ``samples`` rows of ``length`` tokens, ``batch`` at a time; ``device`` by name."""
+    """How the samples were made. ``samples`` rows of ``length`` tokens, ``batch`` at a time; ``device`` by name.
+
+    ``prompted`` is True where they were written after prompts: figures are of what was written, up to its end.
+    """
 
     sampler: str
     sampler_settings: dict[str, Any]
@@ -59,6 +62,13 @@ class Sampling:
     bootstrap: int
     device: str
     torch: str
+    prompted: bool | None = None
+
+    @property
+    def size(self) -> str:
+        """How many samples of how many tokens, in words."""
+        prompts = ", prompt included" if self.prompted else ""
+        return f"{self.samples} samples of {self.length} tokens{prompts}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ def caption(comparison: Comparison) -> str:
         f"budget {budget[:-1]} {spent}; the average after the last update; means over seeds, of "
         "perplexity that of all their samples; interval: students t over seeds, in nats, teacher and real text "
         "bootstrap over samples; "
-        f"{sampling.samples} samples of {sampling.length} tokens a run, {sampling.sampler} sampler, "
+        f"{sampling.size} a run, {sampling.sampler} sampler, "
         f"{sampling.draw} draws, {sampling.precision}, {sampling.device}; judge {judge.name} "
         f"({judge.parameters / 1e6:,.1f} M parameters{read}){bound}; entropies in nats; "
         "NFE: mean passes a sequence; seconds of sampling all samples; "

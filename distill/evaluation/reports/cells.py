@@ -57,7 +57,7 @@ def caption(evaluation: Evaluation) -> str:
         f"; {row.model}: the student as that engine samples, {row.sampler}" for row in evaluation.served or ()
     )
     return (
-        f"{sampling.samples} samples of {sampling.length} tokens a row; {samplers(evaluation)} sampler, "
+        f"{sampling.size} a row; {samplers(evaluation)} sampler, "
         f"{sampling.draw} draws, {sampling.precision}; judge {judge.name} "
         f"({judge.parameters / 1e6:,.1f} M parameters{read}{known}){bound}; entropies in nats; "
         f"NFE: mean passes a sequence{served}"

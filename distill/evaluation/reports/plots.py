@@ -40,7 +40,7 @@ def evaluation_figure(evaluation: Evaluation) -> Figure:
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     sampling = evaluation.sampling
     figure.supxlabel(
-        f"{sampling.samples} samples of {sampling.length} tokens, {samplers(evaluation)} sampler, "
+        f"{sampling.size}, {samplers(evaluation)} sampler, "
         f"{sampling.draw} draws; band: 95% bootstrap interval",
         fontsize=8.5, color=GREY,
     )  # fmt: skip
