@@ -160,7 +160,7 @@ class StepReductionConfig(ObjectiveConfig):
                 f"sampler {sampler.label!r} is not blind to what it draws, or does not draw exactly at temperature 1, "
                 "which step_reduction needs; leave its confidence, draw, temperature, top_k and top_p out"
             )
-        if sampler.block_length is not None and sampler.block_length < run.length:
+        if isinstance(sampler.block_length, int) and sampler.block_length < run.length:
             self._check_blocks(sampler)
         if run.measured != sampler:
             raise ValueError(
