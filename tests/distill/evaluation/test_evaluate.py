@@ -147,6 +147,49 @@ def test_the_many_step_teacher_is_ancestral_whatever_sampler_is_tried(made, tmp_
     assert "dilated (teacher, student); ancestral (teacher at 64 steps) sampler" in table
 
 
+def in_blocks(tokenizer):
+    sizes = {"attention": "block", "block_size": 4, "eos_id": tokenizer.eos_token_id, "sizes": SHAPE}
+    return stock(len(tokenizer), LENGTH, tokenizer.mask_token_id, **sizes).requires_grad_(False)
+
+
+def test_a_student_of_blocks_is_measured_as_engines_sample_from_it(made, judge):
+    student, rule = in_blocks(made.tokenizer), {"name": "ancestral", "block_length": "attention", "budget": "block"}
+    config = EvaluateConfig(**(SMALL | {"steps": [1, 4], "sampler": rule}))
+    found = evaluate(None, student, judge, config, LENGTH, served=True)
+    assert [(row.steps, row.sampler) for row in found.rows] == [
+        (steps, "ancestral, blocks of 4 with steps of their own") for steps in (1, 4)
+    ]
+    assert found.rows[0].nfe == 4, "a pass for each of four blocks"
+    assert 4 < found.rows[1].nfe <= 16
+    assert [(row.model, row.steps, row.sampler) for row in found.served or ()] == [
+        ("sglang", 4, "threshold 0.95, greedy, blocks of 4 with steps of their own"),
+        ("lmdeploy", 4, "threshold 0.85, greedy, blocks of 4 with steps of their own"),
+    ]
+    assert [cells[0] for cells in table_rows(found)] == ["student", "student", "sglang", "lmdeploy"]
+    assert "sglang: the student as that engine samples, threshold 0.95" in found.markdown()
+    assert Evaluation(**vars(found)).quality == found.quality
+    plain = evaluate(None, tiny(made.tokenizer, 2), judge, EvaluateConfig(**SMALL), LENGTH, served=True)
+    assert plain.served is None, "no engine serves full attention"
+
+
+@pytest.mark.parametrize(
+    ("rule", "settings", "said"),
+    [
+        (
+            {"block_length": 4, "budget": "block"},
+            {"steps": [8]},
+            "has 8, more steps than the 4 tokens of a block",
+        ),
+        ({"block_length": 4}, {"steps": [2, 8]}, "steps has 2, fewer steps than the 4 blocks of 4 tokens"),
+        ({"block_length": 6}, {"steps": [8]}, "block_length is 6, which cuts the blocks of 4 tokens"),
+    ],
+)
+def test_steps_and_blocks_that_do_not_fit_are_refused_before_anything_is_sampled(made, judge, rule, settings, said):
+    config = EvaluateConfig(**(SMALL | settings | {"sampler": rule}))
+    with pytest.raises(UserError, match=said):
+        evaluate(None, in_blocks(made.tokenizer), judge, config, LENGTH)
+
+
 @pytest.mark.parametrize(
     ("sampler", "reference"),
     [
