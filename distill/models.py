@@ -26,6 +26,7 @@ from teachers.description import Description, describe
 from teachers.errors import UserError
 from teachers.families import Checkpoint, resolve
 from teachers.families.family import OPTIONS, Partition, Spread
+from teachers.families.stock.denoiser import StockDenoiser
 from teachers.families.stock.loading import says_denoiser
 from teachers.headers import read_headers
 from teachers.process import MaskedProcess, Schedule
@@ -264,16 +265,45 @@ def load_student(
         original: reads the teacher again, where it is not whole in this process; None to copy it.
     """
     if config.student.adapter is not None:
+        _check_adapter_blocks(config, teacher.spec)
         # the same seed as the critic's: their adapters start equal, as do a student and a critic that are copies
         torch.manual_seed(config.train.seed)
         return AdaptedDenoiser(teacher, config.student.adapter)
     if config.student.init == "teacher":
-        return trainable_copy(teacher) if original is None else trainable(original())
+        copy = trainable_copy(teacher) if original is None else trainable(original())
+        return in_blocks(copy, config.blocks.size, config.teacher.path)
     checkpoint = resolve(config.student.init) if checkpoint is None else checkpoint
     options: dict[str, Any] = {"mask_id": teacher.spec.mask_id} if "mask_id" in checkpoint.family.options else {}
     student = load_planned(checkpoint, tokenizer, precision=precision, **options)
     _check_start(config, student.spec, teacher.spec)
-    return trainable(student)
+    return in_blocks(trainable(student), config.blocks.size, config.student.init)
+
+
+def in_blocks(student: Denoiser, size: int | None, name: str) -> Denoiser:
+    """The same network with attention in blocks of ``size`` tokens: another mask is all that changes.
+
+    Args:
+        size: None for the attention that it has. name: the model's, for the message.
+
+    Raises:
+        UserError: it has another one, which its format fixes.
+    """
+    if size in (None, student.spec.block_size):
+        return student
+    if not isinstance(student, StockDenoiser) or student.release is not None:
+        raise UserError(
+            f"blocks.size is {size}, but the format of model {name!r} says what its tokens look at; leave blocks.size "
+            "out, or start from a model in a stock layout, such as fewstep export --layout stock writes"
+        )
+    return student.with_blocks(size)
+
+
+def _check_adapter_blocks(config: DistillConfig, teacher: DenoiserSpec) -> None:
+    if config.blocks.size not in (None, teacher.block_size):
+        raise UserError(
+            f"blocks.size is {config.blocks.size}, but the student is an adapter on a teacher with "
+            f"{teacher.attention} attention, and looks where that does; leave out blocks.size, or student.adapter"
+        )
 
 
 def _check_start(config: DistillConfig, student: DenoiserSpec, teacher: DenoiserSpec) -> None:

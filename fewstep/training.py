@@ -11,6 +11,7 @@ import torch
 
 import distill.models
 from distill.config import DataConfig, DistillConfig, OptimizerConfig
+from distill.config.blocks import in_own_blocks
 from distill.config.overrides import validate
 from distill.config.precision import settled
 from distill.data.given import GivenRows, data_section
@@ -215,6 +216,7 @@ def own(teacher: Teacher, config: DistillConfig) -> tuple[Denoiser, Any]:
 def finished(teacher: Teacher, config: DistillConfig, average: Denoiser | None, updates: int) -> Student:
     """The averaged network as a model of its own, any adapter merged into its teacher."""
     assert average is not None  # of the main process, and there is no other
+    config = in_own_blocks(config, average.spec)
     made = f"The averaged weights after {updates} updates of `{config.objective.name}` distillation"
     return Student(
         f"student of {teacher.name}",
@@ -223,7 +225,7 @@ def finished(teacher: Teacher, config: DistillConfig, average: Denoiser | None, 
             teacher.tokenizer,
             config.sequence_length,
             config.teacher.process,
-            min(distill.models.STEPS, config.sequence_length),
+            min(distill.models.STEPS, config.sampler.most_steps(config.sequence_length)),
             config.sampler,
             f"{made}; teacher `{config.teacher.path}`.",
         ),

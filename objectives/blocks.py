@@ -18,12 +18,10 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from objectives.objective import LossOutput, Objective, ObjectiveConfig, Rollout, labels_of
+from objectives.objective import Distillation, LossOutput, Needs, Objective, ObjectiveConfig, Rollout, labels_of
 from students.fill import fill
-from students.samplers.sampler import Sampler
 from teachers.canvas import Batch, Canvas
 from teachers.prefix import split
-from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from teachers.section import Section
 
@@ -41,7 +39,7 @@ class BlocksConfig(Section):
     size: PositiveInt | None = None
     prefix: Literal["data", "teacher", "student"] = "data"  # [paper] 2503.09573
 
-    def check(self, objective: ObjectiveConfig, needs: str, has_text: bool) -> None:
+    def check(self, objective: ObjectiveConfig, needs: Needs, has_text: bool) -> None:
         """Refuse a prefix that the objective can not be given.
 
         Args:
@@ -91,21 +89,17 @@ class InBlocks(Objective[BlocksRollout]):
     others behind the same tokens. Blocks behind the one in which a text ends have nothing to write.
 
     Args:
-        objective: built for canvases of ``size`` tokens.
-        sampler: the student's. steps: passes of a block, where the student writes what is before it.
+        objective: built for canvases of a block.
+        whole: what is distilled, of whole texts.
+        steps: passes of a block, where the student writes what is before it.
     """
 
-    def __init__(
-        self,
-        objective: Objective[Rollout],
-        config: BlocksConfig,
-        size: int,
-        process: MaskedProcess,
-        sampler: Sampler,
-        steps: int,
-    ):
-        self.objective, self.config, self.size = objective, config, size
-        self.process, self.sampler, self.steps = process, sampler, steps
+    def __init__(self, objective: Objective[Rollout], config: BlocksConfig, whole: Distillation, steps: int):
+        size = whole.student.spec.block_size
+        assert size is not None, "the student writes in blocks"
+        self.objective, self.config, self.size = objective, config, min(size, whole.length)
+        self.process, self.sampler, self.steps = whole.process, whole.sampler, steps
+        self.eos_id = whole.student.spec.eos_id if whole.tail.eos_id is None else whole.tail.eos_id
         self.phases, self.group, self.candidates = objective.phases, objective.group, objective.candidates
         self.student, self.target, self.reference = objective.student, objective.target, objective.reference
         self.asks, self.needs = objective.asks, objective.needs
@@ -146,7 +140,7 @@ class InBlocks(Objective[BlocksRollout]):
 
     def _blocks(self, texts: Batch) -> Batch:
         labels = labels_of(texts)
-        ended = behind_end(labels, self.student.spec.eos_id, self.size)
+        ended = behind_end(labels, self.eos_id, self.size)
         canvas = split(replace(texts.canvas, open=texts.canvas.open & ~ended), labels, self.size)
         order = texts.order
         if order is not None:

@@ -86,15 +86,20 @@ def best_order(
     process: MaskedProcess = LOG_LINEAR,
     candidates: int = 1,
     given: Tensor | None = None,
+    block_length: int | None = None,
 ) -> RecordedOrder:
     """Of several orders of the same tokens, each row's of the largest ELBO (Seed Diffusion, 2508.02193).
 
     The first candidate is the confidence order, in which the tokens are drawn if they are not given; the others are
     noisy ones of the same tokens [open]: choosing among orders leaves the law of the texts as it is.
+
+    Args:
+        block_length: of the blocks that are written one after the other, as of a sampler.
     """
-    best = record_order(denoiser, canvas, steps, randomness, process, given)
+    confident, noisy = TopK(block_length=block_length), NoisyTopK(block_length=block_length)
+    best = record_order(denoiser, canvas, steps, randomness, process, given, confident)
     for _ in range(candidates - 1):
-        other = record_order(denoiser, canvas, steps, randomness, process, best.tokens, NoisyTopK())
+        other = record_order(denoiser, canvas, steps, randomness, process, best.tokens, noisy)
         better = other.elbo > best.elbo
         best.order = torch.where(better[:, None], other.order, best.order)
         best.elbo = torch.where(better, other.elbo, best.elbo)

@@ -31,6 +31,8 @@ CONFIG = {
     "teacher": {"path": "bundled:teacher"},
     "objective": {"name": "integral_kl", "rollout": {"name": "k_step", "steps": [2]}},
     "length": 16,
+    "teacher_samples": 8,
+    "teacher_sample_steps": 16,
     "train": {"updates": 20, "batch": 2, "precision": "float32", "student": {"lr": 1e-4}, "critic": {"lr": 1e-4}},
     "evaluate": {"judge": "bundled:judge", "retokenize": True, "steps": [1, 4], "teacher_steps": 4, "samples": 4},
 }  # fmt: skip

@@ -11,6 +11,7 @@ from distill.config.deepspeed import check_deepspeed
 from distill.config.samplers import AnySampler, measured_with
 from distill.config.task import TaskConfig
 from objectives import DISTILLERS
+from objectives.blocks import BlocksConfig
 from objectives.elbo import EditConfig
 from objectives.masking import MasksConfig
 from objectives.objective import ObjectiveConfig, Surroundings
@@ -335,10 +336,15 @@ class DistillConfig(Section):
 
     ``sampler`` is what the student is trained for: its rollouts, the watch, evaluation, export and `fewstep generate`
     fill canvases in this way. ``evaluate.sampler`` is another one to measure with.
+
+    A student whose attention is in blocks, as its teacher's is or as ``blocks.size`` says, is trained in these: a row
+    of the objective is then a block behind clean text, and all samplers get its ``block_length`` and ``budget: block``,
+    so that steps are passes of a block.
     """
 
     teacher: TeacherConfig
     student: StudentConfig = StudentConfig()
+    blocks: BlocksConfig = BlocksConfig()
     objective: AnyObjective
     sampler: AnySampler = Ancestral()
     data: DataConfig | None = None

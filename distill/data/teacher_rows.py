@@ -63,6 +63,8 @@ def training_rows(
     if objective.needs == "rows" and corpus is not None and (not prompted or corpus.labelled):
         return corpus
     end = corpus.end if prompted else None
+    if objective.needs == "written rows" and not prompted:
+        corpus = None  # there is nothing to write after
     if run is None:
         tensors, _ = write_rows(config, teacher, world, objective.needs, objective.candidates, corpus)
         return _as_corpus(tensors, config, end)
@@ -142,14 +144,23 @@ class _Writer:
         """The tensors of `write_rows`, of some of its rows."""
         steps, process = self.config.teacher_sample_steps, MaskedProcess(self.config.teacher.process)
         if self.needs != "trajectories":
-            filled = fill(self.teacher, batch.canvas, Ancestral(), steps, self.generator, process=process)
+            rule = Ancestral(block_length=self.teacher.spec.block_size)
+            filled = fill(self.teacher, batch.canvas, rule, steps, self.generator, process=process)
             tensors = {"tokens": filled.tokens}
             if self.prompted:
                 tensors["given"] = (~batch.canvas.open).sum(1)
         else:
-            best = best_order(self.teacher, batch.canvas, steps, self.generator, process, self.candidates, batch.labels)
+            best = best_order(
+                self.teacher, batch.canvas, steps, self.generator, process, self.candidates, batch.labels,
+                order_blocks(self.config),
+            )  # fmt: skip
             tensors = {"tokens": best.tokens, "order": best.order}
         return {name: tensor.int().cpu() for name, tensor in tensors.items()}
+
+
+def order_blocks(config: DistillConfig) -> int | None:
+    """Tokens of the blocks within which the teacher's order is recorded: the student's, where it writes in some."""
+    return config.sampler.block_length if config.sampler.budget == "block" else None
 
 
 def _origin(objective: Objective, config: DistillConfig, corpus: Data | None) -> str:
@@ -164,4 +175,6 @@ def _origin(objective: Objective, config: DistillConfig, corpus: Data | None) ->
         "teacher": config.teacher.model_dump(mode="json", exclude={"placement"}),
         "data": corpus.identity() if corpus is not None else None,
     }
+    if (size := order_blocks(config)) is not None:
+        values["blocks"] = size
     return json.dumps(values, sort_keys=True)

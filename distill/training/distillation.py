@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from distill.config import DistillConfig, OptimizerConfig, validate
+from distill.config.blocks import in_own_blocks
 from distill.config.deepspeed import deepspeed_section
 from distill.data.batches import Data, load_data
 from distill.data.prompted import PromptedCorpus
@@ -28,7 +29,8 @@ from distill.training.opening import create_run, leave, open_run
 from distill.training.placement import offload_folder, place_teacher, spread_of
 from distill.training.trainer import Trainer
 from distill.training.watch import CollapseWatch
-from objectives.objective import Objective
+from objectives.blocks import InBlocks
+from objectives.objective import Distillation, Objective
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.vocabulary import token_id
@@ -122,7 +124,11 @@ def build_objective(config: DistillConfig, networks: Networks, corpus: Data | No
     """The objective with networks of its own, which are copied while their original is whole.
 
     Args:
+        config: of `in_own_blocks`.
         corpus: the data, of whose prompts some are used to measure what must be known before training.
+
+    Raises:
+        UserError: the objective can not be built for these networks, or not with the text that is to be before blocks.
     """
     start, end = critic_start(config, networks), token_id(networks.tokenizer, "eos")
     distillation = as_distillation(config, networks.teacher, networks.student, start, end)
@@ -131,15 +137,29 @@ def build_objective(config: DistillConfig, networks: Networks, corpus: Data | No
         batch = corpus.batch(config.train.seed, rows, networks.teacher.spec.mask_id)
         distillation = replace(distillation, prompted=batch.canvas)
     torch.manual_seed(config.train.seed)  # the discriminator's head and the critic's adapter start at random
-    return config.objective.build(distillation)
+    size = networks.student.spec.block_size
+    return config.objective.build(distillation) if size is None else _on_blocks(config, distillation, size)
+
+
+def _on_blocks(config: DistillConfig, whole: Distillation, size: int) -> InBlocks:
+    """The objective on blocks of ``size`` tokens, whose first ones behind nothing stand for all in measurements."""
+    length = min(size, whole.length)
+    objective = config.objective.build(replace(whole, length=length, prompted=None))
+    try:
+        config.blocks.check(config.objective, objective.needs, config.data is not None)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return InBlocks(objective, config.blocks, whole, config.objective.most_steps)
 
 
 def critic_start(config: DistillConfig, networks: Networks) -> Denoiser | None:
     """What critics start as where the teacher is not whole in this process; None where it is.
 
     An adapter sits on the teacher wherever that is. A copy is made of the student, which starts as the teacher does, or
-    else of the teacher's files.
+    else of the teacher's files. Where only the student has its blocks, it is made of the student.
     """
+    if networks.student.spec.block_size not in (None, networks.teacher.spec.block_size):
+        return None if config.objective.adapters else networks.student
     copies = "critic" in config.objective.phases or config.objective.capabilities
     if networks.original is None or config.objective.adapters or not copies:
         return None
@@ -158,6 +178,7 @@ def in_memory(config: DistillConfig, networks: Networks, world: World) -> Traine
     Raises:
         UserError: a mistake in the input.
     """
+    config = in_own_blocks(config, networks.student.spec, networks.teacher.spec)
     corpus = load_rows(config, networks)
     objective = build_objective(config, networks, corpus)
     place_teacher(networks.teacher, config.teacher, config.train, world, offload_folder())
@@ -193,11 +214,12 @@ def in_run_folder(
     run = RunFolder(path)
     config = open_run(run, config, world, resume, allow_changes)
     networks = load_networks(config, loaded, world, run.path)
+    config = in_own_blocks(config, networks.student.spec, networks.teacher.spec)
     watch = CollapseWatch(config, networks.teacher, networks.tokenizer, world) if config.evaluate.every else None
     corpus = load_rows(config, networks)
+    objective = build_objective(config, networks, corpus)
 
     create_run(run, config, networks.tokenizer, world, resume)
-    objective = build_objective(config, networks, corpus)
     if watch is not None:
         watch.reference = objective.reference
     place_teacher(networks.teacher, config.teacher, config.train, world, offload_folder(run.path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerBase
 
 from distill.config import AnyConfig, DistillConfig, PretrainConfig, dump_config
+from distill.config.blocks import as_recorded
 from distill.config.precision import settled
 from distill.runtime.checkpoints import latest_checkpoint, verify_checkpoint
 from distill.runtime.exits import PREEMPTED
@@ -23,7 +24,7 @@ def open_run(run: RunFolder, config: AnyConfig, world: World, resume: bool, allo
     What other libraries are given is tried first: where they refuse it, no folder is in the way of the next start.
 
     Returns:
-        The config with its precision `settled`, as a resumed run has it, on every process.
+        The config with its precision `settled`, and its blocks, as a resumed run has them, on every process.
 
     Raises:
         UserError: it can not; see `check_wandb`, `rehearse`, `check_new_folder`, `RunFolder.reopen` and
@@ -37,6 +38,8 @@ def open_run(run: RunFolder, config: AnyConfig, world: World, resume: bool, allo
             check_new_folder(run.path)
             return settled(config)
         same = settled(config, run.started_with())
+        if isinstance(same, DistillConfig):
+            same = as_recorded(same, run.started_with())
         run.reopen(dump_config(same), allow_changes)
         if (checkpoint := latest_checkpoint(run)) is not None:
             verify_checkpoint(checkpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,10 +42,10 @@ def objective_of(name, teacher="block", prefix="data"):
     teacher = frozen(TEACHERS[teacher]())
     student = trainable_copy(network(shift=teacher.spec.shift))
     torch.manual_seed(1)
-    distillation = Distillation(teacher, student, MaskedProcess(), SIZE, student, sampler)
-    objective = InBlocks(
-        config.build(distillation), BlocksConfig(prefix=prefix), SIZE, MaskedProcess(), Ancestral(), config.most_steps
-    )
+    whole = Distillation(teacher, student, MaskedProcess(), LENGTH, student, sampler)
+    inner = config.build(replace(whole, length=SIZE))
+    whole = replace(whole, sampler=Ancestral(block_length=SIZE, budget="block"))
+    objective = InBlocks(inner, BlocksConfig(prefix=prefix), whole, config.most_steps)
     with torch.no_grad():
         for phase in objective.phases:
             for parameter in objective.networks[phase].parameters():
@@ -176,13 +177,12 @@ def test_a_text_ends_where_nothing_but_end_tokens_follow():
 
 def test_blocks_behind_the_students_own_text_have_its_joint_law():
     """Prefix and redrawn block against q(x_<b) q(x_b | x_<b), enumerated, for a student of one pass a block."""
-    vocabulary, size, rows = 3, 2, 4000
-    student = stock(
-        vocabulary, 4, 2, sizes=shape(initializer_range=1.0), attention="block", block_size=size
-    ).requires_grad_(False)  # fmt: skip
-    config = IntegralKLConfig(rollout={"steps": [1]})
-    distillation = Distillation(student, student, MaskedProcess(), size, student, Ancestral())
-    own = InBlocks(config.build(distillation), BlocksConfig(prefix="student"), size, MaskedProcess(), OneBlock(), 2)
+    size, rows = 2, 4000
+    student = stock(3, 4, 2, sizes=shape(initializer_range=1.0), attention="block", block_size=size)
+    student.requires_grad_(False)
+    sampler, config = Ancestral(block_length=size, budget="block"), IntegralKLConfig(rollout={"steps": [1]})
+    whole = Distillation(student, student, MaskedProcess(), 4, student, sampler)
+    own = InBlocks(config.build(replace(whole, length=size)), BlocksConfig(prefix="student"), whole, 1)
     assert own.needs == "nothing"
     rollout = own.rollout(Batch(Canvas.blank(rows, 4, 2)), RowStreams(0, (0,), range(rows)))
     second = rollout.blocks.canvas.prefix.block == 1
@@ -201,10 +201,3 @@ def test_blocks_behind_the_students_own_text_have_its_joint_law():
     observed = torch.bincount(index, minlength=16).double()
     expected = law * rows
     assert float(((observed - expected).square() / expected).sum()) < 37.7  # 99.9% of χ² with 15 degrees of freedom
-
-
-class OneBlock(Ancestral):
-    """Each block of two at once, one after the other."""
-
-    def transitions(self, canvas, steps, process, randomness):
-        return (torch.arange(canvas.length) // 2).expand_as(canvas.tokens)

@@ -10,6 +10,7 @@ import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -92,6 +93,16 @@ class StockDenoiser(Denoiser):
         missing |= set() if model.supports_gradient_checkpointing else {"checkpointing"}
         missing |= set() if self.takes_positions and not _has_window(model.config, spec) else {"cache"}
         self.capabilities = (CAPABILITIES if release is None else release.capabilities) - missing
+
+    def with_blocks(self, size: int) -> StockDenoiser:
+        """The same network with attention in blocks of ``size`` tokens, sharing the parameters.
+
+        Raises:
+            UserError: it has layers with a window.
+        """
+        assert self.release is None, "a release fixes what tokens look at"
+        spec = replace(self.spec, attention="block", block_size=size)
+        return StockDenoiser(self.model, spec, None, self.dtypes, self.companions, self.columns).eval()
 
     def inputs(
         self, canvas: Canvas, embeddings: Tensor | None = None, block_size: int | None = None
