@@ -11,6 +11,7 @@ student writes itself, block by block in its own passes, so that its blocks have
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from objectives.objective import Distillation, LossOutput, Needs, Objective, ObjectiveConfig, Rollout, labels_of
 from students.fill import fill
 from teachers.canvas import Batch, Canvas
+from teachers.denoiser import end_ids
 from teachers.prefix import split
 from teachers.randomness import RowStreams
 from teachers.section import Section
@@ -99,7 +101,7 @@ class InBlocks(Objective[BlocksRollout]):
         assert size is not None, "the student writes in blocks"
         self.objective, self.config, self.size = objective, config, min(size, whole.length)
         self.process, self.sampler, self.steps = whole.process, whole.sampler, steps
-        self.eos_id = whole.student.spec.eos_id if whole.tail.eos_id is None else whole.tail.eos_id
+        self.ends = whole.tail.ends or end_ids(whole.student)
         self.phases, self.group, self.candidates = objective.phases, objective.group, objective.candidates
         self.student, self.target, self.reference = objective.student, objective.target, objective.reference
         self.asks, self.needs = objective.asks, objective.needs
@@ -140,7 +142,7 @@ class InBlocks(Objective[BlocksRollout]):
 
     def _blocks(self, texts: Batch) -> Batch:
         labels = labels_of(texts)
-        ended = behind_end(labels, self.eos_id, self.size)
+        ended = behind_end(labels, self.ends, self.size)
         canvas = split(replace(texts.canvas, open=texts.canvas.open & ~ended), labels, self.size)
         order = texts.order
         if order is not None:
@@ -163,17 +165,16 @@ class InBlocks(Objective[BlocksRollout]):
         return self.objective.loss(phase, rollout.blocks)
 
 
-def behind_end(tokens: Tensor, eos_id: int | None, size: int) -> Tensor:
+def behind_end(tokens: Tensor, ends: Sequence[int], size: int) -> Tensor:
     """(B, L) bool: the blocks of ``size`` tokens behind the one in which a text ends.
 
-    It ends with the first of the end-of-text tokens that fill the rest of the row. One in the middle of a row of packed
+    It ends with the first of the end tokens that fill the rest of the row. One in the middle of a row of packed
     documents ends none.
 
     Args:
-        eos_id: None for texts without an end.
+        ends: the tokens that end a text, see `teachers.denoiser.end_ids`.
     """
     column = torch.arange(tokens.shape[1], device=tokens.device)
-    if eos_id is None:
-        return torch.zeros_like(tokens, dtype=torch.bool)
-    end = torch.where(tokens != eos_id, column, -1).amax(1, keepdim=True) + 1  # (B, 1)
+    others = ~torch.isin(tokens, torch.tensor(ends, dtype=tokens.dtype, device=tokens.device))
+    end = torch.where(others, column, -1).amax(1, keepdim=True) + 1  # (B, 1)
     return column // size > end // size

@@ -75,7 +75,7 @@ def test_from_a_teacher_of_blocks_to_an_export_that_writes_in_them(size, home, t
     blocks = LENGTH // size
     assert passes["student", 2] == 2 * blocks
     assert passes["teacher", 1] == passes["student", 1] == blocks
-    assert passes["teacher", 4] == 4 * blocks
+    assert blocks < passes["teacher", 4] <= 4 * blocks  # ancestral: a pass that writes nothing is none
 
     exported = export_command(run, tmp_path / "exported", steps=2)
     assert open_student(exported).sampler.block_length == size

@@ -218,7 +218,7 @@ def test_a_model_that_is_a_denoiser_already(home, tmp_path):
 
 def test_a_denoiser_of_full_attention_becomes_one_of_blocks(home, tmp_path):
     """Nothing but where its tokens look changes before the first update: not even the mask's embedding."""
-    config = load_config(PretrainConfig, ROOT / "configs/blocks/novels-teacher.yaml", ["data.length=32"])
+    config = load_config(PretrainConfig, ROOT / "configs/pretrain/novels-blocks.yaml", ["data.length=32"])
     words = read_tokenizer(ROOT / "teachers/bundled/teacher")
     start, teacher = new_denoiser(config, words), load_denoiser("bundled:teacher")
     assert (start.spec.attention, start.spec.block_size, start.spec.mask_id) == ("block", 16, teacher.spec.mask_id)

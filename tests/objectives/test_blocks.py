@@ -168,11 +168,14 @@ def test_passes_of_the_teacher_are_counted_within_a_block():
 
 def test_a_text_ends_where_nothing_but_end_tokens_follow():
     tokens = torch.tensor([[5, 0, 5, 5, 5, 0, 0, 0], [5, 5, 5, 0, 0, 0, 0, 0], [0] * 8, [5] * 8])
-    ended = behind_end(tokens, EOS, 2)
+    ended = behind_end(tokens, [EOS], 2)
     assert ended[:, ::2].tolist() == [[False, False, False, True], [False, False, True, True],
                                       [False, True, True, True], [False] * 4]  # fmt: skip
     assert torch.equal(ended[:, ::2], ended[:, 1::2])
-    assert not bool(behind_end(tokens, None, 2).any())
+    assert not bool(behind_end(tokens, [], 2).any())
+    several = torch.tensor([[5, 5, 7, 0, 0, 0, 0, 0]])  # the answer ends with 7, and the row is filled up with 0
+    assert behind_end(several, [EOS, 7], 2)[0, ::2].tolist() == [False, False, True, True]
+    assert behind_end(several, [EOS], 2)[0, ::2].tolist() == [False, False, True, True]
 
 
 def test_blocks_behind_the_students_own_text_have_its_joint_law():
