@@ -70,7 +70,7 @@ def _blocked(sampler: Sampler, size: int, section: str) -> Sampler:
             f"{section} is {sampler.label!r}, which reads whole texts, but the student writes blocks of {size}; "
             "choose another sampler"
         )
-    if sampler.block_length not in (None, size):
+    if sampler.block_length not in (None, "attention", size):
         raise UserError(
             f"{section}.block_length is {sampler.block_length}, but the student writes, and is trained in, blocks of "
             f"{size}; set it to {size}, or blocks.size to {sampler.block_length}"
