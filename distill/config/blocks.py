@@ -41,7 +41,7 @@ def in_own_blocks(config: DistillConfig, student: DenoiserSpec, teacher: Denoise
             f"the student has blocks of {size} tokens and the teacher of {teacher.block_size}, which reads no noise in "
             f"earlier blocks; set blocks.size to a divisor of {teacher.block_size}"
         )
-    return with_blocks(config, size)
+    return with_blocks(config, min(size, config.sequence_length))
 
 
 def with_blocks(config: DistillConfig, size: int) -> DistillConfig:
@@ -56,8 +56,7 @@ def with_blocks(config: DistillConfig, size: int) -> DistillConfig:
     measured = sampler if same else _blocked(measured, size, "evaluate.sampler")
     optimizers = {"student"} if config.train.critic is None else {"student", "critic"}
     try:
-        length = min(size, config.sequence_length)
-        config.objective.check(Surroundings(length, sampler, measured, frozenset(optimizers)))
+        config.objective.check(Surroundings(size, sampler, measured, frozenset(optimizers)))
     except ValueError as error:
         raise UserError(f"{error} (a row is a block, and steps are those of each)") from error
     evaluate = config.evaluate.model_copy(update={"sampler": measured})
