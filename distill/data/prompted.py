@@ -66,11 +66,15 @@ class PromptedCorpus:
     mappings: tuple[mmap.mmap, ...] = field(default=(), repr=False, compare=False)
 
     @staticmethod
-    def of(tokens: np.ndarray, given: np.ndarray, end: int) -> PromptedCorpus:
-        """Rows (R, L) with prompts of ``given`` (R,) tokens, and what was written up to its first end-of-text token."""
+    def of(tokens: np.ndarray, given: np.ndarray, end: int, ends: Sequence[int] = ()) -> PromptedCorpus:
+        """Rows (R, L) with prompts of ``given`` (R,) tokens, and what was written up to its first end token.
+
+        Args:
+            end: fills rows up. ends: the others that end a text.
+        """
         length, place = tokens.shape[1], np.arange(tokens.shape[1])
-        ends = (tokens == end) & (place >= given[:, None])
-        used = np.where(ends.any(1), ends.argmax(1) + 1, length)
+        is_end = np.isin(tokens, [end, *ends]) & (place >= given[:, None])
+        used = np.where(is_end.any(1), is_end.argmax(1) + 1, length)
         borders = np.append(0, np.cumsum(np.stack([given, used - given], 1)))
         return PromptedCorpus(tokens[place < used[:, None]], borders, length, end, True, 1.0)
 
@@ -117,10 +121,11 @@ class PromptedCorpus:
         return replace(self, numbers=numbers[:-held]), replace(self, numbers=numbers[-held:])
 
 
-def with_tail(tokens: np.ndarray, written: np.ndarray, end: int) -> np.ndarray:
-    """Rows (R, L) that end: what was written (R, L) after the first end-of-text token becomes such tokens."""
-    ended = np.cumsum((tokens == end) & written, 1) > 0
-    return np.where(ended & written, end, tokens)
+def with_tail(tokens: np.ndarray, written: np.ndarray, end: int, ends: Sequence[int] = ()) -> np.ndarray:
+    """Rows (R, L) that end: what was written (R, L) after the first end token becomes ``end``; ``ends`` are others."""
+    is_end = np.isin(tokens, [end, *ends]) & written
+    tail = np.cumsum(is_end, 1) > is_end
+    return np.where(tail & written, end, tokens)
 
 
 def _digest(tokens: np.ndarray, borders: np.ndarray) -> str:

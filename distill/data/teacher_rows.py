@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,7 +29,7 @@ from students.fill import fill
 from students.samplers import Ancestral
 from students.trajectories import best_order
 from teachers.canvas import Batch
-from teachers.denoiser import Denoiser, ExactLaw
+from teachers.denoiser import Denoiser, ExactLaw, end_ids
 from teachers.process import MaskedProcess
 
 AT_ONCE = 64
@@ -67,23 +68,24 @@ def training_rows(
         corpus = None  # there is nothing to write after
     if run is None:
         tensors, _ = write_rows(config, teacher, world, objective.needs, objective.candidates, corpus)
-        return _as_corpus(tensors, config, end)
+        return _as_corpus(tensors, config, end, end_ids(teacher))
     path, origin = run.path / FILE, _origin(objective, config, corpus)
     if not world.on_main(lambda: path.is_file() and metadata(path).get("origin") == origin):
         parts = Parts(run.path / PARTS, f"{origin} on {world.device.type}")
         tensors, seconds = write_rows(config, teacher, world, objective.needs, objective.candidates, corpus, parts)
         world.on_main(lambda: save(path, tensors, origin, seconds))
         world.on_main(parts.remove)
-    return _as_corpus(load(path), config, end)
+    return _as_corpus(load(path), config, end, end_ids(teacher))
 
 
-def _as_corpus(tensors: dict[str, Tensor], config: DistillConfig, end: int | None) -> Rows:
+def _as_corpus(tensors: dict[str, Tensor], config: DistillConfig, end: int | None, ends: Sequence[int]) -> Rows:
+    """What is trained on; rows of prompts are filled up with ``end``, and end with any of ``ends`` as well."""
     tokens = tensors["tokens"].numpy()
     if "order" in tensors:
         order = tensors["order"].numpy()
-        return TrajectoryCorpus(tokens if end is None else with_tail(tokens, order >= 0, end), order)
+        return TrajectoryCorpus(tokens if end is None else with_tail(tokens, order >= 0, end, ends), order)
     if end is not None:
-        return PromptedCorpus.of(tokens, tensors["given"].numpy(), end)
+        return PromptedCorpus.of(tokens, tensors["given"].numpy(), end, ends)
     return Corpus(tokens.reshape(-1), config.sequence_length, 1.0, packed=False)
 
 

@@ -12,7 +12,7 @@ from distill.config import DataConfig, TokenizerConfig
 from distill.data import encoding, prompted
 from distill.data.batches import load_data, training_batch
 from distill.data.corpus import TrajectoryCorpus
-from distill.data.prompted import PromptedCorpus, load_prompted
+from distill.data.prompted import PromptedCorpus, load_prompted, with_tail
 from distill.data.tokenizers import train_tokenizer
 from distill.generation import encoded
 from teachers.errors import UserError
@@ -153,6 +153,14 @@ def test_rows_that_the_teacher_wrote_end_with_their_first_end_of_text():
         (5, 6, 9, 9, 9): (False, False, True, True, True),
         (9, 5, 6, 7, 8): (False, True, True, True, True),
     }
+
+
+def test_rows_that_the_teacher_wrote_end_with_any_of_its_end_tokens():
+    tokens, given = np.array([[5, 8, 7, 6], [8, 5, 9, 8]]), np.array([1, 1])
+    batch = PromptedCorpus.of(tokens, given, 9, [9, 8]).batch(0, range(2), 0)
+    assert sorted(batch.labels.tolist()) == [[5, 8, 9, 9], [8, 5, 9, 9]]
+    written = np.arange(4) >= given[:, None]
+    assert with_tail(tokens, written, 9, [9, 8]).tolist() == [[5, 8, 9, 9], [8, 5, 9, 9]]
 
 
 def test_a_trajectory_is_open_where_it_has_an_order():
