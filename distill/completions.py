@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.generation import ROWS, steps_of_rows
 from distill.runtime.world import ALONE, World
-from students.fill import Filled, fill
+from students.fill import Filled, fill_to_length
 from students.samplers import LOG_LINEAR, Sampler
 from students.samplers.planned import PlannedSampler
 from teachers.canvas import Canvas
@@ -30,7 +30,8 @@ class Completion:
         text: up to the first end-of-text token, without special tokens.
         tokens: written up to that token, which counts as one of them.
         ended: whether there is such a token.
-        nfe: forward passes that the row took. critic_nfe: of any other network.
+        nfe: forward passes that the row took. critic_nfe: of any other network. length_nfe: passes that finding out
+            the text's length took.
     """
 
     text: str
@@ -38,6 +39,7 @@ class Completion:
     ended: bool
     nfe: int
     critic_nfe: int
+    length_nfe: int = 0
 
 
 @torch.no_grad()  # not inference_mode: a guided sampler needs gradients
@@ -80,7 +82,7 @@ def complete(
         randomness = _randomness(sampler, seed, steps, rows, denoiser.device)
         # the reverse process has as many transitions as it is told, whatever there is to write
         most = steps if isinstance(sampler, PlannedSampler) else steps_of_rows(canvas, sampler, steps)
-        filled = fill(denoiser, canvas, sampler, most, randomness, process=process, critic=critic)
+        filled = fill_to_length(denoiser, canvas, sampler, most, randomness, process=process, critic=critic)
         return _completions(tokenizer, end_ids(denoiser), part, ends, filled)
 
     return [completion for part in world.share(len(prompts), batch, write) for completion in part]
@@ -143,13 +145,13 @@ def _completions(
     lengths: Sequence[int],
     filled: Filled,
 ) -> list[Completion]:
-    costs = zip(filled.tokens.tolist(), filled.nfe.tolist(), filled.critic_nfe.tolist(), strict=True)
+    costs = zip(*(part.tolist() for part in (filled.nfe, filled.critic_nfe, filled.length_nfe)), strict=True)
     completions = []
-    for prompt, length, (tokens, nfe, critic_nfe) in zip(prompts, lengths, costs, strict=True):
+    for prompt, length, tokens, cost in zip(prompts, lengths, filled.tokens.tolist(), costs, strict=True):
         written = tokens[len(prompt) : length]
         end = next((place for place, token in enumerate(written) if token in end_tokens), None)
         text = continuation(tokenizer, prompt, written[:end])
-        completions.append(Completion(text, len(written) if end is None else end + 1, end is not None, nfe, critic_nfe))
+        completions.append(Completion(text, len(written) if end is None else end + 1, end is not None, *cost))
     return completions
 
 

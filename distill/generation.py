@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from distill.models import Student
-from students.fill import Filled, fill
+from students.fill import Filled, fill_to_length
 from students.samplers import PRESETS, SAMPLERS, SERVED, Sampler, released_sampler
 from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
@@ -116,7 +116,9 @@ def write(student: Student, canvases: Iterable[Canvas], steps: int, sampler: Sam
     filled = []
     for canvas in (canvas.to(device) for canvas in canvases):
         most = steps_of_rows(canvas, sampler, steps)
-        filled.append(fill(student.denoiser, canvas, sampler, most, generator, process=process, critic=critic))
+        filled.append(
+            fill_to_length(student.denoiser, canvas, sampler, most, generator, process=process, critic=critic)
+        )
     return filled
 
 

@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the names below, imported
     from objectives.trajectory import TrajectoryConfig as Trajectory
     from students.adapters import AdapterConfig as Adapter
     from students.samplers.ancestral import Ancestral as Ancestral
+    from students.samplers.daedal import Daedal as Daedal
     from students.samplers.dilated import Dilated as Dilated
     from students.samplers.edit import Edit as Edit
     from students.samplers.entropy_bound import EntropyBound as EntropyBound
@@ -70,6 +71,7 @@ __all__ = [
     "Certainty",
     "Consistency",
     "ConstrainedOrder",
+    "Daedal",
     "Data",
     "DidiInstruct",
     "Dilated",
@@ -140,6 +142,7 @@ _PLACES = {
     "Trajectory": "objectives.trajectory:TrajectoryConfig",
     # samplers
     "Ancestral": "students.samplers.ancestral",
+    "Daedal": "students.samplers.daedal",
     "Dilated": "students.samplers.dilated",
     "Edit": "students.samplers.edit",
     "EntropyBound": "students.samplers.entropy_bound",

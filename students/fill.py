@@ -8,17 +8,18 @@ what happened, such as a gradient, brings a recorder. Nothing here is differenti
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from students.drawing import Tokens
+from students.samplers.length import restored, trimmed
 from students.samplers.sampler import LOG_LINEAR, Asked, Sampler, Work
 from students.session import Session
 from teachers.canvas import Canvas
 from teachers.chunks import row_sums
-from teachers.denoiser import Denoiser
+from teachers.denoiser import Denoiser, end_ids
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
 from teachers.randomness import Randomness
@@ -32,6 +33,7 @@ class Filled:
         canvas: as it is now; nothing is open unless the filling was to end early.
         nfe: (B,) int64, forward passes of the denoiser that each row took.
         critic_nfe: (B,) int64, passes of any other network (discriminator, verifier).
+        length_nfe: (B,) int64, passes of the denoiser that finding out the text's length took.
         query_tokens: tokens sent through the denoiser, all rows together: L for each counted pass, or what of them the
             session's cache does not hold.
         log_prob: (B,) float64 nats, Σ log q(token | canvas before its pass) over what was written, as
@@ -45,6 +47,7 @@ class Filled:
     critic_nfe: Tensor
     query_tokens: int
     log_prob: Tensor | None
+    length_nfe: Tensor
 
     @property
     def tokens(self) -> Tensor:
@@ -139,4 +142,35 @@ def fill(
         if record is not None:
             record(Pass(number, asked, before, commit, features, drawn))
     known = sampler.cache is None and (given is not None or (sampler.blind and sampler.exact))
-    return Filled(work.canvas, session.nfe, session.critic_nfe, session.query_tokens, total if known else None)
+    log_prob = total if known else None
+    return Filled(
+        work.canvas, session.nfe, session.critic_nfe, session.query_tokens, log_prob, torch.zeros_like(session.nfe)
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def fill_to_length(
+    denoiser: Denoiser,
+    canvas: Canvas,
+    sampler: Sampler,
+    steps: int | Tensor,
+    randomness: Randomness,
+    *,
+    process: MaskedProcess = LOG_LINEAR,
+    critic: torch.nn.Module | None = None,
+) -> Filled:
+    """`fill`, in rows as long as ``sampler.length`` finds that their texts need; what follows is end tokens.
+
+    Args:
+        canvas: as long as texts may be at most.
+
+    Raises:
+        UserError: see `fill` and `students.samplers.length.Length.sized`.
+    """
+    if sampler.length is None:
+        return fill(denoiser, canvas, sampler, steps, randomness, process=process, critic=critic)
+    sized = sampler.length.sized(denoiser, canvas)
+    rows = sized.canvas if sampler.inserts else trimmed(sized.canvas)
+    filled = fill(denoiser, rows, sampler, steps, randomness, process=process, critic=critic)
+    whole = restored(filled.canvas, canvas, end_ids(denoiser)[0])
+    return replace(filled, canvas=whole, log_prob=None, length_nfe=sized.nfe)

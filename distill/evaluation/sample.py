@@ -14,7 +14,7 @@ from distill.evaluation.progress import Counter, Watched
 from distill.evaluation.texts import Texts
 from distill.runtime.world import ALONE, World
 from students.adapters import merged
-from students.fill import fill
+from students.fill import fill_to_length
 from students.samplers import LOG_LINEAR, SERVED, Ancestral, Sampler
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, end_ids
@@ -68,7 +68,7 @@ def draw(
             canvas = Canvas.blank(len(rows), length, denoiser.spec.mask_id, denoiser.device)
         else:
             canvas = prompts.rows(slice(rows.start, rows.stop)).to(denoiser.device)
-        out = fill(network, canvas, sampler, steps, generator, process=process, critic=critic)
+        out = fill_to_length(network, canvas, sampler, steps, generator, process=process, critic=critic)
         log_prob = None if out.log_prob is None else out.log_prob.cpu()
         return out.tokens.cpu(), out.nfe.cpu(), int(out.critic_nfe.sum()), log_prob
 

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from students.samplers.ancestral import Ancestral
+from students.samplers.daedal import Daedal
 from students.samplers.dilated import Dilated
 from students.samplers.edit import Edit
 from students.samplers.entropy_bound import EntropyBound
@@ -31,6 +32,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "edit": Edit,
     "remdm": Remdm,
     "planner": Planner,
+    "daedal": Daedal,
 }
 """What a ``sampler:`` section may name."""
 
@@ -66,6 +68,7 @@ __all__ = [
     "SAMPLERS",
     "SERVED",
     "Ancestral",
+    "Daedal",
     "Dilated",
     "Edit",
     "EntropyBound",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from students.cache import Approximation
 from students.drawing import Drawing, Summary, Tokens
 from students.samplers.blocks import Blocks, block_numbers
+from students.samplers.length import AnyLength
 from students.session import Session, check_cache
 from teachers.canvas import Canvas
 from teachers.denoiser import UNBOUNDED, Denoiser, DenoiserSpec, end_ids
@@ -135,6 +136,7 @@ class Sampler(Drawing, ABC):
         edits: whether what is committed may be changed again, so that a row may take more passes than it has tokens.
         bounded: whether more steps than there are tokens can do no more.
         whole: whether it reads whole texts, and so does not write in blocks.
+        inserts: whether texts may become longer while they are written, into the padding behind them.
         block_length: tokens of the blocks that a canvas is written in, one after the other
             (students/samplers/blocks.py), or "attention" for the blocks of the model's own; None for the whole canvas
             at once.
@@ -142,6 +144,8 @@ class Sampler(Drawing, ABC):
         budget: what ``steps`` counts: the passes of a whole "text", shared out among its blocks, or of each "block".
         cache: an approximation, see `students.cache.Approximation`: what is drawn from is no longer the law of the
             canvas. None for the exact cache, where the denoiser has one.
+        length: how the length of a text is found out before it is written (students/samplers/length.py); None: it is
+            as long as the canvas, as texts are in training's rollouts in any case.
     """
 
     needs_critic: ClassVar[bool] = False
@@ -149,11 +153,13 @@ class Sampler(Drawing, ABC):
     edits: ClassVar[bool] = False
     bounded: ClassVar[bool] = True
     whole: ClassVar[bool] = False
+    inserts: ClassVar[bool] = False
     name: str
     block_length: int | Literal["attention"] | None = None
     stop: bool = False
     budget: Budget = "text"
     cache: Approximation | None = None
+    length: AnyLength | None = None
 
     @field_validator("block_length", mode="before")
     @classmethod
@@ -200,7 +206,10 @@ class Sampler(Drawing, ABC):
             for name, value in (("top_k", self.top_k), ("top_p", self.top_p))
             if value is not None
         )
-        return self.name + temperature + filters + f", {self.draw}" * (self.draw == "greedy") + self._blocks_label
+        length = "" if self.length is None else f", {self.length.name} length"
+        return (
+            self.name + temperature + filters + f", {self.draw}" * (self.draw == "greedy") + self._blocks_label + length
+        )
 
     @property
     def _blocks_label(self) -> str:
