@@ -141,7 +141,7 @@ def test_answers_are_written_one_a_line(made, tmp_path):
     assert len(lines) == 2 * 3
     assert lines[0] == {
         "model": "student", "sampler": "ancestral", "steps": 2, "question": 1, "score": 1.0, "text": "7" * 10,
-        "tokens": 10, "ended": False, "nfe": 2, "critic_nfe": 0,
+        "tokens": 10, "ended": False, "nfe": 2, "critic_nfe": 0, "length_nfe": 0,
     }  # fmt: skip
 
 
