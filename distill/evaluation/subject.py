@@ -159,49 +159,54 @@ def _read_run(run: RunFolder, overrides: list[str]) -> tuple[DistillConfig, Path
 
 
 def model_subject(name: str, overrides: list[str], world: World) -> Subject:
-    """One model alone: a student where it is an export, with the sampler, canvas and schedule that this names.
+    """One model alone: a student where it is an export.
 
     Raises:
         UserError: see `named_subject`.
     """
-    written = written_settings(model_folder(name))
-    values: dict[str, Any] = {}
-    if "sampler" in written:
-        values["sampler"] = written_sampler(written["sampler"]).model_dump(mode="json")
-    if "canvas_length" in written:
-        values["length"] = written["canvas_length"]
-    is_student = "max_denoising_steps" in written
-    student, teacher = (name, None) if is_student else (None, name)
-    subject = named_subject(student, teacher, overrides, world, values)
-    return replace(subject, process=MaskedProcess(written.get("noise_schedule") or "log-linear"))
+    is_student = "max_denoising_steps" in written_settings(model_folder(name))
+    return named_subject(name if is_student else None, None if is_student else name, overrides, world)
 
 
-def named_subject(
-    student: str | None, teacher: str | None, overrides: list[str], world: World, values: dict[str, Any] | None = None
-) -> Subject:
+def named_subject(student: str | None, teacher: str | None, overrides: list[str], world: World) -> Subject:
     """Models by their folders or names; one of them may be left out.
 
+    The sampler, the canvas and the schedule are what the student was exported with, or the teacher where it is alone,
+    as far as their folders say so.
+
     Args:
-        overrides: ``key=value`` of `EvaluateConfig`. values: what they override.
+        overrides: ``key=value`` of `EvaluateConfig`.
 
     Raises:
         UserError: no name, one that does not load, or a mistake in the settings.
     """
-    values = dict(values or {})
+    names = {kind: name for kind, name in (("teacher", teacher), ("student", student)) if name}
+    if not names:
+        raise UserError("there is nothing to evaluate; give a run folder, or --student and/or --teacher")
+    written = written_settings(model_folder(student or names["teacher"]))
+    values = _own_values(written)
     for override in overrides:
         apply_override(EvaluateConfig, values, override)
     config = validate(EvaluateConfig, values)
     check_task(config)
     if config.precision == "auto":
         config = config.model_copy(update={"precision": world.on_main(faster_precision)})
-    names = {kind: name for kind, name in (("teacher", teacher), ("student", student)) if name}
-    if not names:
-        raise UserError("there is nothing to evaluate; give a run folder, or --student and/or --teacher")
     models, tokenizer = load_named(names, getattr(torch, config.precision))
     critic = None
     if student and config.sampler.needs_critic:
         critic = load_released(resolve(student), getattr(torch, config.precision))
-    subject = Subject(config, models, names, tokenizer, critic=critic)
+    process = MaskedProcess(written.get("noise_schedule") or "log-linear")
+    subject = Subject(config, models, names, tokenizer, process, critic=critic)
     if config.data is None:
         return subject
     return replace(subject, text=heldout_text(config.data, subject.length, tokenizer))
+
+
+def _own_values(written: dict[str, Any]) -> dict[str, Any]:
+    """What an export says of how it is measured, as keys of `EvaluateConfig`."""
+    values: dict[str, Any] = {}
+    if "sampler" in written:
+        values["sampler"] = written_sampler(written["sampler"]).model_dump(mode="json")
+    if "canvas_length" in written:
+        values["length"] = written["canvas_length"]
+    return values

@@ -38,11 +38,12 @@ def write_task(path, rows=QUESTIONS):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A student that writes sevens, one that ends each text at once, a random teacher, and a task."""
+    """Students that write sevens, one that ends each text at once, a random teacher, and a task."""
     root = tmp_path_factory.mktemp("tasks")
     return SimpleNamespace(
         root=root,
-        sevens=write_student(root / "sevens", only="7", sampler=TopK(draw="greedy")),
+        sevens=write_student(root / "sevens", only="7"),
+        greedy=write_student(root / "greedy", only="7", sampler=TopK(draw="greedy")),
         silent=write_student(root / "silent", only="<|endoftext|>"),
         teacher=write_student(root / "teacher", length=32),
         task=write_task(root / "seven.jsonl"),
@@ -145,11 +146,12 @@ def test_answers_are_written_one_a_line(made, tmp_path):
     }  # fmt: skip
 
 
-def test_an_export_is_measured_by_its_own_rule(made, tmp_path):
-    path = evaluate_command(made.sevens, out=tmp_path / "out", overrides=["steps=[2]"], task=made.task)
-    evaluation = TaskEvaluation.load(path)
-    assert evaluation.asking.length == 12  # the canvas it was exported with
-    assert [(row.model, row.sampler) for row in evaluation.rows] == [("student", "top_k, greedy")]
+def test_an_export_is_measured_by_its_own_rule_however_it_is_named(made, tmp_path):
+    for number, names in enumerate(((made.greedy,), (None, made.greedy))):
+        path = evaluate_command(*names, out=tmp_path / str(number), overrides=["steps=[2]"], task=made.task)
+        evaluation = TaskEvaluation.load(path)
+        assert evaluation.asking.length == 12  # the canvas it was exported with
+        assert [(row.model, row.sampler) for row in evaluation.rows] == [("student", "top_k, greedy")]
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +257,7 @@ def test_conversations_are_asked_in_the_words_of_the_chat_template(made, tmp_pat
 
 
 def test_the_door_measures_a_task(made, tmp_path):
-    student, teacher = fewstep.load_student(made.sevens), fewstep.load_student(made.teacher)
+    student, teacher = fewstep.load_student(made.greedy), fewstep.load_student(made.teacher)
     evaluation = fewstep.evaluate(
         student, teacher, steps=[2], teacher_steps=4, task={"path": made.task, "questions": 2}, batch=2
     )
