@@ -85,7 +85,7 @@ def settings(longest: int) -> Iterator[Setting]:
     short = longest <= BYTES
     lengths: dict[str, AnyLength | None] = {"whole canvas": None, "grown": Grown()}
     lengths |= {"grown, a quarter": QUARTER} if short else {}
-    lengths |= {"predicted": Predicted(), "predicted, from 64": Predicted(start=64)}
+    lengths |= {"predicted": Predicted(), "predicted, 0.5": Predicted(enough=0.5)}
     for name, length in lengths.items():
         yield Setting(name, Ancestral(length=length), 32, False)
     for name in ("whole canvas", "predicted"):
