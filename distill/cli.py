@@ -309,8 +309,8 @@ def generate(
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="ancestral, daedal, dilated, edit, entropy_bound, factor, planner, rgas, threshold, top_k, or the "
-            "name of a family for the sampler that it was released with [default: the folder's own]."
+            help="ancestral, daedal, dilated, edit, entropy_bound, factor, planner, remdm, rgas, threshold, top_k, or "
+            "the name of a family for the sampler that it was released with [default: the folder's own]."
         ),
     ] = None,
     temperature: Annotated[

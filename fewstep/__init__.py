@@ -58,6 +58,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the names below, imported
     from students.samplers.factor import Factor as Factor
     from students.samplers.planner import Planner as Planner
     from students.samplers.random_start import RandomStart as RandomStart
+    from students.samplers.remdm import Remdm as Remdm
     from students.samplers.rgas import Rgas as Rgas
     from students.samplers.threshold import Threshold as Threshold
     from students.samplers.top_k import TopK as TopK
@@ -89,6 +90,7 @@ __all__ = [
     "Planner",
     "RandomStart",
     "Redi",
+    "Remdm",
     "RepresentationMmd",
     "Rgas",
     "RunError",
@@ -149,6 +151,7 @@ _PLACES = {
     "Factor": "students.samplers.factor",
     "Planner": "students.samplers.planner",
     "RandomStart": "students.samplers.random_start",
+    "Remdm": "students.samplers.remdm",
     "Rgas": "students.samplers.rgas",
     "Threshold": "students.samplers.threshold",
     "TopK": "students.samplers.top_k",
