@@ -84,7 +84,7 @@ def generate(
     check_counts(num=num, steps=steps, length=length)
     if seed is not None and not 0 <= seed < 2**63:
         raise UserError(f"seed {seed} is outside 0 to 2^63 - 1; give another one")
-    rule = chosen_sampler(student.sampler, sampler, temperature, student.denoiser.spec).fitted(student.denoiser)
+    rule = chosen_sampler(student.sampler, sampler, temperature, student.denoiser.spec).suited(student.denoiser)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts or [""])
     canvas = build_canvas(student.tokenizer, student.denoiser.spec, prompts, length or student.canvas_length)
     to_write = canvas.open.sum(1)

@@ -69,7 +69,7 @@ def training_rows(
     if run is None:
         tensors, _ = write_rows(config, teacher, world, objective.needs, objective.candidates, corpus)
         return _as_corpus(tensors, config, end, end_ids(teacher))
-    path, origin = run.path / FILE, _origin(objective, config, corpus)
+    path, origin = run.path / FILE, _origin(objective, config, teacher, corpus)
     if not world.on_main(lambda: path.is_file() and metadata(path).get("origin") == origin):
         parts = Parts(run.path / PARTS, f"{origin} on {world.device.type}")
         tensors, seconds = write_rows(config, teacher, world, objective.needs, objective.candidates, corpus, parts)
@@ -154,18 +154,21 @@ class _Writer:
         else:
             best = best_order(
                 self.teacher, batch.canvas, steps, self.generator, process, self.candidates, batch.labels,
-                order_blocks(self.config),
+                order_blocks(self.config, self.teacher),
             )  # fmt: skip
             tensors = {"tokens": best.tokens, "order": best.order}
         return {name: tensor.int().cpu() for name, tensor in tensors.items()}
 
 
-def order_blocks(config: DistillConfig) -> int | None:
+def order_blocks(config: DistillConfig, teacher: Denoiser) -> int | None:
     """Tokens of the blocks within which the teacher's order is recorded: the student's, where it writes in some."""
-    return config.sampler.block_length if config.sampler.budget == "block" else None
+    if config.sampler.budget != "block":
+        return None
+    length = config.sampler.block_length
+    return (config.blocks.size or teacher.spec.block_size) if length == "attention" else length
 
 
-def _origin(objective: Objective, config: DistillConfig, corpus: Data | None) -> str:
+def _origin(objective: Objective, config: DistillConfig, teacher: Denoiser, corpus: Data | None) -> str:
     """All that the rows depend on, as a text."""
     values: dict[str, Any] = {
         "needs": objective.needs,
@@ -177,6 +180,6 @@ def _origin(objective: Objective, config: DistillConfig, corpus: Data | None) ->
         "teacher": config.teacher.model_dump(mode="json", exclude={"placement"}),
         "data": corpus.identity() if corpus is not None else None,
     }
-    if (size := order_blocks(config)) is not None:
+    if (size := order_blocks(config, teacher)) is not None:
         values["blocks"] = size
     return json.dumps(values, sort_keys=True)

@@ -245,7 +245,7 @@ def _check_steps(
     models: dict[str, Denoiser], config: EvaluateConfig, length: int, critic: nn.Module | None, prompts: Canvas | None
 ) -> None:
     for name, model in models.items():
-        sampler = sampler_of(config, critic).fitted(model)
+        sampler = sampler_of(config, critic).suited(model)
         most = sampler.steps_between(length)[1]
         if max(config.steps) > most:
             what = "sample" if sampler.budget == "text" else "block"

@@ -106,8 +106,8 @@ def check_samplers(config: DistillConfig, teacher: Denoiser, student: Denoiser) 
     """
     for network in (teacher, student):
         fitted = {
-            "sampler": config.sampler.fitted(network),
-            "evaluate": config.evaluate.model_copy(update={"sampler": config.evaluate.sampler.fitted(network)}),
+            "sampler": config.sampler.suited(network),
+            "evaluate": config.evaluate.model_copy(update={"sampler": config.evaluate.sampler.suited(network)}),
         }
         validate(DistillConfig, config.model_copy(update=fitted).model_dump())
 

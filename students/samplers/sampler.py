@@ -235,7 +235,7 @@ class Sampler(Drawing, ABC):
         """The same for a denoiser, in the blocks of its attention where they are asked for.
 
         Raises:
-            UserError: its attention has none, or others, no token ends its texts, or it can not make such a cache.
+            UserError: its attention has none, no token ends its texts, or it can not make such a cache.
         """
         size, fitted = denoiser.spec.block_size, self
         if self.block_length == "attention":
@@ -245,16 +245,25 @@ class Sampler(Drawing, ABC):
                     "has no blocks; give a number of tokens, or null"
                 )
             fitted = self.model_copy(update={"block_length": size})
+        if self.stop and not end_ids(denoiser):
+            raise UserError("sampler.stop waits for an end token, and this model has none; set sampler.stop=false")
+        if self.cache is not None:
+            check_cache(denoiser, self.cache)
+        return fitted
+
+    def suited(self, denoiser: Denoiser) -> Self:
+        """`fitted`, to a denoiser whose blocks it can write.
+
+        Raises:
+            UserError: its blocks cut those of the attention.
+        """
+        fitted, size = self.fitted(denoiser), denoiser.spec.block_size
         length = fitted.block_tokens
         if length is not None and size is not None and size % length and length % size:
             raise UserError(
                 f"sampler.block_length is {length}, which cuts the blocks of {size} tokens of this model's attention; "
                 f"set it to {size}, to a divisor or a multiple of it, or to attention"
             )
-        if self.stop and not end_ids(denoiser):
-            raise UserError("sampler.stop waits for an end token, and this model has none; set sampler.stop=false")
-        if self.cache is not None:
-            check_cache(denoiser, self.cache)
         return fitted
 
     def fewest_steps(self, canvas: Canvas, denoiser: Denoiser) -> int:

@@ -81,10 +81,10 @@ def test_engines_serve_blocks_of_the_attention_only(student):
 def test_blocks_do_not_cut_those_of_the_attention(student, length, said):
     rule = Ancestral(block_length=length)
     if said is None:
-        assert rule.fitted(student) == rule
+        assert rule.suited(student) == rule
         return
     with pytest.raises(UserError, match=f"block_length is {length}, which {said} the blocks of 4 tokens"):
-        rule.fitted(student)
+        rule.suited(student)
 
 
 RULES: dict[str, Sampler] = {

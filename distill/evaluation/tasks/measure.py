@@ -114,7 +114,7 @@ class TaskBench:
         """With how many steps a rule can answer every question, at least, and at most with a token each."""
         room = self.length - min(map(len, self.task.prompts))
         fewest = fewest_steps(rule.sampler, denoiser, self.task.prompts, self.length)
-        return fewest, rule.sampler.fitted(denoiser).steps_between(room)[1]
+        return fewest, rule.sampler.suited(denoiser).steps_between(room)[1]
 
     def ask(self, teacher: Denoiser | None, student: Denoiser | None, critic: nn.Module | None = None) -> list[Answers]:
         """Everything that models answer, the teacher's first. They are frozen and on the same device."""
