@@ -22,6 +22,7 @@ from distill.runtime.run_folder import RunFolder
 from teachers.errors import UserError
 from teachers.families import resolve
 from tests.distill.runs import assert_same_weights, final_weights, losses
+from tests.forks import Command
 
 LENGTH = 32
 OPTIMIZER = {"lr": 1e-3}
@@ -126,6 +127,20 @@ def test_micro_batches_engines_and_resuming_give_the_same_run(home, tmp_path):
     last.rmdir()
     distil(config, resumed.path, resume=True)
     assert_same_weights(resumed, whole, rtol=0, atol=0)
+
+
+def train(folder, teacher):
+    """A training whose weights are spread over the processes of a launch."""
+    distil(config_of(teacher, deepspeed={"zero_optimization": {"stage": 3}}), folder)
+
+
+def test_two_processes_give_the_run_of_one(home, tmp_path):
+    """Texts have blocks with nothing to write, and passes are collective: each process makes as many."""
+    one = RunFolder(distil(config_of(home / "blocks4"), tmp_path / "one"))
+    launched = Command([str(tmp_path / "two"), str(home / "blocks4")], 2, action=train)
+    _, said = launched.communicate()
+    assert launched.returncode == 0, said[-3000:]
+    torch.testing.assert_close(losses(RunFolder(tmp_path / "two")), losses(one), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("prefix", ["teacher", "student"])
