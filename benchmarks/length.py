@@ -34,8 +34,8 @@ from transformers import PreTrainedTokenizerFast
 from distill.completions import complete
 from distill.data.source_text import word
 from distill.evaluation.judge import Judge, load_judge
+from distill.finished import Student, open_student
 from distill.generation import encoded
-from distill.models import Student, open_student
 from students.samplers import Ancestral, Daedal, Sampler, Threshold
 from students.samplers.length import AnyLength, Grown, Predicted
 from teachers.markov import random_source

@@ -299,6 +299,9 @@ def generate(
         typer.Option(help="How many steps to write in [default: the folder's own, or fewer for fewer tokens]."),
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A text to continue; may be given several times.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Prompts are a user's, put into the chat template; print the answers alone.")
+    ] = False,
     num: Annotated[int, typer.Option(help="How many texts to write, for each prompt.")] = 1,
     length: Annotated[
         int | None, typer.Option(help="How many tokens each text has, with its prompt [default: the folder's own].")
@@ -323,7 +326,7 @@ def generate(
     """Write text on standard output: one text as it is, several texts under lines such as "--- 1 of 3 ---"."""
     from distill.commands.generate import generate_command
 
-    generate_command(folder, steps, prompt or (), num, length, seed, sampler, temperature, as_json)
+    generate_command(folder, steps, prompt or (), num, length, seed, sampler, temperature, as_json, chat)
 
 
 @command

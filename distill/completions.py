@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from distill.generation import ROWS, steps_of_rows
+from distill.generation import ROWS, continuation, first_end, steps_of_rows
 from distill.runtime.world import ALONE, World
 from students.fill import Filled, fill_to_length
 from students.samplers import LOG_LINEAR, Sampler
@@ -149,22 +149,7 @@ def _completions(
     completions = []
     for prompt, length, tokens, cost in zip(prompts, lengths, filled.tokens.tolist(), costs, strict=True):
         written = tokens[len(prompt) : length]
-        end = next((place for place, token in enumerate(written) if token in end_tokens), None)
+        end = first_end(written, end_tokens)
         text = continuation(tokenizer, prompt, written[:end])
         completions.append(Completion(text, len(written) if end is None else end + 1, end is not None, *cost))
     return completions
-
-
-def continuation(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], written: Sequence[int]) -> str:
-    """What tokens say after those of a prompt.
-
-    Some tokenizers drop the space in front of the first word that they decode, so the prompt is decoded with it.
-    """
-    before, whole = _text(tokenizer, prompt), _text(tokenizer, [*prompt, *written])
-    return whole.removeprefix(before) if whole.startswith(before) else _text(tokenizer, written)
-
-
-def _text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
-    text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    assert isinstance(text, str)  # of one row
-    return text

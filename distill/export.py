@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast, get_args
 
-from distill.models import STEPS, Student
+from distill.finished import STEPS, Student
 from distill.runtime.run_folder import new_folder
 from students.export import export_student
 from teachers.denoiser import Compression, Layout

@@ -6,17 +6,19 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from distill.models import Student
+from distill.data.chat import opened
+from distill.finished import Student
 from students.fill import Filled, fill_to_length
 from students.samplers import PRESETS, SAMPLERS, SERVED, Sampler, released_sampler
 from teachers.canvas import Canvas
-from teachers.denoiser import DenoiserSpec
+from teachers.denoiser import DenoiserSpec, end_ids
 from teachers.errors import UserError, nearest
 from teachers.process import MaskedProcess
 from teachers.source import reason
@@ -30,7 +32,8 @@ class Generated:
     """N texts, and what they cost.
 
     Attributes:
-        texts: prompt and continuation. Padding is left out, and a run of end-of-text tokens is one blank line.
+        texts: prompt and continuation, or of a chat the answer alone. Padding is left out, and a run of end-of-text
+            tokens is one blank line.
         prompts: what each of them continues; "" for none.
         tokens: (N, L) int64, as they were written, prompts included.
         nfe: (N,) int64, forward passes that each text took.
@@ -62,6 +65,7 @@ def generate(
     temperature: float | None = None,
     seed: int | None = None,
     length: int | None = None,
+    chat: bool = False,
     track: Callable[[Sequence[Canvas]], Iterable[Canvas]] = iter,
 ) -> Generated:
     """Write texts, those of one prompt after another.
@@ -75,10 +79,12 @@ def generate(
         temperature: by default the sampler's own; where it is given, tokens are drawn, also by a greedy sampler.
         seed: the same seed gives the same texts; a random one by default.
         length: tokens a text, prompt included; by default what the student was trained on.
+        chat: prompts are what a user says, which the tokenizer's chat template puts into words, and texts are the
+            answers alone, up to their first end token.
         track: goes through the batches, for a progress bar.
 
     Raises:
-        UserError: a value out of range, or a prompt that does not fit or can not be encoded.
+        UserError: a value out of range, a prompt that does not fit or can not be encoded, or no chat template.
     """
     student.denoiser.spec.check_mask()
     check_counts(num=num, steps=steps, length=length)
@@ -86,6 +92,8 @@ def generate(
         raise UserError(f"seed {seed} is outside 0 to 2^63 - 1; give another one")
     rule = chosen_sampler(student.sampler, sampler, temperature, student.denoiser.spec).suited(student.denoiser)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts or [""])
+    if chat:
+        prompts = [_turn(student.tokenizer, prompt) for prompt in prompts]
     canvas = build_canvas(student.tokenizer, student.denoiser.spec, prompts, length or student.canvas_length)
     to_write = canvas.open.sum(1)
     steps = _steps(student, rule, canvas, steps, sampler)
@@ -94,9 +102,10 @@ def generate(
     filled = write(student, track([canvas.rows(rows) for rows in row.split(ROWS)]), steps, rule, seed)
     seconds = time.perf_counter() - start
     continued = [prompts[i] for i in row.tolist()]
+    read = partial(_answer, student) if chat else partial(text_of, student.tokenizer)
     tokens, log_probs = torch.cat([part.tokens.cpu() for part in filled]), [part.log_prob for part in filled]
     return Generated(
-        texts=[text_of(student.tokenizer, ids, p) for ids, p in zip(tokens.tolist(), continued, strict=True)],
+        texts=[read(ids, prompt) for ids, prompt in zip(tokens.tolist(), continued, strict=True)],
         prompts=continued,
         tokens=tokens,
         nfe=torch.cat([part.nfe.cpu() for part in filled]),
@@ -232,6 +241,39 @@ def encoded(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
         raise UserError(f"prompt {prompt!r} has characters that the tokenizer does not know; leave them out")
     return ids
+
+
+def _turn(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """What a user says, in the chat template's words, and those in which the answer begins."""
+    if not prompt:
+        raise UserError("chat answers what a user says; give a prompt")
+    return opened(tokenizer, [{"role": "user", "content": prompt}], f"prompt {prompt[:40]!r}")
+
+
+def _answer(student: Student, tokens: list[int], prompt: str) -> str:
+    given = encoded(student.tokenizer, prompt)
+    written = tokens[len(given) :]
+    return continuation(student.tokenizer, given, written[: first_end(written, end_ids(student.denoiser))])
+
+
+def first_end(written: Sequence[int], end_tokens: Sequence[int]) -> int | None:
+    """The place of the first token that ends a text; None where there is none."""
+    return next((place for place, token in enumerate(written) if token in end_tokens), None)
+
+
+def continuation(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], written: Sequence[int]) -> str:
+    """What tokens say after those of a prompt.
+
+    Some tokenizers drop the space in front of the first word that they decode, so the prompt is decoded with it.
+    """
+    before, whole = _text(tokenizer, prompt), _text(tokenizer, [*prompt, *written])
+    return whole.removeprefix(before) if whole.startswith(before) else _text(tokenizer, written)
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)  # of one row
+    return text
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, tokens: list[int], prompt: str = "") -> str:

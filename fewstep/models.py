@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 import distill.export
+import distill.finished
 import distill.generation
 import distill.models
 from distill.config.overrides import validate
@@ -39,7 +40,7 @@ class Model:
     """
 
     name: str
-    finished: distill.models.Student
+    finished: distill.finished.Student
 
     @property
     def denoiser(self) -> Denoiser:
@@ -65,6 +66,7 @@ class Model:
         temperature: float | None = None,
         seed: int | None = None,
         length: int | None = None,
+        chat: bool = False,
     ) -> Generated:
         """Write texts: ``num`` for each prompt, the prompt kept at their start.
 
@@ -79,13 +81,14 @@ class Model:
             temperature: 1 is the model's own law; by default the sampler's. A greedy sampler draws where it is given.
             seed: the same seed gives the same texts; a random one by default.
             length: tokens a text, prompt included; by default what the model was made for.
+            chat: prompts are what a user says, put into the tokenizer's chat template; texts are the answers alone.
 
         Raises:
-            UserError: a value out of range, or a prompt that does not fit or can not be encoded.
+            UserError: a value out of range, a prompt that does not fit or can not be encoded, or no chat template.
         """
         with quiet():
             return distill.generation.generate(
-                self.finished, prompts, num, steps, sampler, temperature, seed, length
+                self.finished, prompts, num, steps, sampler, temperature, seed, length, chat
             )  # fmt: skip
 
     def log_probs(
@@ -184,8 +187,8 @@ def load_teacher(
         dtype = precision_of(checkpoint, precision)
         denoiser = distill.models.load_frozen(config, checkpoint, known, dtype)
     denoiser.to(local_device(0))
-    sampler, steps = distill.models.own_sampler(checkpoint, denoiser, TEACHER_STEPS)
-    finished = distill.models.Student(
+    sampler, steps = distill.finished.own_sampler(checkpoint, denoiser, TEACHER_STEPS)
+    finished = distill.finished.Student(
         denoiser, words, denoiser.spec.length, config.process, steps, sampler,
         f"The model `{config.path}` as it is.", checkpoint=checkpoint, options=distill.models.options_of(config),
     )  # fmt: skip
@@ -244,7 +247,7 @@ def load_student(folder: str | Path) -> Student:
         UserError: it can not be loaded, or is no denoiser.
     """
     with quiet():
-        finished = distill.models.open_student(folder)
+        finished = distill.finished.open_student(folder)
     finished.denoiser.to(local_device(0))
     return Student(str(folder), finished)
 

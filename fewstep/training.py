@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+import distill.finished
 import distill.models
 from distill.config import DataConfig, DistillConfig, OptimizerConfig
 from distill.config.blocks import in_own_blocks
@@ -220,12 +221,12 @@ def finished(teacher: Teacher, config: DistillConfig, average: Denoiser | None, 
     made = f"The averaged weights after {updates} updates of `{config.objective.name}` distillation"
     return Student(
         f"student of {teacher.name}",
-        distill.models.Student(
+        distill.finished.Student(
             merged(average).to(local_device(0)),
             teacher.tokenizer,
             config.sequence_length,
             config.teacher.process,
-            min(distill.models.STEPS, config.sampler.steps_between(config.sequence_length)[1]),
+            min(distill.finished.STEPS, config.sampler.steps_between(config.sequence_length)[1]),
             config.sampler,
             f"{made}; teacher `{config.teacher.path}`.",
         ),

@@ -16,7 +16,7 @@ from distill.commands.generate import generate_command
 from distill.commands.markov import markov_command
 from distill.config import DistillConfig, validate
 from distill.data.tokenizers import load_tokenizer
-from distill.models import open_student
+from distill.finished import open_student
 from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError

@@ -20,8 +20,8 @@ import fewstep.harness
 from distill.commands.evaluate import evaluate_command
 from distill.commands.markov import markov_command
 from distill.completions import complete
+from distill.finished import open_student
 from distill.generation import encoded
-from distill.models import open_student
 from fewstep.harness.__main__ import main
 from students.samplers import Threshold, TopK
 from teachers.errors import UserError
@@ -213,7 +213,7 @@ def test_a_context_that_is_too_long_is_refused_or_loses_its_beginning(student):
 
 def test_chat_templates_are_the_tokenizer_s(student):
     harness = model(pretrained=student)
-    with pytest.raises(UserError, match="the chat template"):
+    with pytest.raises(UserError, match="no chat template"):
         harness.apply_chat_template([{"role": "user", "content": "hi"}])
     harness.tokenizer.chat_template = (
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[you]{% endif %}"

@@ -15,7 +15,7 @@ from tests.distill.test_generate import write_student
 ROOT = Path(__file__).parents[1]
 FLOORS = ["teachers", "students", "objectives", "distill", "fewstep"]
 ROOMS = [
-    "runtime", "config", "data", "models", "generation", "completions", "export", "evaluation", "training",
+    "runtime", "config", "data", "models", "finished", "generation", "completions", "export", "evaluation", "training",
     "comparison", "planning", "commands", "cli", "__main__",
 ]  # fmt: skip
 HEAVY = {

@@ -14,7 +14,7 @@ from distill.evaluation.results import Evaluation
 from distill.evaluation.subject import Subject, model_subject, named_subject, run_subject
 from distill.evaluation.tasks.measure import Answers
 from distill.evaluation.tasks.results import TaskEvaluation
-from distill.models import is_model
+from distill.finished import is_model
 from distill.runtime.messages import say
 from distill.runtime.run_folder import RunFolder, check_new_folder, new_folder
 from distill.runtime.tables import print_table

@@ -7,7 +7,7 @@ from pathlib import Path
 from distill.evaluation.results import FILE, Evaluation
 from distill.evaluation.tasks.results import written_tasks
 from distill.export import export
-from distill.models import open_student
+from distill.finished import open_student
 from distill.runtime.messages import say
 from students.export import precision_of
 

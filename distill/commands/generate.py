@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
+from distill.finished import open_student
 from distill.generation import ROWS, Generated, generate
-from distill.models import open_student
 from distill.runtime.messages import say, write_text
 from distill.runtime.progress import track
 
@@ -23,12 +23,13 @@ def generate_command(
     sampler: str | None = None,
     temperature: float | None = None,
     as_json: bool = False,
+    chat: bool = False,
 ) -> list[str]:
     """Print texts on stdout, and what they cost on stderr.
 
     Args:
         folder: an export, another model folder, or a run folder.
-        steps, prompts, num, length, seed, sampler, temperature: see `generate`.
+        steps, prompts, num, length, seed, sampler, temperature, chat: see `generate`.
         as_json: a JSON object in a line of its own for each text, instead of the text.
 
     Returns:
@@ -40,7 +41,7 @@ def generate_command(
     student = open_student(folder)
     student.denoiser.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     generated = generate(
-        student, prompts, num, steps, sampler, temperature, seed, length,
+        student, prompts, num, steps, sampler, temperature, seed, length, chat,
         track=lambda batches: track(batches, f"writing, {ROWS} at once", total=len(batches)),
     )  # fmt: skip
     print_json(generated) if as_json else print_texts(generated.texts)

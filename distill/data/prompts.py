@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from distill.config import DataConfig
+from distill.data.chat import Message, opened, rendered
 from distill.data.documents import Chunk
 from distill.data.layout import corpus_files
 from distill.data.tables import TableRow, read_hub, read_table
 from teachers.errors import UserError
-from teachers.source import parse_source, reason
-
-Message = dict[str, Any]
+from teachers.source import parse_source
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def prompt_text(row: TableRow, column: str, tokenizer: PreTrainedTokenizerBase) 
         UserError: see `read_exchanges`.
     """
     prompt = _value(row, column)
-    return row.checked(prompt if isinstance(prompt, str) else _opened(row, prompt, tokenizer))
+    return row.checked(prompt if isinstance(prompt, str) else opened(tokenizer, prompt, row.place))
 
 
 # --- what a column holds -------------------------------------------------------------------------------------------
@@ -145,38 +143,14 @@ def _halves(
     row: TableRow, before: list[Message], written: list[Message], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[str, str]:
     """A conversation up to what opens the assistant's turn, and what comes after that."""
-    prompt = _opened(row, before, tokenizer)
-    whole = _rendered(row, [*before, *written], tokenizer)
+    prompt = opened(tokenizer, before, row.place)
+    whole = rendered(tokenizer, [*before, *written], row.place)
     if not whole.startswith(prompt):
         raise UserError(
             f"{row.place}: the tokenizer's chat template does not write the conversation as its prompt and then the "
             "last turn, so that nobody can tell what is to be written; give prompt and completion as text"
         )
     return prompt, whole[len(prompt) :]
-
-
-def _opened(row: TableRow, messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> str:
-    """A conversation with the words in which the assistant's turn begins, or up to where that goes on."""
-    begun = messages[-1]["role"] == "assistant"
-    return _rendered(row, messages, tokenizer, {"add_generation_prompt": not begun, "continue_final_message": begun})
-
-
-def _rendered(
-    row: TableRow, messages: list[Message], tokenizer: PreTrainedTokenizerBase, how: dict[str, Any] | None = None
-) -> str:
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"{row.place} holds messages, but the tokenizer has no chat template; give one that has, or prompts and "
-            "completions as text"
-        )
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, **(how or {}))
-    except Exception as error:  # a template is a program of its own, and says what it likes
-        raise UserError(
-            f"{row.place}: the tokenizer's chat template fails ({reason(error)}); mend the row or the template"
-        ) from error
-    assert isinstance(text, str)  # of one conversation
-    return text
 
 
 def _without_end(completion: str, row: TableRow, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -20,7 +20,8 @@ from distill.evaluation.results import Evaluation, ModelDescription
 from distill.evaluation.tasks.measure import Answers, TaskBench
 from distill.evaluation.tasks.results import TaskEvaluation
 from distill.evaluation.tasks.task import check_task, load_task
-from distill.models import load_averaged, load_base, load_discriminator, load_named, load_released, written_settings
+from distill.finished import written_settings
+from distill.models import load_averaged, load_base, load_discriminator, load_named, load_released
 from distill.runtime.checkpoints import AVERAGE, best_checkpoint, verify_checkpoint
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World

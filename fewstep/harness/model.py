@@ -15,10 +15,11 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 import fewstep.models
 from distill.completions import Completion, complete
 from distill.config import validate
+from distill.data.chat import rendered
 from distill.evaluation.likelihood import LogLikelihood, Pair, log_likelihoods, written_greedily
 from distill.evaluation.sample import at_precision
+from distill.finished import Student
 from distill.generation import encoded
-from distill.models import Student
 from distill.runtime.world import local_device
 from fewstep.harness.settings import TEACHER_OPTIONS, HarnessSettings, RequestSettings, request_settings
 from teachers.errors import UserError
@@ -102,18 +103,10 @@ class FewstepLM(TemplateLM):
         Raises:
             UserError: there is none, or it fails.
         """
-        try:
-            text = self.tokenizer.apply_chat_template(
-                chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )  # fmt: skip
-        except Exception as error:  # a template is a program
-            raise UserError(
-                f"the chat template of {self.settings.pretrained} fails ({reason(error)}); leave out "
-                "--apply_chat_template, or name a tokenizer with another one"
-            ) from error
-        assert isinstance(text, str)  # not tokenized
-        return text
+        return rendered(
+            self.tokenizer, chat_history, "a request", add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )  # fmt: skip
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continue prompts; a text ends before the first of its stop strings.

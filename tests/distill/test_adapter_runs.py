@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from distill.config import DistillConfig, ModelConfig, load_config
-from distill.models import load_teacher, open_student
+from distill.finished import open_student
+from distill.models import load_teacher
 from distill.runtime.checkpoints import best_checkpoint
 from distill.runtime.run_folder import RunFolder
 from students.adapters import merge_adapter

@@ -16,7 +16,7 @@ from distill.commands.export import export_command
 from distill.commands.generate import generate_command
 from distill.config import DistillConfig, validate
 from distill.data.teacher_rows import FILE
-from distill.models import open_student
+from distill.finished import open_student
 from distill.runtime.checkpoints import checkpoint_folders
 from distill.runtime.run_folder import RunFolder
 from teachers.errors import UserError

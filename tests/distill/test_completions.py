@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distill.completions import complete, continuation
-from distill.generation import encoded
-from distill.models import open_student
+from distill.completions import complete
+from distill.finished import open_student
+from distill.generation import continuation, encoded
 from distill.runtime.world import World
 from students.samplers import Ancestral, Dilated, Threshold, TopK
 from teachers.errors import UserError

@@ -7,8 +7,8 @@ import torch
 
 from benchmarks.equality import make_teacher
 from distill.export import export
+from distill.finished import open_student
 from distill.generation import generate
-from distill.models import open_student
 from distill.runtime.checkpoints import AVERAGE, latest_checkpoint
 from teachers.errors import UserError
 from tests.distill.runs import here, losses

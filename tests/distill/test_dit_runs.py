@@ -17,7 +17,7 @@ from distill.commands.evaluate import evaluate_command
 from distill.commands.export import export_command
 from distill.commands.generate import generate_command
 from distill.config import DistillConfig, load_config
-from distill.models import open_student
+from distill.finished import open_student
 from distill.runtime.checkpoints import best_checkpoint
 from distill.runtime.run_folder import RunFolder
 from teachers.canvas import Canvas

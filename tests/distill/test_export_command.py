@@ -11,7 +11,7 @@ import yaml
 from distill.commands.export import export_command
 from distill.config import DataConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
-from distill.models import open_student
+from distill.finished import open_student
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
 from distill.training.checkpoint import Checkpointer

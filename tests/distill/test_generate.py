@@ -12,8 +12,8 @@ import torch
 from distill.commands.generate import generate_command
 from distill.config import DataConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
-from distill.generation import text_of
-from distill.models import open_student
+from distill.finished import open_student
+from distill.generation import generate, text_of
 from students.export import export_student
 from students.samplers import Sampler, TopK
 from students.samplers.threshold import Threshold
@@ -214,3 +214,19 @@ def test_mistakes_are_named(folder, options, message, capsys):
     with pytest.raises(UserError, match=message):
         generate_command(**dict(folder=folder) | options)
     assert capsys.readouterr().out == ""
+
+
+def test_a_chat_is_the_answer_alone(tmp_path, capsys):
+    folder = write_student(tmp_path / "student", only="x")
+    with pytest.raises(UserError, match="prompt 'a' holds messages, but the tokenizer has no chat template"):
+        generate_command(folder, prompts=["a"], chat=True)
+    student = open_student(folder)
+    student.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}:{% endfor %}"
+    answered = generate(student, ["a", "bc"], steps=1, seed=0, chat=True)
+    assert answered.texts == ["x" * 10, "x" * 9]
+    assert answered.prompts == ["a:", "bc:"]
+    ends = json.dumps({"eos_token_id": [student.denoiser.spec.eos_id, student.tokenizer.convert_tokens_to_ids("x")]})
+    student.denoiser.companions = {"generation_config.json": ends.encode()}
+    assert generate(student, "a", steps=1, seed=0, chat=True).texts == [""]
+    with pytest.raises(UserError, match="chat answers what a user says; give a prompt"):
+        generate(student, chat=True)

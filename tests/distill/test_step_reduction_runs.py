@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from distill.commands.export import export_command
 from distill.config import DistillConfig, load_config
-from distill.models import open_student
+from distill.finished import open_student
 from distill.runtime.checkpoints import latest_checkpoint
 from distill.training.watch import CollapseWatch
 from objectives.step_reduction import StepReductionConfig

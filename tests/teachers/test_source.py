@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from distill.config import DistillConfig, EvaluateConfig, PretrainConfig, validate
 from distill.data.documents import read_documents
 from distill.data.tokenizers import load_tokenizer
-from distill.models import open_student
+from distill.finished import open_student
 from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
