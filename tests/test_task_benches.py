@@ -87,7 +87,7 @@ def test_no_sum_of_the_test_is_learned_in_another_order(files):
 
 
 def test_a_sudoku_has_several_solutions_and_one_of_them_is_learned(files):
-    train, test = files("sudoku", "--train", 300, "--test", 50)
+    train, test = files("sudoku", "--train", 100, "--test", 50)
     for row in train:
         assert sudoku.fits(row["prompt"], row["completion"])
         assert sudoku.is_filled(row["completion"])

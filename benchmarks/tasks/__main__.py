@@ -62,6 +62,14 @@ def write_gsm8k(options: argparse.Namespace) -> None:
     write(options.out / "test.jsonl", ({"prompt": p, "answer": gsm8k.answer(c)} for p, c in pairs["test"]))
 
 
+def write_texts(options: argparse.Namespace) -> None:
+    """Training rows whose completions are a model's own."""
+    from benchmarks.tasks.texts import texts  # loads torch
+
+    rows = texts(options.model, options.prompts, options.rows, options.threshold, options.length)
+    write(options.out / "train.jsonl", rows)
+
+
 def parser() -> argparse.ArgumentParser:
     """A command for each task."""
     top = argparse.ArgumentParser(prog="python -m benchmarks.tasks")
@@ -88,6 +96,12 @@ def parser() -> argparse.ArgumentParser:
     published = command("gsm8k", write_gsm8k, "grade-school mathematics, as published")
     published.add_argument("--source", type=Path, required=True, help="folder with the published JSONL files")
     published.add_argument("--characters", type=int, default=600, help="of a question and its worked answer, at most")
+    own = command("texts", write_texts, "what a model writes after prompts, as data to learn from")
+    own.add_argument("--model", required=True, help="folder of a teacher or a student")
+    own.add_argument("--prompts", type=Path, required=True, help="JSONL file with a column prompt")
+    own.add_argument("--rows", type=int, default=6000, help="prompts to read")
+    own.add_argument("--threshold", type=float, default=0.9, help="what is so certain is written at once")
+    own.add_argument("--length", type=int, required=True, help="tokens of prompt and completion")
     return top
 
 
