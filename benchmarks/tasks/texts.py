@@ -23,6 +23,4 @@ def texts(model: str, prompts: Path, rows: int, threshold: float, length: int) -
     ids = [student.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in given]
     sampler = Threshold(threshold=threshold, draw="greedy")
     written = complete(student.denoiser, student.tokenizer, ids, length, sampler, length, seed=0)
-    return [
-        {"prompt": prompt, "completion": one.text} for prompt, one in zip(given, written, strict=True) if one.ended
-    ]
+    return [{"prompt": prompt, "completion": one.text} for prompt, one in zip(given, written, strict=True) if one.ended]
