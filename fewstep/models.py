@@ -15,8 +15,8 @@ import distill.export
 import distill.finished
 import distill.generation
 import distill.models
+from distill.config.models import TeacherConfig
 from distill.config.overrides import validate
-from distill.config.schema import TeacherConfig
 from distill.generation import Generated
 from distill.runtime.world import local_device
 from fewstep.quiet import quiet

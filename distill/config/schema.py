@@ -1,246 +1,25 @@
-"""The sections of a config. Every rule that can be checked without loading a weight is checked here."""
+"""Whole configs, and their sections of training and evaluation. What needs no weight to be checked is checked here."""
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
 
-from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from distill.config.data import DataConfig
 from distill.config.deepspeed import check_deepspeed
+from distill.config.models import NewModelConfig, StudentConfig, TeacherConfig, TokenizerConfig
 from distill.config.samplers import AnySampler, measured_with
 from distill.config.task import TaskConfig
+from distill.config.values import Count, DataName, DeepSpeedSection, ModelName, Precision
 from objectives import DISTILLERS
 from objectives.blocks import BlocksConfig
 from objectives.elbo import EditConfig
 from objectives.masking import MasksConfig
 from objectives.objective import ObjectiveConfig, Surroundings
-from students.adapters import AdapterConfig
 from students.samplers import Ancestral
-from teachers.families import named_family
 from teachers.process import Schedule
 from teachers.section import Section
-from teachers.source import check_trust, parse_source
-
-
-def _named_model(name: str) -> str:
-    parse_source(name)
-    return name
-
-
-def _named_data(name: str) -> str:
-    parse_source(name, kind="dataset")
-    return name
-
-
-def _named_family(name: str) -> str:
-    named_family(name)
-    return name
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    try:
-        json.dumps(values, allow_nan=False)
-    except ValueError as error:
-        raise ValueError("it holds a number that is not finite; give a finite one") from error
-    return values
-
-
-def _whole(value: Any) -> Any:
-    """Whole numbers as ints, also those that are written 5e8: there is one kind of number in JSON."""
-    if isinstance(value, dict):
-        return {key: _whole(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_whole(inner) for inner in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-# what other libraries are given; it must survive being written into the run folder
-PassedOn = Annotated[dict[str, JsonValue], AfterValidator(_finite)]
-DeepSpeedSection = Annotated[PassedOn, AfterValidator(_whole)]
-Count = Annotated[int, Field(gt=0, lt=2**31)]
-# "auto" becomes one of the others before anything is loaded, see `distill.config.precision.settled`
-Precision = Literal["float32", "bfloat16", "auto"]
-# checked before anything is downloaded: what one section names would be, before another's mistake is found
-FamilyName = Annotated[str, AfterValidator(_named_family)]
-ModelName = Annotated[str, AfterValidator(_named_model)]
-DataName = Annotated[str, AfterValidator(_named_data)]
-
-
-class ModelConfig(Section):
-    """Where a model comes from, and what its checkpoint does not say of itself (see `DenoiserSpec`).
-
-    A hub name is pinned to a commit, by ``revision`` or as ``org/name@<40 hex digits>``. ``trust_remote_code`` is the
-    model's name again, for models that come with code of their own; ``family`` is for those that do not say theirs.
-    """
-
-    path: str
-    process: Schedule = "log-linear"
-    tokenizer: ModelName | None = None
-    revision: str | None = None
-    trust_remote_code: str | None = None
-    family: FamilyName | None = None
-    mask_id: int | None = Field(default=None, ge=0)
-    shift: bool | None = None
-    attention: Literal["full", "block"] | None = None
-    block_size: Count | None = None
-    time_conditioned: bool | None = None
-
-    @field_validator("trust_remote_code", mode="before")
-    @classmethod
-    def _not_a_plain_yes(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            raise ValueError(
-                f"{value} says nothing of whose code; write the model's own name, org/name, or leave it out"
-            )
-        return value
-
-    @model_validator(mode="after")
-    def _pinned(self) -> ModelConfig:
-        check_trust(parse_source(self.path, self.revision), self.trust_remote_code)
-        return self
-
-
-class TeacherConfig(ModelConfig):
-    """The teacher, and where it is kept: a whole copy on each process ("replicated"), its weights spread over the
-    processes ("sharded", ZeRO 3), or its layers spread over the devices that one process sees ("dispatched").
-
-    ``max_memory`` limits what "dispatched" puts on each device, as accelerate takes it: {0: 20GB, cpu: 60GB}.
-    """
-
-    placement: Literal["replicated", "sharded", "dispatched"] = "replicated"
-    max_memory: dict[int | str, str] | None = None
-
-    @model_validator(mode="after")
-    def _memory(self) -> TeacherConfig:
-        if self.max_memory and self.placement != "dispatched":
-            raise ValueError(f"max_memory has no meaning for placement {self.placement!r}; set placement to dispatched")
-        return self
-
-
-class StudentConfig(Section):
-    """What the student starts from, "teacher" or a model with the teacher's shapes; and what of it trains.
-
-    With ``adapter`` the student is a LoRA adapter on the teacher itself; without, all its weights train.
-    """
-
-    init: ModelName = "teacher"
-    adapter: AdapterConfig | None = None
-
-    @model_validator(mode="after")
-    def _adapter(self) -> StudentConfig:
-        if self.adapter is not None and self.init != "teacher":
-            raise ValueError(
-                f"init is {self.init!r}, but an adapter sits on the teacher itself; leave out student.init to train "
-                "the adapter, or student.adapter to train all weights"
-            )
-        return self
-
-
-class NewModelConfig(Section):
-    """A model to pretrain: a stock transformers architecture from scratch, or ``init`` from an autoregressive one.
-
-    With ``shift`` what predicts a token is read where the one before it is, as in an autoregressive model.
-    """
-
-    type: str = "qwen3"
-    shape: PassedOn = Field(default={})
-    init: ModelName | None = None
-    attention: Literal["full", "block"] = "full"
-    block_size: Count | None = None
-    shift: bool = False
-
-    @model_validator(mode="after")
-    def _block(self) -> NewModelConfig:
-        if (self.attention == "block") != (self.block_size is not None):
-            raise ValueError("attention 'block' and block_size go together; set both or neither")
-        return self
-
-
-class TokenizerConfig(Section):
-    """An existing tokenizer (``path``, or that of ``model.init``), or a byte-level BPE trained on the corpus.
-
-    ``mask`` is the text or the id of a special token that it has, to be the mask from now on; without, it is the
-    tokenizer's own mask token, or one that is added.
-    """
-
-    path: ModelName | None = None
-    mask: str | int | None = None
-    vocabulary: int = Field(default=4096, ge=259)
-    plain_punctuation: bool = False
-
-
-Format = Literal["text", "prompt_completion", "messages", "prompt_only"]
-COLUMNS: dict[Format, tuple[str, ...]] = {
-    "text": (),
-    "prompt_completion": ("prompt", "completion"),
-    "messages": ("messages",),
-    "prompt_only": ("prompt",),
-}
-"""What a row of each format consists of, in TRL's words, beside a text's ``data.text_column``."""
-
-
-class ColumnsConfig(Section):
-    """The columns of prompted data, where they are not called as TRL calls them."""
-
-    prompt: str = "prompt"
-    completion: str = "completion"
-    messages: str = "messages"
-
-    def of(self, format: Format) -> dict[str, str]:
-        """The setting that names a column → the column, for all that a format has."""
-        return {f"data.columns.{name}": getattr(self, name) for name in COLUMNS[format]}
-
-
-class DataConfig(Section):
-    """A corpus: text, JSONL, Parquet, a folder of them, a saved dataset, a pinned hub name, or ``bundled:novels``.
-
-    ``format`` says what a row is: text, or, as TRL has it, a prompt with its completion, a conversation whose last turn
-    is the completion, or a prompt alone. ``length`` counts prompt and completion together; ``too_long`` says whether
-    rows that are longer are refused or left out. ``tail`` is what the end-of-text tokens behind a completion may weigh.
-
-    ``special_tokens`` says what a document of text that spells one of the tokenizer's special tokens holds: its letters
-    ("text"), or the token ("tokens"), as of text with separators or chat turns written out. The mask is always letters.
-    """
-
-    path: str
-    heldout: DataName | None = None
-    format: Format = "text"
-    columns: ColumnsConfig = ColumnsConfig()
-    length: int = Field(ge=2)
-    too_long: Literal["refuse", "drop"] = "refuse"
-    tail: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    pack: bool = True
-    text_column: str = "text"
-    split: str = "train"
-    special_tokens: Literal["text", "tokens"] = "text"
-    revision: str | None = None
-    heldout_fraction: float = Field(default=0.02, gt=0, lt=1)
-
-    @model_validator(mode="after")
-    def _pinned(self) -> DataConfig:
-        parse_source(self.path, self.revision, "dataset")
-        return self
-
-    @model_validator(mode="after")
-    def _format(self) -> DataConfig:
-        default = ColumnsConfig()
-        for name in ColumnsConfig.model_fields:
-            if name not in COLUMNS[self.format] and getattr(self.columns, name) != getattr(default, name):
-                has = ", ".join(f"columns.{own}" for own in COLUMNS[self.format]) or "text_column"
-                raise ValueError(
-                    f"columns.{name} does not go with format {self.format!r}, which has {has}; leave it out"
-                )
-        if self.prompted and not self.pack:
-            raise ValueError(f"pack is false, but a row of format {self.format!r} is never packed; leave it out")
-        if self.prompted and self.text_column != "text":
-            raise ValueError(f"text_column is of format 'text'; of {self.format!r}, set columns")
-        return self
-
-    @property
-    def prompted(self) -> bool:
-        """Whether rows have prompts."""
-        return self.format != "text"
 
 
 class RatesConfig(Section):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.config.schema import COLUMNS, Format
+from distill.config.data import COLUMNS, Format
 from distill.data.token_files import VARIABLE, cache_folder
 from teachers.errors import UserError
 from teachers.files import publish

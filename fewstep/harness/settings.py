@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from lm_eval.models.utils import normalize_gen_kwargs
 from pydantic import Field, field_validator
 
-from distill.config import validate
-from distill.config.schema import AnySampler, Count, TeacherConfig
+from distill.config import TeacherConfig, validate
+from distill.config.samplers import AnySampler
+from distill.config.values import Count
 from distill.evaluation.likelihood import Estimate
 from distill.generation import ROWS, chosen_sampler
 from distill.runtime.messages import warn
