@@ -140,7 +140,7 @@ def test_the_same_seed_writes_the_same_files(files):
     assert files("sums", "--train", 20, "--test", 5, "--seed", 1) != first
 
 
-def test_a_bench_from_generator_to_accuracy(tmp_path, files):
+def test_a_bench_from_generator_to_accuracy(tmp_path, files, monkeypatch):
     """The commands of configs/tasks at a size that takes seconds: what one writes is what the next one reads."""
     files("sudoku", "--train", 60, "--test", 6)
     folder, tasks = tmp_path / "sudoku", ROOT / "configs" / "tasks" / "sudoku"
@@ -149,6 +149,10 @@ def test_a_bench_from_generator_to_accuracy(tmp_path, files):
     teacher = pretrain(load_config(PretrainConfig, tasks / "teacher.yaml", [*data, *small]), tmp_path / "teacher")
     config = load_config(DistillConfig, tasks / "integral_kl.yaml", [*data, f"teacher.path={teacher}"])
     distil(config, tmp_path / "run")
+    own = ["--model", teacher, "--prompts", folder / "train.jsonl", "--rows", 5, "--threshold", 0.1, "--length", 34]
+    generate(monkeypatch, "texts", "--out", tmp_path / "own", *own)
+    prompts = [row["prompt"] for row in rows(folder / "train.jsonl")[:5]]
+    assert all(row["prompt"] in prompts for row in rows(tmp_path / "own" / "train.jsonl"))
     asked = ["steps=[2]", "teacher_steps=17", "task.teacher_samplers=[]", f"task.path={folder / 'test.jsonl'}"]
     checker = f"task.function={ROOT / 'benchmarks/tasks/sudoku.py'}:is_solution"
     evaluation = TaskEvaluation.load(evaluate_command(tmp_path / "run", overrides=[*asked, checker]))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from distill.completions import complete
-from distill.models import open_student
+from distill.finished import open_student
 from students.samplers import Threshold
 
 
