@@ -108,14 +108,12 @@ class Surroundings:
         length: L, tokens of a row.
         sampler: what the student is trained for. measured: what the watch and evaluation sample with.
         optimizers: phases that the config has an optimiser for.
-        prompted: whether rows have prompts, which take of their tokens.
     """
 
     length: int
     sampler: Sampler
     measured: Sampler
     optimizers: frozenset[str]
-    prompted: bool = False
 
 
 class ObjectiveConfig(Section, ABC):
@@ -193,18 +191,12 @@ class ObjectiveConfig(Section, ABC):
     def _check_steps(self, run: Surroundings) -> None:
         if run.sampler.block_length == "attention":  # known when the model is
             return
-        fewest, most = run.sampler.steps_between(run.length)
+        most = run.sampler.steps_between(run.length)[1]
         if self.most_steps > most:
             what = "row" if run.sampler.budget == "text" else "block"
             raise ValueError(
                 f"objective.{self.steps_key} has {self.most_steps}, more steps than the {most} tokens of a {what}; "
                 "leave it out"
-            )
-        if self.fewest_steps is not None and self.fewest_steps < fewest and not run.prompted:
-            raise ValueError(
-                f"objective.{self.steps_key} has {self.fewest_steps}, fewer steps than the {fewest} blocks of "
-                f"{run.sampler.block_length} tokens of a row; leave it out, or set sampler.budget=block, which counts "
-                "the steps of each block"
             )
 
     def ranks(self, figures: Mapping[str, float], reference: Mapping[str, float] | None) -> float | None:

@@ -155,9 +155,7 @@ class DistillConfig(Section):
             raise ValueError(f"length {self.length} and data.length {self.data.length} differ; set only data.length")
         optimizers = {"student"} if self.train.critic is None else {"student", "critic"}
         self.objective.check(
-            Surroundings(
-                self.sequence_length, self.sampler, self.evaluate.sampler, frozenset(optimizers), self._prompted
-            )
+            Surroundings(self.sequence_length, self.sampler, self.evaluate.sampler, frozenset(optimizers))
         )
         self._check_blocks()
         _check_batch(self.train, self.objective.group)
@@ -182,19 +180,6 @@ class DistillConfig(Section):
                     f"{key}.block_length is {size}, longer than the {length} tokens of a row; set it "
                     "to fewer, or to null to write a row as a whole"
                 )
-        sampler, steps = self.evaluate.sampler, self.evaluate.watch_steps
-        if self.evaluate.every is None or sampler.block_length == "attention" or self._prompted:
-            return
-        fewest, _ = sampler.steps_between(self.sequence_length)
-        if steps < fewest:
-            raise ValueError(
-                f"evaluate.watch_steps is {steps}, fewer than the {fewest} blocks of {sampler.block_length} tokens of "
-                f"a row; set it to {fewest} or more, or sampler.budget=block, which counts the steps of each block"
-            )
-
-    @property
-    def _prompted(self) -> bool:
-        return self.data is not None and self.data.prompted
 
     @property
     def sequence_length(self) -> int:

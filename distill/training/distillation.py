@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from distill.config import DistillConfig, OptimizerConfig, validate
+from distill.config import DistillConfig, OptimizerConfig
 from distill.config.blocks import in_own_blocks
 from distill.config.deepspeed import deepspeed_section
 from distill.data.batches import Data, load_data
@@ -92,24 +92,33 @@ def load_networks(
     first = checkpoints.student.lossless(precision) if config.objective.unrounded else precision
     student = load_student(config, teacher, tokenizer, checkpoints.student, first, original)
     check_networks(config, teacher, student)
-    check_samplers(config, teacher, student)
+    check_samplers(config, student)
     if config.evaluate.length is not None:
         check_length([teacher, student], config.evaluate.length)
     return Networks(teacher, student, tokenizer, original)
 
 
-def check_samplers(config: DistillConfig, teacher: Denoiser, student: Denoiser) -> None:
-    """Refuse samplers that do not fit the networks, before anything is trained.
+def check_samplers(config: DistillConfig, student: Denoiser) -> None:
+    """Refuse samplers that do not fit a student of whole rows; of one in blocks, see `distill.config.blocks`.
 
     Raises:
-        UserError: blocks that are not the attention's, or no end token to stop at; or steps that do not fit the blocks.
+        UserError: there are no blocks of attention, no end token to stop at, or fewer steps than blocks.
     """
-    for network in (teacher, student):
-        fitted = {
-            "sampler": config.sampler.suited(network),
-            "evaluate": config.evaluate.model_copy(update={"sampler": config.evaluate.sampler.suited(network)}),
-        }
-        validate(DistillConfig, config.model_copy(update=fitted).model_dump())
+    if student.spec.attention == "block":
+        return
+    sampler, measured = config.sampler.suited(student), config.evaluate.sampler.suited(student)
+    watched = None if config.evaluate.every is None else config.evaluate.watch_steps
+    for key, steps, rule in (
+        (f"objective.{config.objective.steps_key}", config.objective.fewest_steps, sampler),
+        ("evaluate.watch_steps", watched, measured),
+    ):
+        fewest = rule.steps_between(config.sequence_length)[0]
+        prompted = config.data is not None and config.data.prompted  # which leaves fewer blocks to write
+        if steps is not None and steps < fewest and not prompted:
+            raise UserError(
+                f"{key} has {steps}, fewer steps than the {fewest} blocks of {rule.block_length} tokens of a row; set "
+                "it to more, or sampler.budget=block, which counts the steps of each block"
+            )
 
 
 def load_rows(config: DistillConfig, networks: Networks) -> Data | None:

@@ -5,11 +5,13 @@ import torch
 
 from distill.config import DistillConfig, EvaluateConfig, OptimizerConfig, TrainConfig
 from distill.runtime.world import World
+from distill.training.distillation import check_samplers
 from distill.training.engine import micro_batch
 from students.samplers import RELEASED, Ancestral, TopK
 from students.samplers.dilated import Dilated
 from teachers.errors import UserError
 from tests.distill.config.small import DISTIL, distil, load, pretrain, refused
+from tests.networks import stock
 
 
 def test_small_configs_load(tmp_path):
@@ -103,16 +105,8 @@ def test_missing_keys_are_named(tmp_path):
         (["sampler={name: ancestral, block_length: 32, budget: block}"], ("sampler.block_length is 32", "16 tokens")),
         (["evaluate.sampler={name: top_k, block_length: 0}"], ("0 is no length of a block", "attention")),
         (
-            ["sampler={name: ancestral, block_length: 4}", "objective.rollout.steps=[2,8]"],
-            ("objective.rollout.steps has 2", "4 blocks of 4", "budget=block"),
-        ),
-        (
             ["sampler={name: ancestral, block_length: 4, budget: block}", "objective.rollout.steps=[2,8]"],
             ("objective.rollout.steps has 8", "4 tokens of a block"),
-        ),
-        (
-            ["evaluate.sampler={name: top_k, block_length: 2}", "evaluate.every=5", "evaluate.watch_steps=4"],
-            ("evaluate.watch_steps is 4", "8 blocks of 2"),
         ),
         (["sampler={name: dilated, budget: block}"], ("budget 'block'", "block_length")),
         (["evaluate.sampler={name: rgas, block_length: 4}"], ("rgas reads whole texts", "blocks of 4")),
@@ -162,6 +156,31 @@ def test_an_edit_stage_needs_a_teacher_an_edit_and_an_update(tmp_path):
 def test_block_attention_and_block_size_go_together(override, tmp_path):
     refused(lambda: pretrain(tmp_path, override), "block_size", "both or neither")
     assert pretrain(tmp_path, "model.attention=block", "model.block_size=4").model.block_size == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["sampler={name: ancestral, block_length: 4}", "objective.rollout.steps=[2,8]"],
+            "has 2, .* 4 blocks",
+        ),
+        (
+            ["evaluate={sampler: {name: top_k, block_length: 2}, every: 5, watch_steps: 4}"],
+            "evaluate.watch_steps has 4, .* 8 blocks of 2",
+        ),
+        (["sampler={name: top_k, block_length: attention}"], "attention is full and has no blocks"),
+        (["sampler={name: top_k, block_length: 4, stop: true}"], "waits for an end token, and this model has none"),
+        (["sampler={name: ancestral, block_length: 4}", "objective.rollout.steps=[4,8]"], None),
+    ],
+)
+def test_samplers_that_do_not_fit_a_student_are_refused_when_it_is_loaded(overrides, said, tmp_path):
+    config, student = distil(tmp_path, *overrides), stock(8, 16)
+    if said is None:
+        check_samplers(config, student)
+        return
+    with pytest.raises(UserError, match=said):
+        check_samplers(config, student)
 
 
 @pytest.mark.parametrize(
