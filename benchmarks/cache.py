@@ -28,7 +28,8 @@ from rich.table import Table
 from students.fill import Filled, fill
 from students.samplers import TopK
 from teachers.canvas import Canvas
-from teachers.denoiser import DelegatingDenoiser, Denoiser, DenoiserSpec
+from teachers.delegating import DelegatingDenoiser
+from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.families.stock.loading import create_denoiser
 from teachers.randomness import RowStreams
 

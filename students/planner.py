@@ -28,7 +28,8 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from teachers.canvas import Canvas
-from teachers.denoiser import Compression, DelegatingDenoiser, Denoiser, Layout
+from teachers.delegating import DelegatingDenoiser
+from teachers.denoiser import Compression, Denoiser, Layout
 from teachers.errors import UserError
 from teachers.families import Checkpoint
 from teachers.randomness import categorical

@@ -17,7 +17,8 @@ from students.planner import PlannedDenoiser, add_planner
 from students.samplers import Ancestral, Planner
 from students.student import frozen, trainable_copy
 from teachers.canvas import Batch, Canvas
-from teachers.denoiser import DelegatingDenoiser, Denoiser
+from teachers.delegating import DelegatingDenoiser
+from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.markov import MarkovDenoiser, random_source
 from teachers.process import MaskedProcess

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from teachers.cache import Window
 from teachers.canvas import Canvas
-from teachers.denoiser import DelegatingDenoiser, Denoiser
+from teachers.delegating import DelegatingDenoiser
+from teachers.denoiser import Denoiser
 
 
 class Counter:

@@ -25,7 +25,8 @@ from students.samplers.at_once import AtOnce
 from students.student import cast, enable_gradient_checkpointing
 from teachers.canvas import Canvas
 from teachers.chunks import chunk_count
-from teachers.denoiser import DelegatingDenoiser, Denoiser
+from teachers.delegating import DelegatingDenoiser
+from teachers.denoiser import Denoiser
 
 aten = torch.ops.aten
 

@@ -12,7 +12,8 @@ from students.samplers import Ancestral, Dilated, Edit, EntropyBound, Factor, Th
 from students.session import Session
 from teachers.cache import Window
 from teachers.canvas import Canvas
-from teachers.denoiser import DelegatingDenoiser, Denoiser, DenoiserSpec
+from teachers.delegating import DelegatingDenoiser
+from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import resolve
 from teachers.families.dit.denoiser import DitDenoiser, Release

@@ -31,7 +31,7 @@ from students.samplers.timetable import tokens_per_pass
 from teachers import chunks
 from teachers.canvas import Canvas
 from teachers.chunks import row_sums
-from teachers.denoiser import DelegatingDenoiser
+from teachers.delegating import DelegatingDenoiser
 from teachers.errors import UserError
 from teachers.markov import random_source
 from teachers.process import MaskedProcess
