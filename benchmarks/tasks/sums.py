@@ -58,7 +58,7 @@ def completion(prompt: str, draws: random.Random) -> str:
     return written(prompt, [draws.sample(column, len(column)) for column in columns(prompt)])
 
 
-def columns(prompt: str) -> list[Sequence[str]]:
+def columns(prompt: str) -> list[tuple[str, ...]]:
     """The digits of each column, the right one first.
 
     >>> columns("37+85+46=")
