@@ -25,7 +25,7 @@ CRITIC = {"critic": {"lr": 1e-3}}
 ADAPTER = {"rank": 2}
 DIDI = {"name": "didi_instruct", "ratio": {"name": "discriminator", "blocks": 1}}
 MMD = {"name": "representation_mmd", "blocks": 1}
-SAMPLES = {"teacher_samples": 8, "teacher_sample_steps": 2}
+SAMPLES = {"teacher_samples": 8, "teacher_sample_steps": 4}
 
 
 @pytest.fixture(scope="module", params=NETWORKS)

@@ -53,7 +53,8 @@ def with_blocks(config: DistillConfig, size: int) -> DistillConfig:
     sampler, measured = config.sampler, config.evaluate.sampler
     same = measured == sampler
     sampler = _blocked(sampler, size, "sampler")
-    measured = sampler if same else _blocked(measured, size, "evaluate.sampler")
+    if not measured.whole:  # one that reads whole texts measures something else
+        measured = sampler if same else _blocked(measured, size, "evaluate.sampler")
     optimizers = {"student"} if config.train.critic is None else {"student", "critic"}
     try:
         config.objective.check(Surroundings(size, sampler, measured, frozenset(optimizers)))

@@ -158,7 +158,14 @@ def _on_blocks(config: DistillConfig, whole: Distillation, size: int) -> InBlock
         config.blocks.check(config.objective, objective.needs, config.data is not None)
     except ValueError as error:
         raise UserError(str(error)) from error
-    return InBlocks(objective, config.blocks, whole, config.objective.most_steps)
+    blocks = InBlocks(objective, config.blocks, whole, config.objective.most_steps)
+    writes = blocks.needs in ("written rows", "trajectories") or (blocks.needs == "rows" and config.data is None)
+    if writes and config.teacher_sample_steps < whole.length // length:
+        raise UserError(
+            f"teacher_sample_steps is {config.teacher_sample_steps}, but the teacher writes rows of "
+            f"{whole.length // length} blocks of {length} tokens; set it to at least one a block"
+        )
+    return blocks
 
 
 def critic_start(config: DistillConfig, networks: Networks) -> Denoiser | None:

@@ -166,6 +166,7 @@ def test_whose_text_is_before_a_block(prefix, home, tmp_path):
         ("full", {"blocks": {"prefix": "student"}}, ["blocks.prefix", "blocks.size"]),
         ("full", {"blocks": {"size": 4}, "student": {"adapter": {"rank": 2}}}, ["adapter", "full attention"]),
         ("full", {"blocks": {"size": 0}}, ["size", "greater than 0"]),
+        ("blocks4", {"teacher_sample_steps": 7}, ["teacher_sample_steps is 7", "8 blocks"]),
     ],
 )
 def test_blocks_that_do_not_fit_are_one_line(teacher, sections, parts, home, tmp_path):
