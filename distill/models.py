@@ -17,12 +17,12 @@ from students.adapters import AdaptedDenoiser, is_adapter, merge_adapter, merged
 from students.planner import load_planned, load_planner
 from students.student import cast, frozen, trainable, trainable_copy
 from teachers.capability import Capability
+from teachers.convert import in_blocks
 from teachers.denoiser import Denoiser, DenoiserSpec, end_ids
 from teachers.description import Description, describe
 from teachers.errors import UserError
 from teachers.families import Checkpoint, resolve
 from teachers.families.family import OPTIONS, Partition, Spread
-from teachers.families.stock.denoiser import StockDenoiser
 from teachers.families.stock.loading import says_denoiser
 from teachers.headers import read_headers
 from teachers.process import MaskedProcess
@@ -271,25 +271,6 @@ def load_student(
     student = load_planned(checkpoint, tokenizer, precision=precision, **options)
     _check_start(config, student.spec, teacher.spec)
     return in_blocks(trainable(student), config.blocks.size, config.student.init)
-
-
-def in_blocks(student: Denoiser, size: int | None, name: str) -> Denoiser:
-    """The same network with attention in blocks of ``size`` tokens: another mask is all that changes.
-
-    Args:
-        size: None for the attention that it has. name: the model's, for the message.
-
-    Raises:
-        UserError: it has another one, which its format fixes.
-    """
-    if size in (None, student.spec.block_size):
-        return student
-    if not isinstance(student, StockDenoiser) or student.release is not None:
-        raise UserError(
-            f"blocks.size is {size}, but the format of model {name!r} says what its tokens look at; leave blocks.size "
-            "out, or start from a model in a stock layout, such as fewstep export --layout stock writes"
-        )
-    return student.with_blocks(size)
 
 
 def _check_adapter_blocks(config: DistillConfig, teacher: DenoiserSpec) -> None:

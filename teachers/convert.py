@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from teachers.canvas import Canvas, Context
-from teachers.denoiser import UNBOUNDED, DenoiserSpec
+from teachers.denoiser import UNBOUNDED, Denoiser, DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import resolve
 from teachers.families.family import Checkpoint
@@ -47,6 +47,25 @@ def converted(
     if spec.attention != "causal" and _is_denoiser(checkpoint):
         return from_denoiser(checkpoint, tokenizer, spec, in_context)
     return from_autoregressive(checkpoint, tokenizer, spec, in_context)
+
+
+def in_blocks(student: Denoiser, size: int | None, name: str) -> Denoiser:
+    """The same network with attention in blocks of ``size`` tokens: another mask is all that changes.
+
+    Args:
+        size: None for the attention that it has. name: the model's, for the message.
+
+    Raises:
+        UserError: it has another one, which its format fixes.
+    """
+    if size in (None, student.spec.block_size):
+        return student
+    if not isinstance(student, StockDenoiser) or student.release is not None:
+        raise UserError(
+            f"blocks.size is {size}, but the format of model {name!r} says what its tokens look at; leave blocks.size "
+            "out, or start from a model in a stock layout, such as fewstep export --layout stock writes"
+        )
+    return student.with_blocks(size)
 
 
 def from_denoiser(

@@ -13,7 +13,7 @@ from teachers.canvas import Canvas
 from teachers.convert import from_autoregressive
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
-from teachers.families import load_denoiser
+from teachers.families import load_denoiser, resolve
 from teachers.families.stock.denoiser import StockDenoiser
 from teachers.families.stock.loading import create_denoiser
 from teachers.masks import attention_mask_4d
@@ -306,7 +306,7 @@ def test_conversion_adds_the_mask_with_the_mean_embedding(family, tied, with_new
     before.save_pretrained(tmp_path)
     assert len(with_new_mask) == 260
     spec = DenoiserSpec(mask_id=with_new_mask.mask_token_id, vocabulary=260, max_length=16)
-    ours = from_autoregressive(str(tmp_path), with_new_mask, spec)
+    ours = from_autoregressive(resolve(str(tmp_path)), with_new_mask, spec)
     for old, new in (
         (before.get_input_embeddings().weight, ours.model.get_input_embeddings().weight),
         (before.get_output_embeddings().weight, ours.model.get_output_embeddings().weight),
@@ -324,7 +324,7 @@ def test_conversion_resets_a_mask_token_that_the_model_already_has(tokenizer, tm
     before = stock("qwen3", vocabulary=259)
     before.save_pretrained(tmp_path)
     spec = DenoiserSpec(mask_id=tokenizer.mask_token_id, vocabulary=259, max_length=16)
-    table = from_autoregressive(str(tmp_path), tokenizer, spec).model.get_input_embeddings().weight
+    table = from_autoregressive(resolve(str(tmp_path)), tokenizer, spec).model.get_input_embeddings().weight
     old = before.get_input_embeddings().weight
     close(table[tokenizer.mask_token_id], old.mean(0), atol=1e-6)
     others = [i for i in range(259) if i != tokenizer.mask_token_id]
@@ -335,7 +335,7 @@ def test_conversion_keeps_a_padded_vocabulary(tokenizer, tmp_path):
     # published models have more rows than their tokenizers have entries
     stock("qwen3", vocabulary=300).save_pretrained(tmp_path)
     spec = DenoiserSpec(mask_id=tokenizer.mask_token_id, vocabulary=259, max_length=16)
-    ours = from_autoregressive(str(tmp_path), tokenizer, spec)
+    ours = from_autoregressive(resolve(str(tmp_path)), tokenizer, spec)
     assert ours.spec.vocabulary == 300
     assert log_probs(ours, torch.full((1, 4), spec.mask_id)).shape == (1, 4, 300)
 
