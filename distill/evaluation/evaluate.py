@@ -111,7 +111,7 @@ class _Part:
 
     def passes(self, length: int) -> int:
         """The most rows that may go through a network, the judge's included."""
-        return self.config.samples * (min(self.sampler.most_transitions(length, self.steps), length) + 1)
+        return self.config.samples * (self.sampler.most_passes(length, self.steps) + 1)
 
     @property
     def sampler(self) -> Sampler:

@@ -24,7 +24,7 @@ from distill.evaluation.tasks.rules import Rule, fewest_steps, rules_of
 from distill.evaluation.tasks.task import Task
 from distill.runtime.progress import progress_bar
 from distill.runtime.world import World
-from teachers.denoiser import Denoiser, end_ids
+from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
 
@@ -103,8 +103,6 @@ class TaskBench:
 
     def _check_rule(self, rule: Rule, denoiser: Denoiser, critic: nn.Module | None) -> None:
         rule.sampler.check(critic)
-        if rule.sampler.stop and not end_ids(denoiser):
-            raise UserError(f"sampler {rule.label!r} stops at an end token, and the model has none; set stop=false")
         if rule.own:
             fewest, most = self._limits(rule, denoiser)
             _check_most("evaluate.steps", max(self.config.steps), most)
@@ -114,7 +112,7 @@ class TaskBench:
         """With how many steps a rule can answer every question, at least, and at most with a token each."""
         room = self.length - min(map(len, self.task.prompts))
         fewest = fewest_steps(rule.sampler, denoiser, self.task.prompts, self.length)
-        return fewest, rule.sampler.suited(denoiser).steps_between(room)[1]
+        return fewest, rule.sampler.steps_between(room)[1]
 
     def ask(self, teacher: Denoiser | None, student: Denoiser | None, critic: nn.Module | None = None) -> list[Answers]:
         """Everything that models answer, the teacher's first. They are frozen and on the same device."""
@@ -148,8 +146,11 @@ class TaskBench:
         )
 
     def _rules(self, model: Model, denoiser: Denoiser | None) -> list[tuple[Denoiser, Rule]]:
+        """The rules of a model, suited to it."""
+        if denoiser is None:
+            return []
         rules = rules_of(self.config, is_teacher=model == "teacher")
-        return [] if denoiser is None else [(denoiser, rule) for rule in rules]
+        return [(denoiser, replace(rule, sampler=rule.sampler.suited(denoiser))) for rule in rules]
 
     def _parts(self, teacher: Denoiser | None, student: Denoiser | None, critic: nn.Module | None) -> list[Part]:
         """The teacher's, then the student's, each rule's by number of steps."""
@@ -170,8 +171,7 @@ class TaskBench:
 
     def _passes(self, part: Part) -> int:
         """The most rows that may go through the network."""
-        transitions = part.rule.sampler.most_transitions(self.length, part.steps)
-        return len(self.task.questions) * min(transitions, self.length)
+        return len(self.task.questions) * part.rule.sampler.most_passes(self.length, part.steps)
 
     def _answers(self, part: Part) -> Answers:
         self.world.barrier()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pyarrow
@@ -344,3 +345,14 @@ def test_mistakes_are_one_line_before_anything_is_computed(made, tmp_path, monke
 def test_a_run_without_a_place_for_results_is_refused(made):
     with pytest.raises(UserError, match="name a new folder with --out"):
         evaluate_command(made.sevens, task=made.task)
+
+
+def test_what_an_engine_runs_is_asked_in_the_blocks_of_the_model(made):
+    teacher = fewstep.load_teacher(made.teacher)
+    blocks = replace(teacher.finished, denoiser=teacher.denoiser.with_blocks(4))
+    evaluation = fewstep.evaluate(
+        None, replace(teacher, finished=blocks), steps=[2], teacher_steps=4, length=12, sampler="sglang", task=made.task
+    )
+    assert [row.steps for row in evaluation.rows] == [2, 4]
+    assert all("blocks of the attention" in row.sampler for row in evaluation.rows)
+    assert 3 <= evaluation.rows[0].nfe <= 3 * 2, "three blocks of at most two passes"
