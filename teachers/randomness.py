@@ -14,6 +14,12 @@ import torch
 from torch import Tensor
 
 
+def generator_of(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator for a key of whole numbers; different keys give independent ones."""
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
+
+
 class RowStreams:
     """Independent generators, one a row.
 
@@ -26,12 +32,7 @@ class RowStreams:
 
     def __init__(self, seed: int, key: Sequence[int], rows: Sequence[int], device: torch.device | str = "cpu"):
         self.device = torch.device(device)
-        self.generators = []
-        for row in rows:
-            state = np.random.SeedSequence([seed, len(key), *key, row]).generate_state(1, np.uint64)[0]
-            generator = torch.Generator(self.device)
-            generator.manual_seed(int(state >> np.uint64(1)))
-            self.generators.append(generator)
+        self.generators = [generator_of(seed, len(key), *key, row, device=self.device) for row in rows]
 
     def __len__(self) -> int:
         return len(self.generators)

@@ -18,6 +18,7 @@ from distill.runtime.messages import say
 from teachers.errors import UserError
 from teachers.files import publish
 from teachers.markov import MarkovDenoiser, check_source, estimate_source
+from teachers.randomness import generator_of
 from teachers.vocabulary import token_id
 
 
@@ -88,9 +89,7 @@ def documents(source: MarkovDenoiser, tokenizer: PreTrainedTokenizerBase, count:
     Raises:
         UserError: more than half of the rows are no text.
     """
-    # not the generator that the tables were drawn with
-    state = np.random.SeedSequence([seed, 1]).generate_state(1, np.uint64)[0]
-    generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+    generator = generator_of(seed, 1)  # not the one that the tables were drawn with
     kept: list[str] = []
     tried = 0
     while len(kept) < count:

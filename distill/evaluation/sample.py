@@ -19,6 +19,7 @@ from students.samplers import LOG_LINEAR, SERVED, Ancestral, Sampler
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, end_ids
 from teachers.process import MaskedProcess
+from teachers.randomness import generator_of
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,7 @@ def draw(
     sampler = sampler_of(config, critic)
 
     def batch(rows: range) -> tuple[Tensor, Tensor, int, Tensor | None]:
-        noise = np.random.SeedSequence([seed, steps, rows.start]).generate_state(1, np.uint64)[0] >> np.uint64(1)
-        generator = torch.Generator(denoiser.device).manual_seed(int(noise))
+        generator = generator_of(seed, steps, rows.start, device=denoiser.device)
         if prompts is None:
             canvas = Canvas.blank(len(rows), length, denoiser.spec.mask_id, denoiser.device)
         else:
