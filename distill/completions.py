@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -19,7 +19,10 @@ from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, DenoiserSpec, end_ids
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
-from teachers.randomness import Randomness, RowStreams
+from teachers.randomness import Randomness, RowStreams, generator_of
+
+Padding = Literal["none", "right"]
+"""Whether rows are equally long, or have equally many tokens to write, as of `Canvas.prompted`."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def complete(
     denoiser: Denoiser,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
-    length: int | Sequence[int],
+    length: int,
     sampler: Sampler,
     steps: int,
     seed: int,
@@ -55,6 +58,7 @@ def complete(
     process: MaskedProcess = LOG_LINEAR,
     critic: nn.Module | None = None,
     world: World = ALONE,
+    padding: Padding = "none",
 ) -> list[Completion]:
     """Write after each prompt, ``batch`` of them at once, on every process of ``world``.
 
@@ -64,7 +68,8 @@ def complete(
 
     Args:
         prompts: N lists of tokens, of different lengths; a list may be empty.
-        length: L, tokens of a row, prompt included; or of each row, padded to the longest of its batch.
+        length: tokens of a row, prompt included; with padding "right" tokens to write in each, the rows of a batch
+            being padded to the longest.
         steps: what the sampler counts; a row takes no more passes than it has tokens to write.
 
     Returns:
@@ -73,57 +78,44 @@ def complete(
     Raises:
         UserError: see `check_prompts`, and `students.fill.fill`.
     """
-    lengths = lengths_of(prompts, length)
-    check_prompts(denoiser.spec, prompts, lengths)
+    spec = denoiser.spec
+    check_prompts(spec, prompts, length, padding=padding)
 
     def write(rows: range) -> list[Completion]:
-        part, ends = prompts[rows.start : rows.stop], lengths[rows.start : rows.stop]
-        canvas = canvas_of(part, ends, denoiser.spec).to(denoiser.device)
+        part = prompts[rows.start : rows.stop]
+        canvas = Canvas.prompted(part, length, spec.mask_id, pad_id=spec.pad_id, padding=padding).to(denoiser.device)
         randomness = _randomness(sampler, seed, steps, rows, denoiser.device)
         # the reverse process has as many transitions as it is told, whatever there is to write
         most = steps if isinstance(sampler, PlannedSampler) else steps_of_rows(canvas, sampler, steps)
         filled = fill_to_length(denoiser, canvas, sampler, most, randomness, process=process, critic=critic)
-        return _completions(tokenizer, end_ids(denoiser), part, ends, filled)
+        return _completions(tokenizer, end_ids(denoiser), part, length, filled)
 
     return [completion for part in world.share(len(prompts), batch, write) for completion in part]
-
-
-def lengths_of(prompts: Sequence[Sequence[int]], length: int | Sequence[int]) -> Sequence[int]:
-    """Tokens of each row."""
-    return [length] * len(prompts) if isinstance(length, int) else length
-
-
-def canvas_of(prompts: Sequence[Sequence[int]], lengths: Sequence[int], spec: DenoiserSpec) -> Canvas:
-    """Rows of so many tokens that begin with prompts, all the rest open; padded on the right where some are shorter."""
-    canvas, ends = Canvas.prompted(prompts, max(lengths), spec.mask_id), torch.tensor(lengths)[:, None]
-    if bool((ends == canvas.length).all()):
-        return canvas
-    real = torch.arange(canvas.length) < ends
-    tokens = canvas.tokens if spec.pad_id is None else canvas.tokens.masked_fill(~real, spec.pad_id)
-    return Canvas(tokens, canvas.open & real, real)
 
 
 def check_prompts(
     spec: DenoiserSpec,
     prompts: Sequence[Sequence[int]],
-    lengths: int | Sequence[int],
+    length: int,
     places: Sequence[str] | None = None,
+    padding: Padding = "none",
 ) -> None:
     """Refuse prompts that can not be completed, before anything is.
 
     Args:
-        places: where each of them stands, for messages; their numbers by default.
+        length, padding: as of `complete`. places: where each of them stands, for messages; their numbers by default.
 
     Raises:
         UserError: rows that are longer than the model takes, a prompt that leaves no room, or one with a mask in it.
     """
-    for number, (prompt, length) in enumerate(zip(prompts, lengths_of(prompts, lengths), strict=True)):
-        if length > spec.max_length:
-            raise UserError(f"length {length} is more than the model's {spec.max_length} positions; give a smaller one")
+    for number, prompt in enumerate(prompts):
+        row = length if padding == "none" else len(prompt) + length
+        if row > spec.max_length:
+            raise UserError(f"length {row} is more than the model's {spec.max_length} positions; give a smaller one")
         name = f"prompt {number + 1}" if places is None else f"the prompt in {places[number]}"
-        if len(prompt) >= length:
+        if len(prompt) >= row:
             raise UserError(
-                f"{name} has {len(prompt)} tokens and the canvas {length}, which leaves none to write; give a shorter "
+                f"{name} has {len(prompt)} tokens and the canvas {row}, which leaves none to write; give a shorter "
                 "prompt, or a larger length"
             )
         if spec.mask_id in prompt:
@@ -132,23 +124,22 @@ def check_prompts(
 
 def _randomness(sampler: Sampler, seed: int, steps: int, rows: range, device: torch.device) -> Randomness:
     """A stream for each row, or one for the batch where draws are as published code makes them."""
-    if sampler.draw != "float32-gumbel":
-        return RowStreams(seed, (steps,), rows, device)
-    state = np.random.SeedSequence([seed, steps, rows.start]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
+    if sampler.draw == "float32-gumbel":
+        return generator_of(seed, steps, rows.start, device=device)
+    return RowStreams(seed, (steps,), rows, device)
 
 
 def _completions(
     tokenizer: PreTrainedTokenizerBase,
     end_tokens: Sequence[int],
     prompts: Sequence[Sequence[int]],
-    lengths: Sequence[int],
+    length: int,
     filled: Filled,
 ) -> list[Completion]:
     costs = zip(*(part.tolist() for part in (filled.nfe, filled.critic_nfe, filled.length_nfe)), strict=True)
     completions = []
-    for prompt, length, tokens, cost in zip(prompts, lengths, filled.tokens.tolist(), costs, strict=True):
-        written = tokens[len(prompt) : length]
+    for prompt, tokens, cost in zip(prompts, filled.tokens.tolist(), costs, strict=True):
+        written = tokens[len(prompt) :][:length]  # without padding
         end = first_end(written, end_tokens)
         text = continuation(tokenizer, prompt, written[:end])
         completions.append(Completion(text, len(written) if end is None else end + 1, end is not None, *cost))

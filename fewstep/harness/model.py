@@ -131,8 +131,8 @@ class FewstepLM(TemplateLM):
         rule = settings.rule(self.student.sampler, self.denoiser.spec)
         written = complete(
             self.denoiser, self.tokenizer, [prompts[number] for number in order],
-            settings.length or [len(prompts[number]) + room for number in order], rule,
-            settings.steps or self.steps, settings.seed, self.settings.rows, self.process, self.student.critic(rule),
+            settings.length or room, rule, settings.steps or self.steps, settings.seed, self.settings.rows,
+            self.process, self.student.critic(rule), padding="none" if settings.length else "right",
         )  # fmt: skip
         self.completions += written
         place = {number: place for place, number in enumerate(order)}

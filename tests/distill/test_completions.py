@@ -117,9 +117,8 @@ def test_processes_share_the_prompts(student):
 @pytest.mark.parametrize("sampler", [TopK(draw="greedy"), TopK(draw="greedy", block_length=4)])
 def test_rows_of_their_own_lengths_are_written_in_one_batch_as_alone(student, sampler):
     prompts = ids(student)
-    lengths = [len(prompt) + 5 for prompt in prompts]
-    together = written(student, prompts, length=lengths, sampler=sampler)
-    alone = [written(student, [p], length=n, sampler=sampler)[0] for p, n in zip(prompts, lengths, strict=True)]
+    together = written(student, prompts, length=5, padding="right", sampler=sampler)
+    alone = [written(student, [prompt], length=len(prompt) + 5, sampler=sampler)[0] for prompt in prompts]
     assert together == alone
     assert all(completion.tokens <= 5 for completion in together)
 
