@@ -21,7 +21,7 @@ from distill.commands.evaluate import evaluate_command
 from distill.commands.markov import markov_command
 from distill.completions import complete
 from distill.finished import open_student
-from distill.generation import encoded
+from distill.generation import at_temperature, encoded
 from fewstep.harness.__main__ import main
 from students.samplers import Threshold, TopK
 from teachers.errors import UserError
@@ -46,6 +46,11 @@ def student(tmp_path_factory):
 
 def model(**arguments: Any) -> Any:
     return get_model("fewstep")(**arguments)
+
+
+def test_temperature_0_is_the_rule_that_a_task_has_at_0(student):
+    rule = model(pretrained=student, sampler={"name": "threshold", "temperature": 0.5, "tempered": True}, temperature=0)
+    assert rule.rule == at_temperature(Threshold(temperature=0.5, tempered=True), 0)
 
 
 def requests(kind: str, *arguments: tuple) -> list[Instance]:

@@ -11,7 +11,7 @@ from distill.config import TeacherConfig, validate
 from distill.config.samplers import AnySampler
 from distill.config.values import Count
 from distill.evaluation.likelihood import Estimate
-from distill.generation import ROWS, chosen_sampler
+from distill.generation import ROWS, at_temperature, chosen_sampler
 from distill.runtime.messages import warn
 from students.samplers import Sampler
 from teachers.denoiser import DenoiserSpec
@@ -51,9 +51,11 @@ class RequestSettings(Section):
             written if written is None or isinstance(written, str) else validate(_Rule, {"sampler": written}).sampler
         )
         rule = chosen_sampler(own, given, self.temperature or None, spec)
-        changes = {"block_length": self.block_length, "draw": "greedy" if self.temperature == 0 else None}
-        changes = {key: value for key, value in changes.items() if value is not None}
-        return validate(_Rule, {"sampler": {**rule.model_dump(), **changes}}).sampler if changes else rule
+        if self.temperature == 0:
+            rule = at_temperature(rule, 0)
+        if self.block_length is None:
+            return rule
+        return validate(_Rule, {"sampler": {**rule.model_dump(), "block_length": self.block_length}}).sampler
 
 
 def request_settings(own: RequestSettings, arguments: dict[str, Any]) -> tuple[RequestSettings, list[str]]:
