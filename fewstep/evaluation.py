@@ -32,7 +32,7 @@ def evaluate(
     judge: str | Path = "bundled:judge",
     steps: Sequence[int] | None = None,
     samples: int | None = None,
-    data: str | Path | None = None,
+    data: str | Path | DataConfig | None = None,
     length: int | None = None,
     sampler: Sampler | str | None = None,
     seed: int = 0,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from distill.completions import complete
 from distill.finished import open_student
+from distill.generation import encoded
 from students.samplers import Threshold
 
 
@@ -20,7 +21,7 @@ def texts(model: str, prompts: Path, rows: int, threshold: float, length: int) -
     student = open_student(model)
     lines = prompts.read_text("utf-8").splitlines()[:rows]
     given = [json.loads(line)["prompt"] for line in lines]
-    ids = [student.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in given]
+    ids = [encoded(student.tokenizer, prompt) for prompt in given]
     sampler = Threshold(threshold=threshold, draw="greedy")
     written = complete(student.denoiser, student.tokenizer, ids, length, sampler, length, seed=0)
     return [{"prompt": prompt, "completion": one.text} for prompt, one in zip(given, written, strict=True) if one.ended]

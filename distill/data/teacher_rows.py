@@ -154,18 +154,15 @@ class _Writer:
         else:
             best = best_order(
                 self.teacher, batch.canvas, steps, self.generator, process, self.candidates, batch.labels,
-                order_blocks(self.config, self.teacher),
+                order_blocks(self.config),
             )  # fmt: skip
             tensors = {"tokens": best.tokens, "order": best.order}
         return {name: tensor.int().cpu() for name, tensor in tensors.items()}
 
 
-def order_blocks(config: DistillConfig, teacher: Denoiser) -> int | None:
+def order_blocks(config: DistillConfig) -> int | None:
     """Tokens of the blocks within which the teacher's order is recorded: the student's, where it writes in some."""
-    if config.sampler.budget != "block":
-        return None
-    length = config.sampler.block_length
-    return (config.blocks.size or teacher.spec.block_size) if length == "attention" else length
+    return config.sampler.block_tokens if config.sampler.budget == "block" else None
 
 
 def _origin(objective: Objective, config: DistillConfig, teacher: Denoiser, corpus: Data | None) -> str:
@@ -180,6 +177,6 @@ def _origin(objective: Objective, config: DistillConfig, teacher: Denoiser, corp
         "teacher": config.teacher.model_dump(mode="json", exclude={"placement"}),
         "data": corpus.identity() if corpus is not None else None,
     }
-    if (size := order_blocks(config, teacher)) is not None:
+    if (size := order_blocks(config)) is not None:
         values["blocks"] = size
     return json.dumps(values, sort_keys=True)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.generation import steps_of_rows
+from objectives.objective import timed
 from students.fill import fill
 from students.samplers import LOG_LINEAR, Sampler
 from teachers.canvas import Canvas
@@ -206,7 +207,7 @@ def rows_of(pairs: Sequence[Pair], spec: DenoiserSpec) -> tuple[Tensor, Tensor]:
 def canvas_of(tokens: Tensor, real: Tensor, masked: Tensor, spec: DenoiserSpec, process: MaskedProcess) -> Canvas:
     """Rows at the time at which so much of them is masked."""
     canvas = Canvas(tokens.masked_fill(masked, spec.mask_id), masked, None if bool(real.all()) else real)
-    return Canvas(canvas.tokens, masked, canvas.real, process.time_of(1 - canvas.open_share()))
+    return timed(canvas, process)
 
 
 @torch.no_grad()

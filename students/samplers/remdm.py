@@ -26,7 +26,7 @@ from pydantic import Field
 from torch import Tensor
 
 from students.drawing import Tokens
-from students.samplers.blocks import Blocks, block_numbers
+from students.samplers.blocks import Blocks
 from students.samplers.sampler import Asked, Sampler, Work
 from teachers.canvas import Canvas
 from teachers.chunks import scatter
@@ -84,8 +84,7 @@ class Remdm(Sampler):
 
     def transitions_of(self, canvas: Canvas, denoiser: Denoiser, steps: Tensor) -> Tensor:
         """See `Sampler.transitions_of`."""
-        blocks = block_numbers(canvas, denoiser, self.block_tokens)[1].clamp(min=1)
-        return super().transitions_of(canvas, denoiser, steps) + self.last * blocks
+        return super().transitions_of(canvas, denoiser, steps) + self.last * self.block_counts(canvas, denoiser)
 
     def begin(self, work: Work) -> int:
         """A pass is a transition of all rows, though not each of them may take it."""

@@ -270,7 +270,7 @@ class Sampler(Drawing, ABC):
         """With how many steps every row of a canvas can be filled, at least: one for each block that shares them."""
         if self.budget == "block":
             return 1
-        return max(1, int(block_numbers(canvas, denoiser, self.fitted(denoiser).block_tokens)[1].max()))
+        return int(self.block_counts(canvas, denoiser).max())
 
     def steps_between(self, length: int) -> tuple[int, int]:
         """With how many steps rows of ``length`` tokens can be filled, and with how many more is not gained."""
@@ -292,7 +292,11 @@ class Sampler(Drawing, ABC):
         """(B,) how many transitions each row has, its blocks' together. ``steps``: (B,)."""
         if self.budget == "text":
             return steps
-        return steps * block_numbers(canvas, denoiser, self.fitted(denoiser).block_tokens)[1].clamp(min=1)
+        return steps * self.block_counts(canvas, denoiser)
+
+    def block_counts(self, canvas: Canvas, denoiser: Denoiser) -> Tensor:
+        """(B,) in how many blocks each row is written, at least 1."""
+        return block_numbers(canvas, denoiser, self.fitted(denoiser).block_tokens)[1].clamp(min=1)
 
     def start(self, canvas: Canvas, spec: DenoiserSpec, randomness: Randomness) -> Canvas:
         """What the first pass sees; most rules leave the canvas as it is."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -45,7 +46,8 @@ def states_in_window(model: PreTrainedModel, inputs: dict[str, Tensor | None], w
     """
     cache = WindowCache(window)
     with _computed_once(model):
-        states = model.base_model(**inputs, **{cache_argument(model): cache}, use_cache=True).last_hidden_state
+        argument = cache_argument(type(model.base_model))
+        states = model.base_model(**inputs, **{argument: cache}, use_cache=True).last_hidden_state
     assert cache.written, f"{type(model).__name__} keeps its keys and values elsewhere"
     return states
 
@@ -63,6 +65,7 @@ def _computed_once(model: PreTrainedModel) -> Iterator[None]:
             layer.training = True
 
 
-def cache_argument(model: PreTrainedModel) -> str:
-    """What the base model's ``forward`` calls its cache: "cache" from transformers 5.24 on, where it was renamed."""
-    return "cache" if "cache" in inspect.signature(model.base_model.forward).parameters else "past_key_values"
+@lru_cache
+def cache_argument(network: type[nn.Module]) -> str:
+    """What a base model's ``forward`` calls its cache: "cache" from transformers 5.24 on, where it was renamed."""
+    return "cache" if "cache" in inspect.signature(network.forward).parameters else "past_key_values"
