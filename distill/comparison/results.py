@@ -7,17 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.evaluation.results import (
-    Figures,
-    JudgeDescription,
-    Row,
-    Sampling,
-    as_json,
-    from_json,
-    load_result,
-    measure,
-    read_result,
-)
+from distill.evaluation.results import Figures, JudgeDescription, Row, Sampling, measure
+from distill.runtime.cost import Cost
+from distill.runtime.result_files import as_json, from_json, load_result, read_result
 from teachers.files import publish
 
 FILE = "comparison.json"
@@ -53,6 +45,7 @@ class RunResult:
         parameters_trained: weights that the optimisers moved, of all networks together; None for a run that failed.
         failed: why; None for a run that came through.
         rows: the student's of an evaluation, at every number of steps; none for a run that failed.
+        cost: what it spent; None in files of earlier versions.
     """
 
     label: str
@@ -65,6 +58,7 @@ class RunResult:
     parameters_trained: int | None
     failed: str | None
     rows: tuple[Row, ...]
+    cost: Cost | None = None
 
     @property
     def name(self) -> str:

@@ -25,10 +25,11 @@ from distill.comparison.results import Command, Comparison, Machine, RunResult, 
 from distill.comparison.run import LOOK, Run, parameters_trained, start, wait_until_free, why_failed
 from distill.config import DistillConfig, dump_config
 from distill.data.kept_rows import writing_seconds
-from distill.evaluation.results import Evaluation, as_json, json_text, load_result
+from distill.evaluation.results import Evaluation
 from distill.runtime.checkpoints import verify_checkpoint
 from distill.runtime.exits import PREEMPTED
 from distill.runtime.messages import say, warn
+from distill.runtime.result_files import as_json, json_text, load_result
 from distill.runtime.run_folder import RunFolder
 from teachers.errors import UserError
 from teachers.files import publish

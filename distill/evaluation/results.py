@@ -5,13 +5,13 @@ A class has the keys of the file as its fields, in the file's order. Needs neith
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from teachers.errors import UserError
+from distill.runtime.cost import Cost
+from distill.runtime.result_files import json_text, load_result
 from teachers.files import publish
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ MEASURES = ("divergence_nats", "excess_nats", "judge_perplexity")
 """Of quality, the most telling first: without sharpness counted as a gain, without an error of a judge."""
 
 Interval = tuple[float, float]
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -109,10 +108,20 @@ class Passes:
 
 @dataclass(frozen=True, kw_only=True)
 class Row(Figures, Passes):
-    """One model at one number of steps; ``seconds`` of sampling alone."""
+    """One model at one number of steps.
+
+    Attributes:
+        seconds: of sampling alone.
+        passes: sequences that its network was sent, all samples together; fewer than ``samples`` × ``nfe`` where a
+            batch's first pass, over canvases that are all the same, is one. None in files of earlier versions.
+        peak_host_bytes, peak_device_bytes: the most that a process had in memory while it sampled, and on its GPU.
+    """
 
     seconds: float
     tokens_per_second: float
+    passes: int | None = None
+    peak_host_bytes: int | None = None
+    peak_device_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +136,8 @@ class Evaluation:
         rows: the teacher's by number of steps, then the student's.
         served: the student's as inference engines sample from it, whose names are in place of the model's; None where
             none serves it.
+        training: what the student's run spent; None where it is not known.
+        cost: what measuring took.
     """
 
     models: dict[str, ModelDescription] | None = None
@@ -135,6 +146,8 @@ class Evaluation:
     reference: Figures | None
     rows: tuple[Row, ...]
     served: tuple[Row, ...] | None = None
+    training: Cost | None = None
+    cost: Cost | None = None
 
     def save(self, folder: str | Path) -> Path:
         """Write ``evaluation.json`` into a folder, made where there is none, whole or not at all; returns its path."""
@@ -180,57 +193,3 @@ def measure(rows: Iterable[Figures]) -> str:
     """By which of their figures rows are compared: the first of `MEASURES` that all of them have."""
     rows = list(rows)
     return next(name for name in MEASURES if all(getattr(row, name) is not None for row in rows))
-
-
-def as_json(value: Any) -> Any:
-    """A result as plain values; a field that is None by default is left out where it is None."""
-    if is_dataclass(value):
-        here = ((f, getattr(value, f.name)) for f in fields(value))
-        return {f.name: as_json(part) for f, part in here if not (part is None and f.default is None)}
-    if isinstance(value, dict):
-        return {key: as_json(part) for key, part in value.items()}
-    return [as_json(part) for part in value] if isinstance(value, (list, tuple)) else value
-
-
-def json_text(value: Any) -> str:
-    """`as_json` as a file holds it."""
-    return json.dumps(as_json(value), indent=1) + "\n"
-
-
-def from_json(kind: type[Result], values: Any) -> Result:
-    """A result from the plain values that `as_json` gives.
-
-    Raises:
-        ValueError: a value is missing or of another type.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the whole"
-        raise ValueError(f"{place}: {first['msg']}") from error
-
-
-def load_result(kind: type[Result], path: Path, what: str) -> Result:
-    """A result from its file; see `read_result`."""
-    return read_result(path, what, lambda values: from_json(kind, values))
-
-
-def read_result(path: Path, what: str, make: Callable[[Any], Result]) -> Result:
-    """A result from its file.
-
-    Args:
-        what: a result's name and how to get a new one, for the message.
-        make: from plain values; raises ValueError, KeyError or TypeError where they are not whole.
-
-    Raises:
-        UserError: the file is not there, or not whole.
-    """
-    try:
-        return make(json.loads(path.read_text("utf-8")))
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); give a folder or a file with results") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a whole {what}, or remove it ({error})") from error

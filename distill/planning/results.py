@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.evaluation.results import json_text
 from distill.planning.moments import Moment, host_peak, peak
 from distill.planning.setup import Setup
 from distill.planning.shapes import Network
+from distill.runtime.result_files import json_text
 from teachers.files import publish
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.evaluation.results import Interval, ModelDescription, Passes, json_text, load_result
+from distill.evaluation.results import Interval, ModelDescription, Passes
+from distill.runtime.result_files import json_text, load_result
 from teachers.files import publish
 
 if TYPE_CHECKING:

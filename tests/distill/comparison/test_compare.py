@@ -32,7 +32,8 @@ from distill.comparison.summary import interval, summarise, t_quantile
 from distill.config import DataConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
 from distill.evaluation.reports.plots import save_figure
-from distill.evaluation.results import Figures, JudgeDescription, Row, Sampling, as_json
+from distill.evaluation.results import Figures, JudgeDescription, Row, Sampling
+from distill.runtime.result_files import as_json
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.tables import text
 from teachers.errors import UserError

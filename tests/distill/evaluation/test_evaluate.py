@@ -23,8 +23,9 @@ from distill.evaluation.evaluate import evaluate, quick_figures
 from distill.evaluation.judge import load_judge
 from distill.evaluation.reports.cells import table_rows
 from distill.evaluation.reports.terminal import evaluation_table
-from distill.evaluation.results import Evaluation, as_json
+from distill.evaluation.results import Evaluation
 from distill.evaluation.sample import at_precision, draw, many_steps
+from distill.runtime.result_files import as_json
 from distill.runtime.tables import print_table
 from students.planner import add_planner
 from students.samplers import Ancestral

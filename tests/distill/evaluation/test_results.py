@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from distill.evaluation.results import Evaluation, JudgeDescription, as_json, from_json, measure
+from distill.evaluation.results import Evaluation, JudgeDescription, measure
+from distill.runtime.result_files import as_json, from_json
 from teachers.errors import UserError
 
 DOCS = Path(__file__).parents[3] / "docs"
