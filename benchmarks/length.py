@@ -187,7 +187,7 @@ def measured(
     texts = [{**row, "completion": completion.text} for row, completion in zip(rows, written, strict=True)]
     return {
         "length": setting.name, "sampler": setting.sampler.name,
-        "length_nfe": mean(completion.length_nfe for completion in written),
+        "length_nfe": mean(completion.length_nfe or 0 for completion in written),
         "nfe": mean(completion.nfe for completion in written), "seconds": seconds / len(rows),
         **judged(model, texts, rows, judge),
     }  # fmt: skip

@@ -33,8 +33,8 @@ class Completion:
         text: up to the first end-of-text token, without special tokens.
         tokens: written up to that token, which counts as one of them.
         ended: whether there is such a token.
-        nfe: forward passes that the row took. critic_nfe: of any other network. length_nfe: passes that finding out
-            the text's length took.
+        nfe: forward passes that the row took. critic_nfe: of any other network. length_nfe: passes before these, which
+            found out the text's length; None where nothing looked for it.
     """
 
     text: str
@@ -42,7 +42,12 @@ class Completion:
     ended: bool
     nfe: int
     critic_nfe: int
-    length_nfe: int = 0
+    length_nfe: int | None = None
+
+    @property
+    def passes(self) -> int:
+        """All passes of the model that writes, those for the length too."""
+        return self.nfe + (self.length_nfe or 0)
 
 
 @torch.no_grad()  # not inference_mode: a guided sampler needs gradients
@@ -136,7 +141,8 @@ def _completions(
     length: int,
     filled: Filled,
 ) -> list[Completion]:
-    costs = zip(*(part.tolist() for part in (filled.nfe, filled.critic_nfe, filled.length_nfe)), strict=True)
+    passes = (filled.nfe, filled.critic_nfe, *([] if filled.length_nfe is None else [filled.length_nfe]))
+    costs = zip(*(part.tolist() for part in passes), strict=True)
     completions = []
     for prompt, tokens, cost in zip(prompts, filled.tokens.tolist(), costs, strict=True):
         written = tokens[len(prompt) :][:length]  # without padding

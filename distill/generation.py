@@ -36,7 +36,8 @@ class Generated:
             tokens is one blank line.
         prompts: what each of them continues; "" for none.
         tokens: (N, L) int64, as they were written, prompts included.
-        nfe: (N,) int64, forward passes that each text took.
+        nfe: (N,) int64, forward passes that each text took. length_nfe: passes before these, which found out its
+            length; None where nothing looked for it.
         log_prob: (N,) float64 nats of all that was written; None where the sampler's choice of positions depends on
             what it drew, see `students.fill.Filled`.
         written: tokens that were written, over all texts.
@@ -48,6 +49,7 @@ class Generated:
     prompts: list[str]
     tokens: Tensor
     nfe: Tensor
+    length_nfe: Tensor | None
     log_prob: Tensor | None
     written: int
     seconds: float
@@ -103,19 +105,26 @@ def generate(
     seconds = time.perf_counter() - start
     continued = [prompts[i] for i in row.tolist()]
     read = partial(_answer, student) if chat else partial(text_of, student.tokenizer)
-    tokens, log_probs = torch.cat([part.tokens.cpu() for part in filled]), [part.log_prob for part in filled]
+    tokens = torch.cat([part.tokens.cpu() for part in filled])
     return Generated(
         texts=[read(ids, prompt) for ids, prompt in zip(tokens.tolist(), continued, strict=True)],
         prompts=continued,
         tokens=tokens,
         nfe=torch.cat([part.nfe.cpu() for part in filled]),
-        log_prob=None if log_probs[0] is None else torch.cat([part.cpu() for part in log_probs if part is not None]),
+        length_nfe=_joined([part.length_nfe for part in filled]),
+        log_prob=_joined([part.log_prob for part in filled]),
         written=int(to_write[row].sum()),
         seconds=seconds,
         sampler=rule,
         steps=steps,
         seed=seed,
     )
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """One for all batches, on the CPU; they have it or none has."""
+    present = [part.cpu() for part in parts if part is not None]
+    return torch.cat(present) if present else None
 
 
 def write(student: Student, canvases: Iterable[Canvas], steps: int, sampler: Sampler, seed: int) -> list[Filled]:

@@ -33,7 +33,8 @@ class Filled:
         canvas: as it is now; nothing is open unless the filling was to end early.
         nfe: (B,) int64, forward passes of the denoiser that each row took.
         critic_nfe: (B,) int64, passes of any other network (discriminator, verifier).
-        length_nfe: (B,) int64, passes of the denoiser that finding out the text's length took.
+        length_nfe: (B,) int64, passes of the denoiser before these, which found out the text's length; None where
+            nothing looked for it.
         query_tokens: tokens sent through the denoiser, all rows together: L for each counted pass, or what of them the
             session's cache does not hold.
         log_prob: (B,) float64 nats, Σ log q(token | canvas before its pass) over what was written, as
@@ -47,7 +48,7 @@ class Filled:
     critic_nfe: Tensor
     query_tokens: int
     log_prob: Tensor | None
-    length_nfe: Tensor
+    length_nfe: Tensor | None = None
 
     @property
     def tokens(self) -> Tensor:
@@ -143,9 +144,7 @@ def fill(
             record(Pass(number, asked, before, commit, features, drawn))
     known = sampler.cache is None and (given is not None or (sampler.blind and sampler.exact))
     log_prob = total if known else None
-    return Filled(
-        work.canvas, session.nfe, session.critic_nfe, session.query_tokens, log_prob, torch.zeros_like(session.nfe)
-    )  # fmt: skip
+    return Filled(work.canvas, session.nfe, session.critic_nfe, session.query_tokens, log_prob)
 
 
 @torch.no_grad()

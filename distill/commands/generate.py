@@ -45,11 +45,12 @@ def generate_command(
         track=lambda batches: track(batches, f"writing, {ROWS} at once", total=len(batches)),
     )  # fmt: skip
     print_json(generated) if as_json else print_texts(generated.texts)
-    count, nfe = len(generated.texts), generated.nfe.double()
+    count, nfe, sized = len(generated.texts), generated.nfe.double(), generated.length_nfe
+    before = "" if sized is None else f" and {sized.double().mean():.2f} for its length"
     say(
         f"{count} x {generated.written / count:g} tokens in {generated.seconds:.2f} s: "
         f"{generated.written / generated.seconds:,.0f} tokens/s, NFE {nfe.mean():.2f} a text (at most "
-        f"{int(nfe.max())}), {generated.sampler.label}, {generated.steps} steps, seed {generated.seed}"
+        f"{int(nfe.max())}){before}, {generated.sampler.label}, {generated.steps} steps, seed {generated.seed}"
     )
     return generated.texts
 
@@ -64,7 +65,7 @@ def print_texts(texts: list[str]) -> None:
 
 def print_json(generated: Generated) -> None:
     """One line a text, for programs: whatever the text holds, the line ends where it does."""
-    log_probs = [None] * len(generated.texts) if generated.log_prob is None else generated.log_prob.tolist()
-    rows = zip(generated.prompts, generated.texts, generated.nfe.tolist(), log_probs, strict=True)
-    for prompt, text, nfe, log_prob in rows:
-        write_text(json.dumps({"prompt": prompt, "text": text, "nfe": nfe, "log_prob": log_prob}))
+    costs = {"nfe": generated.nfe, "length_nfe": generated.length_nfe, "log_prob": generated.log_prob}
+    values = [[None] * len(generated.texts) if cost is None else cost.tolist() for cost in costs.values()]
+    for prompt, text, *cost in zip(generated.prompts, generated.texts, *values, strict=True):
+        write_text(json.dumps({"prompt": prompt, "text": text, **dict(zip(costs, cost, strict=True))}))

@@ -155,6 +155,7 @@ def _row(part: _Part, samples: Samples, figures: dict[str, Any]) -> Row:
         nfe_median=float(median),
         nfe_p95=float(p95),
         critic_nfe=samples.critic_nfe,
+        length_nfe=samples.length_nfe,
         **figures,
         seconds=samples.seconds,
         tokens_per_second=samples.texts.size / samples.seconds,

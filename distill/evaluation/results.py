@@ -95,7 +95,11 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Passes:
-    """What was sampled, in how many passes of the network a sequence; ``critic_nfe``: of any other network."""
+    """What was sampled, in how many passes of the network a sequence.
+
+    ``critic_nfe``: of any other network. ``length_nfe``: passes before all others, which found out how long the text
+    will be; None where the sampler has no rule for it.
+    """
 
     model: str
     sampler: str
@@ -104,6 +108,7 @@ class Passes:
     nfe_median: float
     nfe_p95: float
     critic_nfe: float
+    length_nfe: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

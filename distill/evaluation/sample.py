@@ -26,7 +26,7 @@ from teachers.randomness import generator_of
 class Samples:
     """N samples on the CPU, passes (N,) of each and their mean, and the seconds that sampling took.
 
-    ``log_prob`` is (N,) as of `Filled`, or None.
+    ``log_prob`` is (N,) as of `Filled`, or None. ``length_nfe`` is None where the sampler finds out no length.
     """
 
     texts: Texts
@@ -34,6 +34,7 @@ class Samples:
     row_nfe: np.ndarray
     nfe: float
     critic_nfe: float
+    length_nfe: float | None
     seconds: float
 
 
@@ -62,7 +63,7 @@ def draw(
     network = denoiser if progress is None else Watched(denoiser, progress)
     sampler = sampler_of(config, critic)
 
-    def batch(rows: range) -> tuple[Tensor, Tensor, int, Tensor | None]:
+    def batch(rows: range) -> tuple[Tensor, Tensor, int, Tensor | None, Tensor | None]:
         generator = generator_of(seed, steps, rows.start, device=denoiser.device)
         if prompts is None:
             canvas = Canvas.blank(len(rows), length, denoiser.spec.mask_id, denoiser.device)
@@ -70,16 +71,17 @@ def draw(
             canvas = prompts.rows(slice(rows.start, rows.stop)).to(denoiser.device)
         out = fill_to_length(network, canvas, sampler, steps, generator, process=process, critic=critic)
         log_prob = None if out.log_prob is None else out.log_prob.cpu()
-        return out.tokens.cpu(), out.nfe.cpu(), int(out.critic_nfe.sum()), log_prob
+        return out.tokens.cpu(), out.nfe.cpu(), int(out.critic_nfe.sum()), out.length_nfe, log_prob
 
     world.barrier()
     start = time.perf_counter()
-    tokens, nfe, critic_nfe, log_probs = zip(*world.share(samples, config.batch, batch), strict=True)
+    tokens, nfe, critic_nfe, length_nfe, log_probs = zip(*world.share(samples, config.batch, batch), strict=True)
     seconds = time.perf_counter() - start
     row_nfe = torch.cat(nfe).numpy()
     log_prob = None if log_probs[0] is None else torch.cat(log_probs).numpy()
     texts = Texts.on(None if prompts is None else prompts.rows(slice(0, samples)), torch.cat(tokens), end_ids(denoiser))
-    return Samples(texts, log_prob, row_nfe, float(row_nfe.mean()), sum(critic_nfe) / samples, seconds)
+    sized = None if length_nfe[0] is None else float(torch.cat(length_nfe).double().mean())
+    return Samples(texts, log_prob, row_nfe, float(row_nfe.mean()), sum(critic_nfe) / samples, sized, seconds)
 
 
 def sampler_of(config: EvaluateConfig, critic: nn.Module | None) -> Sampler:

@@ -89,9 +89,10 @@ class FewstepLM(TemplateLM):
         }
         if not self.completions:
             return info
-        passes = sum(completion.nfe for completion in self.completions)
-        tokens = sum(completion.tokens for completion in self.completions)
-        return info | {"nfe": passes / len(self.completions), "tokens_per_forward": tokens / passes}
+        passes, tokens, nfe = (
+            sum(cost) for cost in zip(*((c.passes, c.tokens, c.nfe) for c in self.completions), strict=True)
+        )
+        return info | {"nfe": nfe / len(self.completions), "tokens_per_forward": tokens / passes}
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Tokens of a text; no special ones but those that it spells, as everywhere in fewstep."""

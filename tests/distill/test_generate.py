@@ -15,7 +15,8 @@ from distill.data.tokenizers import train_tokenizer
 from distill.finished import open_student
 from distill.generation import generate, text_of
 from students.export import export_student
-from students.samplers import Sampler, TopK
+from students.samplers import Ancestral, Sampler, TopK
+from students.samplers.length import Predicted
 from students.samplers.threshold import Threshold
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
@@ -129,6 +130,19 @@ def test_several_texts_can_be_told_apart(tmp_path, capsys):
     assert [row["prompt"] for row in rows] == ["a", "a", "bc", "bc"]
     assert [row["log_prob"] for row in rows] == [0.0] * 4  # it can write nothing else
     assert all(1 <= row["nfe"] <= 3 for row in rows)
+
+
+def test_passes_for_the_length_of_a_text_are_said_beside_the_others(tmp_path, capsys):
+    sampler = Ancestral(length=Predicted())
+    folder = write_student(tmp_path / "student", only="x", sampler=sampler)
+    generate_command(folder, steps=2, num=2, seed=0, as_json=True)
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["length_nfe"] for line in out.splitlines()] == [1, 1]
+    assert "NFE 2.00 a text (at most 2) and 1.00 for its length, ancestral" in err
+    generate_command(write_student(tmp_path / "plain", only="x"), steps=2, seed=0, as_json=True)
+    out, err = capsys.readouterr()
+    assert json.loads(out)["length_nfe"] is None
+    assert "length" not in err
 
 
 def test_the_default_of_steps_is_a_cap(tmp_path, capsys):

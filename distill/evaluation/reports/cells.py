@@ -14,14 +14,16 @@ AXES = {
     "excess_nats": "nats per token above the source's entropy",
     "divergence_nats": "bound on KL to the source, nats a token",
 }
+LENGTH = "length NFE: passes before these, which find out how long the text will be"
 DIVERGENCE = "divergence: an upper bound on KL to the source, nats a token"
 
 
 def columns(evaluation: Evaluation) -> list[str]:
     """`COLUMNS`, and what is worth one more.
 
-    With an adaptive sampler, whose passes differ from row to row, how they are distributed; where the judge knows the
-    source, the excess over its entropy and, where there is one, the divergence from it, nats a token.
+    With an adaptive sampler, whose passes differ from row to row, how they are distributed; where passes are spent on
+    the length of texts, how many; where the judge knows the source, the excess over its entropy and, where there is
+    one, the divergence from it, nats a token.
     """
     names = list(COLUMNS)
     if evaluation.judge.source_entropy is not None:
@@ -30,18 +32,21 @@ def columns(evaluation: Evaluation) -> list[str]:
         names.insert(names.index("unigram H"), "divergence")
     if _is_adaptive(evaluation):
         names[names.index("critic NFE") : names.index("critic NFE")] = ["NFE median", "NFE p95"]
+    if _has_length(evaluation):
+        names.insert(names.index("critic NFE"), "length NFE")
     return names
 
 
 def table_rows(evaluation: Evaluation) -> list[list[str]]:
     """Cells under `columns`: real text first, then teacher, student and engines; "–" where nothing applies."""
     rows = []
-    adaptive, divergence = _is_adaptive(evaluation), _has_divergence(evaluation)
+    adaptive, sized, divergence = _is_adaptive(evaluation), _has_length(evaluation), _has_divergence(evaluation)
     if evaluation.reference is not None:
-        passes = ["–", "–"] * adaptive
+        passes = ["–", "–"] * adaptive + ["–"] * sized
         rows.append(["real text", "–", "–", *passes, "–", *_quality(evaluation.reference, divergence), "–", "–"])
     for row in (*evaluation.rows, *(evaluation.served or ())):
-        passes = [f"{n:.1f}" for n in (row.nfe, *([row.nfe_median, row.nfe_p95] * adaptive), row.critic_nfe)]
+        spread, length = [row.nfe_median, row.nfe_p95] * adaptive, [row.length_nfe] * sized
+        passes = ["–" if n is None else f"{n:.1f}" for n in (row.nfe, *spread, *length, row.critic_nfe)]
         speed = [f"{row.seconds:.1f}", f"{row.tokens_per_second:,.0f}"]
         rows.append([row.model, str(row.steps), *passes, *_quality(row, divergence), *speed])
     return rows
@@ -53,6 +58,7 @@ def caption(evaluation: Evaluation) -> str:
     read = ", retokenized" if judge.retokenized else ""
     known = "" if judge.source_entropy is None else f", source entropy {judge.source_entropy:.4f} a token"
     bound = f"; {DIVERGENCE}" if _has_divergence(evaluation) else ""
+    sized = f"; {LENGTH}" if _has_length(evaluation) else ""
     served = "".join(
         f"; {row.model}: the student as that engine samples, {row.sampler}" for row in evaluation.served or ()
     )
@@ -60,7 +66,7 @@ def caption(evaluation: Evaluation) -> str:
         f"{sampling.size} a row; {samplers(evaluation)} sampler, "
         f"{sampling.draw} draws, {sampling.precision}; judge {judge.name} "
         f"({judge.parameters / 1e6:,.1f} M parameters{read}{known}){bound}; entropies in nats; "
-        f"NFE: mean passes a sequence{served}"
+        f"NFE: mean passes a sequence{sized}{served}"
     )
 
 
@@ -92,6 +98,10 @@ def perplexity_text(value: float) -> str:
 def _is_adaptive(evaluation: Evaluation) -> bool:
     kind = SAMPLERS.get(evaluation.sampling.sampler)  # a file may name one of another version
     return kind is not None and kind.adaptive
+
+
+def _has_length(evaluation: Evaluation) -> bool:
+    return any(row.length_nfe is not None for row in evaluation.rows)
 
 
 def _has_divergence(evaluation: Evaluation) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from distill.evaluation.reports.cells import LENGTH
 from distill.evaluation.tasks.results import Difference, TaskEvaluation, TaskRow
 from distill.runtime.tables import add_row, markdown_table, new_table
 
@@ -38,7 +39,13 @@ def columns(evaluation: TaskEvaluation) -> list[str]:
     names = [name for name in COLUMNS if name not in absent]
     if any(row.critic_nfe for row in evaluation.rows):
         names.insert(names.index("NFE") + 1, "critic NFE")
+    if _has_length(evaluation):
+        names.insert(names.index("NFE") + 1, "length NFE")
     return names
+
+
+def _has_length(evaluation: TaskEvaluation) -> bool:
+    return any(row.length_nfe is not None for row in evaluation.rows)
 
 
 def table_rows(evaluation: TaskEvaluation) -> list[list[str]]:
@@ -59,6 +66,7 @@ def _cells(row: TaskRow) -> dict[str, str]:
         "sampler": row.sampler,
         "steps": str(row.steps),
         "NFE": f"{row.nfe:.1f}",
+        "length NFE": "–" if row.length_nfe is None else f"{row.length_nfe:.1f}",
         "critic NFE": f"{row.critic_nfe:.1f}",
         "TPF": f"{row.tpf:.2f}",
         "accuracy %": f"{100 * row.accuracy:.1f}",
@@ -82,9 +90,10 @@ def task_caption(evaluation: TaskEvaluation) -> str:
     """One line: what was asked, how, and what the columns mean."""
     task, asking = evaluation.task, evaluation.asking
     settings = "".join(f", {name} {value!r}" for name, value in task.settings.items())
+    sized = f"; {LENGTH}" if _has_length(evaluation) else ""
     return (
         f"{task.questions} questions of {task.file}, checked by {task.checker}{settings}; canvases of {asking.length} "
-        f"tokens, {asking.precision}; NFE: mean passes a question; TPF: tokens up to and including the first "
+        f"tokens, {asking.precision}; NFE: mean passes a question{sized}; TPF: tokens up to and including the first "
         "end-of-text token, over all passes; ended: answers with such a token; to teacher: accuracy minus that of the "
         "teacher's best row with the most steps, and with no more passes, paired by question; AUP: d3LLM's, of each "
         "rule's rows; intervals are of 95%"

@@ -58,6 +58,17 @@ class Answers:
         """Passes a question."""
         return float(np.mean([completion.nfe for completion in self.completions]))
 
+    @property
+    def length_nfe(self) -> float | None:
+        """Passes before these, which found out how long the answer will be; None where nothing looked for it."""
+        passes = [completion.length_nfe for completion in self.completions if completion.length_nfe is not None]
+        return float(np.mean(passes)) if passes else None
+
+    @property
+    def passes(self) -> float:
+        """All passes a question, those for the length too."""
+        return float(np.mean([completion.passes for completion in self.completions]))
+
     def lines(self) -> Iterator[dict[str, Any]]:
         """Each answer as plain values, for people who want to read them; questions are counted from 1."""
         heading = {"model": self.model, "sampler": self.sampler, "steps": self.steps}
@@ -235,14 +246,15 @@ def _row(part: Answers, teacher: Sequence[Answers]) -> TaskRow:
         nfe_median=float(median),
         nfe_p95=float(p95),
         critic_nfe=float(np.mean([completion.critic_nfe for completion in part.completions])),
+        length_nfe=part.length_nfe,
         accuracy=part.accuracy,
         accuracy_ci=accuracy_interval(part.scores),
         tokens=float(tokens.mean()),
-        tpf=float(tokens.sum() / nfe.sum()),
+        tpf=float(tokens.mean() / part.passes),
         ended=float(np.mean([completion.ended for completion in part.completions])),
         seconds=part.seconds / len(part.completions),
         to_full=_difference(part, [other for other in teacher if other.steps == most]),
-        to_same=_difference(part, [other for other in teacher if other.nfe <= part.nfe]),
+        to_same=_difference(part, [other for other in teacher if other.passes <= part.passes]),
     )
 
 
@@ -250,7 +262,7 @@ def _difference(part: Answers, teacher: Sequence[Answers]) -> Difference | None:
     """To the best of some of the teacher's rows, and of equally good ones to that with the fewest passes."""
     if part.model == "teacher" or not teacher:
         return None
-    best = min(teacher, key=lambda other: (-other.accuracy, other.nfe))
+    best = min(teacher, key=lambda other: (-other.accuracy, other.passes))
     return Difference(
         sampler=best.sampler,
         steps=best.steps,

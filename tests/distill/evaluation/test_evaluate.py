@@ -394,6 +394,16 @@ def test_adaptive_samplers_report_how_their_passes_are_distributed(made, judge):
     assert "nfe" in quick_figures(student, judge, 8, 4, LENGTH, 0, MaskedProcess(), config)
 
 
+def test_passes_for_the_length_of_texts_have_a_column(made, judge):
+    config = EvaluateConfig(**SMALL, sampler={"name": "dilated", "length": {"name": "predicted"}})
+    result = evaluate(tiny(made.tokenizer, 1), None, judge, config, LENGTH, rows(8))
+    assert [(row.steps, row.length_nfe) for row in result.rows] == [(1, 1.0), (4, 1.0), (8, 1.0), (64, None)]
+    markdown = result.markdown().splitlines()
+    assert "| NFE | length NFE | critic NFE |" in markdown[0]
+    assert len({line.count("|") for line in markdown[:7]}) == 1
+    assert "length NFE: passes before these" in markdown[-1]
+
+
 # --- names on the command line -------------------------------------------------------------------------------------
 
 QUICK = ["samples=2", "steps=[1]", "teacher_steps=1"]

@@ -137,13 +137,28 @@ def test_what_ends_at_once_has_one_token(made, tmp_path):
     assert row.to_full is None
 
 
+def test_passes_for_the_length_have_a_column_and_count_as_passes(made, tmp_path):
+    """Of a model that writes no end tokens: one pass, after which the row is as long as it was."""
+    words = ["task.samplers=[{name: ancestral, length: {name: predicted}}]", "steps=[2]", "teacher_steps=2"]
+    evaluation = measured(made, tmp_path / "out", *words, student=made.sevens, teacher=made.sevens)
+    plain, sized = evaluation.rows[2:]
+    assert (plain.nfe, plain.length_nfe) == (2.0, None)
+    assert (sized.nfe, sized.length_nfe) == (2.0, 1.0)
+    assert sized.tpf == pytest.approx(plain.tpf * 2 / 3)
+    assert sized.to_same.sampler == "ancestral"  # of the teacher's equally good rows that with the fewest passes
+    assert "| student | ancestral, predicted length | 2 | 2.0 | 1.0 |" in evaluation.markdown()
+    assert "| student | ancestral | 2 | 2.0 | – |" in evaluation.markdown()
+    stored = json.loads((tmp_path / "out" / "task-seven.json").read_text("utf-8"))["rows"]
+    assert ["length_nfe" in row for row in stored] == [False, True, False, True]
+
+
 def test_answers_are_written_one_a_line(made, tmp_path):
     measured(made, tmp_path / "out", student=made.sevens)
     lines = [json.loads(line) for line in (tmp_path / "out" / "task-seven.jsonl").read_text("utf-8").splitlines()]
     assert len(lines) == 2 * 3
     assert lines[0] == {
         "model": "student", "sampler": "ancestral", "steps": 2, "question": 1, "score": 1.0, "text": "7" * 10,
-        "tokens": 10, "ended": False, "nfe": 2, "critic_nfe": 0, "length_nfe": 0,
+        "tokens": 10, "ended": False, "nfe": 2, "critic_nfe": 0, "length_nfe": None,
     }  # fmt: skip
 
 
