@@ -11,7 +11,7 @@ from distill.config.deepspeed import check_deepspeed
 from distill.config.models import NewModelConfig, StudentConfig, TeacherConfig, TokenizerConfig
 from distill.config.samplers import AnySampler, measured_with
 from distill.config.task import TaskConfig
-from distill.config.values import Count, DataName, DeepSpeedSection, ModelName, Precision
+from distill.config.values import Count, DataName, DeepSpeedSection, ModelName, Precision, Temperatures
 from objectives import DISTILLERS
 from objectives.blocks import BlocksConfig
 from objectives.elbo import EditConfig
@@ -84,6 +84,10 @@ class EvaluateConfig(Section):
     ``batch`` rows are sampled at once, from noise of their own; several processes share the batches, so each needs one.
     ``precision`` is as in `TrainConfig`. ``length``, of the rows that `fewstep evaluate` measures and of an export's
     canvas, is that of training by default. With ``task``, `fewstep evaluate` asks its questions and judges no text.
+
+    Rows are measured at all ``temperatures`` [own], and always at the sampler's own; null for that one alone. The
+    teacher's ``teacher_steps`` take long. They are measured at just ``teacher_temperatures``, of which two are enough
+    that lie on both sides of the entropy of real text; null for those of the other rows.
     """
 
     judge: ModelName = "bundled:judge"
@@ -95,6 +99,8 @@ class EvaluateConfig(Section):
     precision: Precision = "float32"
     steps: list[Count] = Field(default=[1, 2, 4, 8, 16, 32, 64], min_length=1)
     teacher_steps: Count = 1024
+    temperatures: Temperatures | None = Field(default=[0.9, 1.0, 1.1])
+    teacher_temperatures: Temperatures | None = None
     samples: int = Field(default=1024, ge=2, lt=2**31)
     batch: Count = 128
     bootstrap: Count = 1000

@@ -47,6 +47,7 @@ def _whole(value: Any) -> Any:
 PassedOn = Annotated[dict[str, JsonValue], AfterValidator(_finite)]
 DeepSpeedSection = Annotated[PassedOn, AfterValidator(_whole)]
 Count = Annotated[int, Field(gt=0, lt=2**31)]
+Temperatures = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
 # "auto" becomes one of the others before anything is loaded, see `distill.config.precision.settled`
 Precision = Literal["float32", "bfloat16", "auto"]
 # checked before anything is downloaded: what one section names would be, before another's mistake is found

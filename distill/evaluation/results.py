@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from distill.runtime.cost import Cost
 from distill.runtime.result_files import json_text, load_result
@@ -22,6 +22,9 @@ MEASURES = ("divergence_nats", "excess_nats", "judge_perplexity")
 """Of quality, the most telling first: without sharpness counted as a gain, without an error of a judge."""
 
 Interval = tuple[float, float]
+Axis = Literal["unigram", "bigram"]
+"""The entropies that a frontier is drawn over: of the judge's tokens within a sample, and of pairs of the model's own
+tokens over all samples."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Figures:
 
     Attributes:
         excess_nats: where the judge is an exact source, nats a token above its entropy.
+        judge_unigram_entropy: of the judge's tokens, where these are others than the model writes.
         divergence_nats: where the judge is an exact source and the sampler knows with which probability it drew, an
             unbiased estimate of an upper bound on KL(model ‖ source), nats a token: 0 for the source only, never below
             it for being sharp; see `MarkovDenoiser.kl_bound`.
@@ -89,8 +93,15 @@ class Figures:
     divergence_nats: float | None = None
     divergence_nats_ci: Interval | None = None
     unigram_entropy: float
+    judge_unigram_entropy: float | None = None
     bigram_entropy: float
     distinct_2: float
+
+    def entropy(self, axis: Axis) -> float:
+        """Where the texts stand on an axis of a frontier."""
+        if axis == "bigram":
+            return self.bigram_entropy
+        return self.unigram_entropy if self.judge_unigram_entropy is None else self.judge_unigram_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,20 +124,56 @@ class Passes:
 
 @dataclass(frozen=True, kw_only=True)
 class Row(Figures, Passes):
-    """One model at one number of steps.
+    """One model at one number of steps and one temperature.
 
     Attributes:
-        seconds: of sampling alone.
+        temperature: that tokens were drawn at; None in files of a time when only the sampler's label said so.
+        seconds: of sampling alone. Passes that several temperatures share are counted at the first of them.
         passes: sequences that its network was sent, all samples together; fewer than ``samples`` × ``nfe`` where a
             batch's first pass, over canvases that are all the same, is one. None in files of earlier versions.
         peak_host_bytes, peak_device_bytes: the most that a process had in memory while it sampled, and on its GPU.
     """
 
+    temperature: float | None = None
     seconds: float
     tokens_per_second: float
     passes: int | None = None
     peak_host_bytes: int | None = None
     peak_device_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frontier:
+    """How good a model's text is where it is as varied as real text: a point of its curve over temperatures.
+
+    Rows of one model, sampler and number of steps at several temperatures make a curve of log-perplexity over an
+    entropy. It is linear between neighbouring rows, and is read where the entropy is that of real text. See
+    `distill.evaluation.frontier`.
+
+    Attributes:
+        sampler: the rule, without its temperature.
+        nfe: passes of the network a sequence, the mean over the temperatures.
+        axis: which entropy.
+        entropy: that of real text, nats.
+        reached: whether the curve has rows on both sides of it; there is no value where it has not.
+        judge_perplexity: the curve's there, with its 95% bootstrap interval over samples.
+        to_teacher: that over the teacher's with the same sampler and as many steps, with its interval.
+        to_many: that over the teacher's at its many steps, with its interval.
+    """
+
+    model: str
+    sampler: str
+    steps: int
+    nfe: float
+    axis: Axis
+    entropy: float
+    reached: bool
+    judge_perplexity: float | None = None
+    judge_perplexity_ci: Interval | None = None
+    to_teacher: float | None = None
+    to_teacher_ci: Interval | None = None
+    to_many: float | None = None
+    to_many_ci: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,11 +185,13 @@ class Evaluation:
     Attributes:
         models: by ``teacher`` and ``student``, where they came from; None where nobody said.
         reference: figures of real text; None where there was none.
-        rows: the teacher's by number of steps, then the student's.
+        rows: the teacher's by number of steps and temperature, then the student's.
         served: the student's as inference engines sample from it, whose names are in place of the model's; None where
             none serves it.
         training: what the student's run spent; None where it is not known.
         cost: what measuring took.
+        frontier: for each model, sampler, number of steps and axis, the perplexity at the entropy of real text; None
+            where there was no real text.
     """
 
     models: dict[str, ModelDescription] | None = None
@@ -153,6 +202,7 @@ class Evaluation:
     served: tuple[Row, ...] | None = None
     training: Cost | None = None
     cost: Cost | None = None
+    frontier: tuple[Frontier, ...] | None = None
 
     def save(self, folder: str | Path) -> Path:
         """Write ``evaluation.json`` into a folder, made where there is none, whole or not at all; returns its path."""
