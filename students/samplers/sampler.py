@@ -140,7 +140,8 @@ class Sampler(Drawing, ABC):
         block_length: tokens of the blocks that a canvas is written in, one after the other
             (students/samplers/blocks.py), or "attention" for the blocks of the model's own; None for the whole canvas
             at once.
-        stop: a row ends with the first block that holds an end token: what follows is filled with end tokens.
+        stop: a row ends with the first block that holds an end token; without blocks, as soon as all is written up to
+            and including one. What is open then is filled with end tokens.
         budget: what ``steps`` counts: the passes of a whole "text", shared out among its blocks, or of each "block".
         cache: an approximation, see `students.cache.Approximation`: what is drawn from is no longer the law of the
             canvas. None for the exact cache, where the denoiser has one.
@@ -177,8 +178,13 @@ class Sampler(Drawing, ABC):
                 f"{self.name} reads whole texts and does not write in blocks of {self.block_length}; leave out "
                 "block_length, or choose another sampler"
             )
-        if self.stop and self.block_length is None:
-            raise ValueError("stop ends a text after one of its blocks; set block_length as well, or leave stop out")
+        if self.stop and (self.whole or self.inserts):
+            raise ValueError(f"{self.name} looks at whole texts and ends none of them early; leave stop out")
+        if self.stop and self.edits and self.block_length is None:
+            raise ValueError(
+                f"what {self.name} has written may change as long as its block is written, so that stop ends a text "
+                "after one of its blocks; set block_length as well, or leave stop out"
+            )
         if self.budget == "block" and self.block_length is None:
             raise ValueError(
                 "budget 'block' counts the steps of each block; set block_length as well, or leave budget out"
@@ -321,7 +327,7 @@ class Sampler(Drawing, ABC):
         return Blocks(work.canvas, work.session.denoiser, work.steps, self.block_tokens, self.budget == "block")
 
     def move(self, work: Work) -> None:
-        """See which block each row is at; with ``stop``, rows whose last one holds an end token are filled up."""
+        """See which block each row is at; with ``stop``, rows that ended are filled up."""
         work.blocks.move(self.current(work), work.number)
         if self.stop:
             self._end(work)
@@ -345,8 +351,8 @@ class Sampler(Drawing, ABC):
 
     def _end(self, work: Work) -> None:
         blocks, canvas = work.blocks, work.canvas
-        written = (blocks.number >= 0) & (blocks.number < blocks.current[:, None])
-        ended = (written & torch.isin(canvas.tokens, work.ends)).any(1)
+        final = canvas.open.cumsum(1) == 0 if self.block_tokens is None else blocks.number < blocks.current[:, None]
+        ended = (final & (blocks.number >= 0) & torch.isin(canvas.tokens, work.ends)).any(1)
         rest = canvas.open & ended[:, None]
         canvas.tokens.masked_fill_(rest, work.ends[0])
         canvas.open.logical_and_(~rest)

@@ -44,6 +44,7 @@ RULES = {
     "dilated in blocks": Dilated(block_length=4, budget="block"), "threshold": Threshold(threshold=0.3),
     "threshold in blocks": Threshold(threshold=0.3, block_length=4, stop=True), "factor": Factor(),
     "entropy bound": EntropyBound(gamma=0.5), "edit": Edit(block_length=4), "planner": Planner(),
+    "top-k that stops": TopK(stop=True),
 }  # fmt: skip
 
 

@@ -10,13 +10,29 @@ from pydantic import ValidationError
 
 from students.drawing import Drawing
 from students.fill import fill
-from students.samplers import RELEASED, Ancestral, Dilated, Edit, Planner, Rgas, Threshold, TopK, released_sampler
+from students.rollout import StateRecorder
+from students.samplers import (
+    RELEASED,
+    Ancestral,
+    Daedal,
+    Dilated,
+    Edit,
+    EntropyBound,
+    Planner,
+    RandomStart,
+    Remdm,
+    Rgas,
+    Threshold,
+    TopK,
+    released_sampler,
+)
 from students.samplers.blocks import Blocks
 from students.samplers.factor import Factor
 from students.samplers.timetable import tokens_per_pass
 from teachers.canvas import Canvas
 from teachers.denoiser import end_ids
 from teachers.errors import UserError
+from teachers.randomness import RowStreams
 from tests.networks import shape, stock
 from tests.tabular import TabularDenoiser
 
@@ -231,9 +247,39 @@ def test_an_end_token_of_the_prompt_ends_nothing():
     assert (filled.nfe == 4).any()
 
 
-def test_stop_needs_blocks_and_an_end_token():
-    with pytest.raises(ValidationError, match="stop ends a text after one of its blocks; set block_length"):
-        TopK(stop=True)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Ancestral(), Dilated(), RandomStart(random_share=0.5), TopK(), TopK(order="sequential"),
+        Threshold(threshold=0.6), Factor(), EntropyBound(gamma=0.5), Planner(),
+    ],
+    ids=lambda rule: rule.label,
+)  # fmt: skip
+def test_without_blocks_a_text_ends_once_all_is_written_up_to_an_end_token(rule):
+    """The texts are those of the same noise without it, pass by pass; the second one of a prompt with an end token."""
+    canvas = Canvas.of(torch.tensor([[3] * 8, [0, *[3] * 7], [1, 3, 3, 3, 3, 1, 3, 3]]).repeat(40, 1), 3)
+    plain = StateRecorder(canvas, 9)  # a state more than passes
+    fill(Ending(8), canvas, rule, 8, RowStreams(0, (), range(120)), record=plain)
+    stopping = rule.model_copy(update={"stop": True})
+    filled = fill(Ending(8), canvas, stopping, 8, RowStreams(0, (), range(120)))
+    left = canvas.open[:, None] & ~plain.commits[:, :8].cumsum(1).bool()  # (B, M, L) open after each pass
+    after = plain.states[:, 1:]
+    ended = (canvas.open[:, None] & (left.cumsum(2) == 0) & (after == 0)).any(2) | ~left.any(2)
+    nfe = ended.int().argmax(1) + 1
+    assert torch.equal(filled.nfe, nfe)
+    row = torch.arange(120)
+    assert torch.equal(filled.tokens, torch.where(left[row, nfe - 1], 0, after[row, nfe - 1]))
+    assert not filled.canvas.open.any()
+    assert float(nfe.double().mean()) < float(plain.commits.any(2).sum(1).double().mean())
+
+
+def test_stop_needs_an_end_token_and_blocks_where_tokens_may_change():
+    for rule in (Edit, Remdm):
+        with pytest.raises(ValidationError, match="stop ends a text after one of its blocks; set block_length"):
+            rule(stop=True)
+    for rule in (Rgas, Daedal):
+        with pytest.raises(ValidationError, match="ends none of them early; leave stop out"):
+            rule(stop=True)
     with pytest.raises(UserError, match=r"this model has none; set sampler\.stop=false"):
         fill(TabularDenoiser(3, 2, 0), Canvas.blank(1, 2, 2), TopK(block_length=1, stop=True), 2, seeded(0))
 
@@ -305,7 +351,7 @@ def test_edits_keep_within_their_steps():
     [
         (TopK, {"order": "entropi"}), (TopK, {"timetable": "didi"}), (TopK, {"block_length": 0}), (TopK, {"top_k": 0}),
         (TopK, {"top_p": 0.0}), (TopK, {"top_p": 1.1}), (Factor, {"factor": 0.0}), (Edit, {"editing_threshold": 1.5}),
-        (Edit, {"post_steps": -1}), (Rgas, {"block_length": 4}), (Planner, {"stop": True}),
+        (Edit, {"post_steps": -1}), (Rgas, {"block_length": 4}), (Edit, {"stop": True}),
         (Ancestral, {"budget": "block"}),
     ],
 )  # fmt: skip

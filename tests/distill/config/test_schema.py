@@ -99,9 +99,9 @@ def test_missing_keys_are_named(tmp_path):
         (["objective.rollout=one_move", "objective.corruption=coupled"], ("coupled", "two_moves")),
         (["objective.time={clamp: [0.5, 0.2]}"], ("(0.5, 0.2)",)),
         (["evaluate.sampler=ancestrel"], ("'ancestrel'", "'ancestral'")),
-        (["sampler={name: top_k, stop: true}"], ("stop ends a text", "block_length")),
+        (["sampler={name: edit, stop: true}"], ("stop ends a text", "block_length")),
         (["sampler={name: top_k, order: entropi}"], ("sampler", "order", "entropi", "'entropy'")),
-        (["sampler={name: ancestral, stop: true}"], ("stop ends a text", "block_length")),
+        (["sampler={name: rgas, stop: true}"], ("rgas looks at whole texts", "leave stop out")),
         (["sampler={name: ancestral, block_length: 32, budget: block}"], ("sampler.block_length is 32", "16 tokens")),
         (["evaluate.sampler={name: top_k, block_length: 0}"], ("0 is no length of a block", "attention")),
         (
