@@ -50,6 +50,8 @@ Count = Annotated[int, Field(gt=0, lt=2**31)]
 Temperatures = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
 # "auto" becomes one of the others before anything is loaded, see `distill.config.precision.settled`
 Precision = Literal["float32", "bfloat16", "auto"]
+# which of a text's end-of-text tokens a judge scores
+EndOfText = Literal["all", "first"]
 # checked before anything is downloaded: what one section names would be, before another's mistake is found
 FamilyName = Annotated[str, AfterValidator(_named_family)]
 ModelName = Annotated[str, AfterValidator(_named_model)]

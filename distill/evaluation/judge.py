@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
+from distill.config.values import EndOfText
 from distill.data.tokenizers import load_tokenizer
 from teachers.denoiser import DenoiserSpec, ExactLaw
 from teachers.errors import UserError
@@ -122,21 +123,28 @@ class Judge:
         batch = max(1, min(ROWS_AT_ONCE, LOGITS_AT_ONCE // (length * vocabulary)))
         out = torch.zeros(count, length - 1)
         for start in range(0, count, batch):
-            part = tokens[start : start + batch].to(self.model.device)
-            attention = None if real is None else real[start : start + batch].to(part)
-            logits = self.model(part, attention_mask=attention, use_cache=False).logits[:, :-1].float()
-            if self.forbidden is not None:
-                logits[..., self.forbidden.to(logits.device)] = -torch.inf
-            nats = functional.cross_entropy(logits.transpose(1, 2), part[:, 1:], reduction="none")
-            if attention is not None:
-                nats = nats.masked_fill(attention[:, 1:] == 0, 0.0)
-            out[start : start + len(part)] = nats.cpu()
+            rows = slice(start, min(start + batch, count))
+            out[rows] = self.token_nats(tokens[rows], None if real is None else real[rows])
             if advance is not None:
-                advance(len(part))
+                advance(rows.stop - start)
         return out
 
+    def token_nats(self, tokens: Tensor, real: Tensor | None) -> Tensor:
+        """`nll` of rows that pass the network at once: (N, L−1), on its device, and with a gradient of its weights."""
+        tokens = tokens.to(self.model.device)
+        attention = None if real is None else real.to(tokens)
+        logits = self.model(tokens, attention_mask=attention, use_cache=False).logits[:, :-1].float()
+        if self.forbidden is not None:
+            logits[..., self.forbidden.to(logits.device)] = -torch.inf
+        nats = functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+        return nats if attention is None else nats.masked_fill(attention[:, 1:] == 0, 0.0)
+
     def score(
-        self, tokens: Tensor, advance: Advance | None = None, written: Tensor | None = None
+        self,
+        tokens: Tensor,
+        advance: Advance | None = None,
+        written: Tensor | None = None,
+        end_of_text: EndOfText = "all",
     ) -> tuple[np.ndarray, np.ndarray]:
         """Summed negative log-likelihood of each sample, and how many of the judge's tokens that sum is over.
 
@@ -144,17 +152,31 @@ class Judge:
             tokens: (N, L) int64, of the source tokenizer; retokenized if the judge was made to.
             advance: see `nll`.
             written: (N, L) bool, the tokens that are scored, given all before them; None: all.
+            end_of_text: of a sample's end-of-text tokens, score all of them or only the first.
 
         Returns:
             (N,) float64 nats, (N,) int64 scored tokens.
         """
-        real = None
+        tokens, real, measured = self.read(tokens, written)
+        if end_of_text == "first":
+            measured = measured & ~self._later_ends(tokens, measured)
+        scored, nats = measured[:, 1:], self.nll(tokens, real, advance).double()
+        return nats.masked_fill(~scored, 0).sum(1).numpy(), scored.sum(1).numpy()
+
+    def read(self, tokens: Tensor, written: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Samples (N, L) as the judge reads them, retokenized if it was made to.
+
+        Returns:
+            (N, L') tokens; (N, L') where they are real, or None if everywhere; and (N, L') where they were ``written``.
+        """
         if self.retokenized:
-            tokens, real, written = self.retokenize(tokens, written)
-        nats = self.nll(tokens, real, advance).double()
-        if written is None:
-            return nats.sum(1).numpy(), np.full(len(tokens), tokens.shape[1] - 1)
-        return nats.masked_fill(~written[:, 1:], 0).sum(1).numpy(), written[:, 1:].sum(1).numpy()
+            return self.retokenize(tokens, written)
+        return tokens, None, torch.ones_like(tokens, dtype=torch.bool) if written is None else written
+
+    def _later_ends(self, tokens: Tensor, measured: Tensor) -> Tensor:
+        """(N, L) the end-of-text tokens that are measured, but for the first of each row."""
+        ends = (tokens == self.tokenizer.eos_token_id) & measured
+        return ends & (ends.cumsum(1) > 1)
 
     def retokenize(self, tokens: Tensor, written: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Decode with the source tokenizer and encode with the judge's own, cut to the judge's context.
@@ -219,10 +241,15 @@ class ExactJudge:
         return self.source.entropy(length) / length
 
     def score(
-        self, tokens: Tensor, advance: Advance | None = None, written: Tensor | None = None
+        self,
+        tokens: Tensor,
+        advance: Advance | None = None,
+        written: Tensor | None = None,
+        end_of_text: EndOfText = "all",
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `Judge.score`; here all L tokens are scored, and no part of them can be."""
         assert written is None, "checked before anything is sampled"
+        assert end_of_text == "all", "checked before anything is sampled"
         nats = -self.source.log_likelihood(tokens.to(self.source.device)).cpu().numpy()
         if advance is not None:
             advance(len(tokens))

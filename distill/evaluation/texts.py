@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,3 +47,10 @@ class Texts:
     def rows(self, part: slice) -> Texts:
         """Some of the texts."""
         return Texts(self.tokens[part], None if self.written is None else self.written[part])
+
+    def sequences(self) -> list[np.ndarray]:
+        """What is measured of each text, one token after the other."""
+        rows = self.tokens.numpy()
+        if self.written is None:
+            return list(rows)
+        return [row[written] for row, written in zip(rows, self.written.numpy(), strict=True)]
