@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from distill.data.tokenizers import load_tokenizer
 from distill.models import check_usable, load_averaged, load_released, tokenizer_of
 from distill.runtime.checkpoints import best_checkpoint, verify_checkpoint
+from distill.runtime.cost import Cost
 from distill.runtime.run_folder import RunFolder
 from students.planner import load_planned
 from students.samplers import Ancestral, Sampler, released_sampler, written_sampler
@@ -44,6 +45,7 @@ class Student:
         words: its tokenizer, or why there is none to be had.
         checkpoint: it was loaded from; None where it is of a run or in memory alone.
         options: it was loaded with.
+        training: what its run spent; None where nobody knows.
     """
 
     denoiser: Denoiser
@@ -56,6 +58,7 @@ class Student:
     compressed: bool = False
     checkpoint: Checkpoint | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    training: Cost | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -172,4 +175,6 @@ def _open_run(path: Path) -> Student:
         schedule = config.get("process", "log-linear")
         origin += " masked-diffusion pretraining."
     sampler = written_sampler(config.get("sampler") or measured.get("sampler"))  # the latter in older runs
-    return Student(denoiser, tokenizer, length or denoiser.spec.length, schedule, STEPS, sampler, origin)
+    return Student(
+        denoiser, tokenizer, length or denoiser.spec.length, schedule, STEPS, sampler, origin, training=Cost.load(path)
+    )

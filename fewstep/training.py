@@ -16,7 +16,9 @@ from distill.config.blocks import in_own_blocks
 from distill.config.overrides import validate
 from distill.config.precision import settled
 from distill.data.given import GivenRows, data_section
+from distill.runtime.cost import Cost
 from distill.runtime.world import World, local_device
+from distill.training.account import Account
 from distill.training.distillation import in_memory, in_run_folder, load_networks
 from distill.training.ledger import Ledger
 from fewstep.models import Student, Teacher
@@ -80,7 +82,7 @@ def distil(
         return Distiller.of(teacher, config).train()
     with quiet():
         average = in_run_folder(config, run, loaded=own(teacher, config), signals=False).average
-    return finished(teacher, config, average, config.train.updates)
+    return finished(teacher, config, average, config.train.updates, Cost.load(Path(run)))
 
 
 class Distiller:
@@ -131,9 +133,13 @@ class Distiller:
     def _start(self, teacher: Teacher, config: DistillConfig) -> None:
         self.teacher, self.config = teacher, config
         with quiet():
+            world = World(0, 1, local_device(0))
+            account = Account(world, config.train.seed)
             networks = load_networks(config, own(teacher, config))
-            self._trainer = in_memory(config, networks, World(0, 1, local_device(0)))
-        self._ledger = Ledger(self._trainer, config.sequence_length)
+            account.charge_teacher(networks.teacher)
+            self._trainer = in_memory(config, networks, world)
+            account.charge(self._trainer.objective)
+        self._ledger = Ledger(self._trainer, account, config.sequence_length)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Make the updates that are left.
@@ -159,7 +165,8 @@ class Distiller:
     @property
     def student(self) -> Student:
         """The average of the student's weights so far, a model of its own."""
-        return finished(self.teacher, self.config, self._trainer.average(), self._trainer.done)
+        cost = self._ledger.account.cost()
+        return finished(self.teacher, self.config, self._trainer.average(), self._trainer.done, cost)
 
 
 def configured(
@@ -214,7 +221,9 @@ def own(teacher: Teacher, config: DistillConfig) -> tuple[Denoiser, Any]:
     return cast(denoiser, torch.float32) if coarse else denoiser, teacher.tokenizer
 
 
-def finished(teacher: Teacher, config: DistillConfig, average: Denoiser | None, updates: int) -> Student:
+def finished(
+    teacher: Teacher, config: DistillConfig, average: Denoiser | None, updates: int, cost: Cost | None
+) -> Student:
     """The averaged network as a model of its own, any adapter merged into its teacher."""
     assert average is not None  # of the main process, and there is no other
     config = in_own_blocks(config, average.spec)
@@ -229,5 +238,6 @@ def finished(teacher: Teacher, config: DistillConfig, average: Denoiser | None, 
             min(distill.finished.STEPS, config.sampler.steps_between(config.sequence_length)[1]),
             config.sampler,
             f"{made}; teacher `{config.teacher.path}`.",
+            training=cost,
         ),
     )

@@ -118,9 +118,15 @@ class AdaptedDenoiser(Denoiser):
         self.adapter = nn.ModuleDict({path.replace(".", "-"): layer for path, layer in self.layers.items()})
         self.float().to(base.device).requires_grad_(True).eval()
 
+    @contextmanager
+    def _adapted(self) -> Iterator[None]:
+        """While entered, the base computes with this adapter, and its passes count as this denoiser's."""
+        with ActiveAdapter(self.active, [self.name]), self.base.tally.lent_to(self.tally):
+            yield
+
     def features(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:
         """See `Denoiser.features`."""
-        with ActiveAdapter(self.active, [self.name]):
+        with self._adapted():
             return self.base.features(canvas, select)
 
     def head(self, features: Tensor) -> Tensor:
@@ -134,12 +140,12 @@ class AdaptedDenoiser(Denoiser):
 
     def hidden_states(self, canvas: Canvas, embeddings: Tensor | None = None) -> Tensor:
         """The base's, adapted; see `Denoiser.hidden_states`."""
-        with ActiveAdapter(self.active, [self.name]):
+        with self._adapted():
             return self.base.hidden_states(canvas, embeddings)
 
     def window_features(self, canvas: Canvas, window: Window) -> Tensor:
         """The base's, adapted; see `Denoiser.window_features`."""
-        with ActiveAdapter(self.active, [self.name]):
+        with self._adapted():
             return self.base.window_features(canvas, window)
 
     def checkpoint_activations(self, contexts: Contexts | None = None) -> None:

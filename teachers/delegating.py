@@ -30,7 +30,7 @@ class DelegatingDenoiser(Denoiser):
     def __init__(self, inner: Denoiser):
         super().__init__()
         self.inner, self.spec, self.capabilities, self.columns = inner, inner.spec, inner.capabilities, inner.columns
-        self.companions = dict(inner.companions)
+        self.companions, self.tally = dict(inner.companions), inner.tally
 
     def features(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:
         """See `Denoiser.features`."""

@@ -18,6 +18,7 @@ from teachers.capability import Capability
 from teachers.companions import end_tokens
 from teachers.errors import UserError
 from teachers.randomness import Randomness
+from teachers.tally import Tally
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -141,6 +142,7 @@ class Denoiser(nn.Module, ABC):
             processes must make equally many, with equally many head calls, whatever their data. The engine sets it.
         columns: block attention counts a canvas's columns, padding included, not a row's tokens.
         companions: files that lie beside the weights and belong to them, by name, see `teachers.companions`.
+        tally: of the sequences that the network is sent; one that computes with another one's shares it.
     """
 
     spec: DenoiserSpec
@@ -148,6 +150,10 @@ class Denoiser(nn.Module, ABC):
     collective: bool = False
     columns: bool = False
     companions: Mapping[str, bytes] = MappingProxyType({})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tally = Tally()
 
     @abstractmethod
     def features(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:

@@ -127,6 +127,7 @@ class MarkovDenoiser(ExactLaw):
 
         Behind a prefix it is that given the clean text before a block.
         """
+        self.tally.add(len(canvas))
         if canvas.prefix is None:
             log_probs = self.posterior(canvas.tokens, canvas.real)
         else:

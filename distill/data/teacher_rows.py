@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -43,6 +43,7 @@ def training_rows(
     corpus: Data | None,
     run: RunFolder | None,
     world: World,
+    account: Callable[[], object] | None = None,
 ) -> Rows | None:
     """What the objective learns from: the data as they are, or what the teacher made, equal on every process.
 
@@ -54,6 +55,7 @@ def training_rows(
     Args:
         corpus: the data, if there are any.
         run: keeps what the teacher made, batch by batch, so that one that is resumed goes on; None to keep it nowhere.
+        account: called after each batch that is kept, on every process.
 
     Raises:
         UserError: what a run has kept is damaged, or there is no room to keep it.
@@ -72,7 +74,9 @@ def training_rows(
     path, origin = run.path / FILE, _origin(objective, config, teacher, corpus)
     if not world.on_main(lambda: path.is_file() and metadata(path).get("origin") == origin):
         parts = Parts(run.path / PARTS, f"{origin} on {world.device.type}")
-        tensors, seconds = write_rows(config, teacher, world, objective.needs, objective.candidates, corpus, parts)
+        tensors, seconds = write_rows(
+            config, teacher, world, objective.needs, objective.candidates, corpus, parts, account
+        )
         world.on_main(lambda: save(path, tensors, origin, seconds))
         world.on_main(parts.remove)
     return _as_corpus(load(path), config, end, end_ids(teacher))
@@ -97,11 +101,13 @@ def write_rows(
     candidates: int = 1,
     corpus: Data | None = None,
     kept: Parts | None = None,
+    account: Callable[[], object] | None = None,
 ) -> tuple[dict[str, Tensor], float]:
     """Let the teacher write ``teacher_samples`` rows in ``teacher_sample_steps`` steps, or order those of the data.
 
     Args:
         kept: what it has written already, and where the rest is kept; None to keep it nowhere.
+        account: see `training_rows`.
 
     Returns:
         "tokens" (N, L) and, for trajectories, "order" (N, L), −1 at prompts; or, for prompts, "given" (N,), how long
@@ -127,6 +133,8 @@ def write_rows(
         took = time.monotonic() - start
         if kept is not None:
             world.on_main(partial(kept.keep, number, parts[-1], generator, took))
+        if account is not None:
+            account()
         seconds += took
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, seconds
 

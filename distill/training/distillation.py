@@ -23,6 +23,7 @@ from distill.models import as_distillation, check_networks, find_checkpoints, lo
 from distill.runtime.messages import say
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import ALONE, World, returning_memory, start_world
+from distill.training.account import Account
 from distill.training.engine import micro_batch
 from distill.training.loop import Outcome, train
 from distill.training.opening import create_run, leave, open_run
@@ -229,23 +230,26 @@ def in_run_folder(
     micro_batch(config.train, world, config.objective.group)
     run = RunFolder(path)
     config = open_run(run, config, world, resume, allow_changes)
+    account = Account(world, config.train.seed)
     networks = load_networks(config, loaded, world, run.path)
+    account.charge_teacher(networks.teacher)
     config = in_own_blocks(config, networks.student.spec, networks.teacher.spec)
     watch = CollapseWatch(config, networks.teacher, networks.tokenizer, world) if config.evaluate.every else None
     corpus = load_rows(config, networks)
     objective = build_objective(config, networks, corpus)
 
     create_run(run, config, networks.tokenizer, world, resume)
+    account.keep_in(run, resume)
     if watch is not None:
         watch.reference = objective.reference
     place_teacher(networks.teacher, config.teacher, config.train, world, offload_folder(run.path))
-    rows = training_rows(objective, config, networks.teacher, corpus, run, world)
+    rows = training_rows(objective, config, networks.teacher, corpus, run, world, account.save)
     data = None if corpus is None or rows is None or allow_changes else corpus.identity()
     sharded = config.teacher.placement == "sharded"
     deepspeed: dict[str, Any] | None = deepspeed_section(config.deepspeed, world.size, sharded)
     outcome = train(
         objective, optimizers(config, objective), rows, config.train, deepspeed, run, world, config.sequence_length,
-        resume, watch, config.evaluate.every, data, signals,
+        resume, watch, config.evaluate.every, data, signals, account,
     )  # fmt: skip
     if world.is_main:
         from distill.evaluation.reports.plots import plot_training  # slow to import, so not before it is needed

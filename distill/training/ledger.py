@@ -1,10 +1,11 @@
-"""What updates come to: averages for a log line, and what was skipped."""
+"""What updates come to: averages for a log line, what they cost, and what was skipped."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from distill.runtime.run_folder import RunFolder
+from distill.training.account import Account
 from distill.training.guards import Guard
 from distill.training.meter import Meter
 from distill.training.trainer import Trainer, Update
@@ -14,10 +15,13 @@ class Ledger:
     """Counts the updates of a trainer.
 
     Attributes:
+        account: which they are charged to.
         skipped: updates of a phase that did not move its network.
     """
 
-    def __init__(self, trainer: Trainer, length: int, run: RunFolder | None = None, skipped: int = 0):
+    def __init__(
+        self, trainer: Trainer, account: Account, length: int, run: RunFolder | None = None, skipped: int = 0
+    ):  # fmt: skip
         """Start.
 
         Args:
@@ -25,7 +29,8 @@ class Ledger:
             run: where the batches of skipped updates are named; None for nowhere.
             skipped: before this.
         """
-        self.trainer, self.tokens, self.skipped = trainer, trainer.config.batch * length, skipped
+        self.trainer, self.account = trainer, account
+        self.tokens, self.skipped = trainer.config.batch * length, skipped
         self.meter, self.guard = Meter(trainer.world), Guard(run, trainer.world, trainer.config)
 
     def count(self, update: Update) -> None:
@@ -35,6 +40,7 @@ class Ledger:
             RunError: too many in a row were skipped.
         """
         self.meter.tokens += self.tokens
+        self.account.add(self.tokens)
         for phase, step in update.steps.items():
             if step.moved:
                 self.meter.add(phase, step.loss, step.norm, step.outs)

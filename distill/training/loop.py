@@ -18,6 +18,7 @@ from distill.runtime.exits import RunError
 from distill.runtime.progress import progress_bar
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
+from distill.training.account import Account
 from distill.training.checkpoint import Checkpointer, check_space, load_checkpoint
 from distill.training.guards import termination
 from distill.training.ledger import Ledger
@@ -61,6 +62,7 @@ def train(
     watch_every: int | None = None,
     data: dict[str, Any] | None = None,
     signals: bool = True,
+    account: Account | None = None,
 ) -> Outcome:
     """Run ``config.updates`` updates, or what is left of them.
 
@@ -69,6 +71,7 @@ def train(
         watch: called every ``watch_every`` updates; may stop the run.
         data: identity of the corpus, to refuse a run that continues on other data; None accepts any.
         signals: end with a checkpoint at a SIGTERM.
+        account: of what the run spends; None for one that begins here, and counts no teacher's passes.
 
     Raises:
         UserError: the checkpoint is damaged or of other data, or there is no room for one.
@@ -76,14 +79,20 @@ def train(
     """
     trainer = Trainer(objective, optimizers, corpus, config, deepspeed, world, length)
     kept: dict[str, Any] = {"watched": {}, "stopped": None, "skipped": 0, "data": data}
+    if account is None:
+        account = Account(world, config.seed)
+        account.keep_in(run, resume)
+    account.charge(objective)
     if resume:
         kept = continued(trainer, run, kept)
+        account.resume_at(trainer.done)
     if world.is_main:
         run.drop_metrics_after(trainer.done)
     world.on_main(lambda: check_space(run, trainer.engines, config.keep, trainer.target))
 
     with termination(signals) as terminated, progress_bar() as bar, Tracker(run, world, config) as tracker:
-        loop = Loop(trainer, Ledger(trainer, length, run, kept["skipped"]), run, tracker, kept, terminated)
+        ledger = Ledger(trainer, account, length, run, kept["skipped"])
+        loop = Loop(trainer, ledger, run, tracker, kept, terminated)
         task = bar.add_task("training", total=config.updates, completed=trainer.done, note="")
         for update in trainer if not kept["stopped"] else ():
             loop.count(update)
@@ -159,13 +168,14 @@ class Loop:
         """Write down the averages since the last time; what to show of them."""
         line = self.ledger.line()
         self.tracker.log(line)
+        self.ledger.account.save()
         return f"loss {line['student/loss']:.3f}" if "student/loss" in line else "skipped"
 
     def watch(self, watch: Watch) -> bool:
         """Look at the average; whether it is the best so far."""
         self.checkpointer.settle()  # it may still be writing the average
         average = self.trainer.average()
-        with on_device(average, self.world.device):
+        with on_device(average, self.world.device), self.ledger.account.apart():
             metrics, best, self.kept["stopped"] = watch(self.trainer.done, average, self.kept["watched"])
         self.tracker.log({"update": self.trainer.done, **metrics})
         return best
@@ -183,6 +193,7 @@ class Loop:
             it, self.kept["skipped"] = self.trainer, self.ledger.skipped
             self.checkpointer.begin(it.done, it.engines, it.ema, it.average(), it.target, self.kept, best)
             self.saved_at = time.monotonic()
+            self.ledger.account.save()
         return ends
 
     def finish(self) -> None:
@@ -192,6 +203,7 @@ class Loop:
             RunError: it could not be written.
         """
         problem = self.checkpointer.settle()
+        self.ledger.account.save()
         if problem:
             raise RunError(f"{problem}; make room or mend the folder, then start again with --resume")
         self.trainer.destroy()

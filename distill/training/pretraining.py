@@ -19,6 +19,7 @@ from distill.runtime.messages import say
 from distill.runtime.progress import track
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import start_world
+from distill.training.account import Account
 from distill.training.engine import micro_batch
 from distill.training.loop import train
 from distill.training.opening import create_run, leave, open_run
@@ -55,6 +56,7 @@ def from_text(
     micro_batch(config.train, world, config.group)
     run = RunFolder(run_path)
     config = open_run(run, config, world, resume, allow_changes)
+    account = Account(world, config.train.seed)
     tokenizer = world.on_main(lambda: tokenizer_of(config, run))
     if config.data.heldout:
         corpus, heldout = (load_data(config.data, tokenizer, p) for p in (config.data.path, config.data.heldout))
@@ -63,6 +65,7 @@ def from_text(
     torch.manual_seed(config.train.seed)
     denoiser = new_denoiser(config, tokenizer).to(world.device)
     create_run(run, config, tokenizer, world, resume)
+    account.keep_in(run, resume)
     say(f"{sum(p.numel() for p in denoiser.parameters()):,} parameters, {len(corpus.tokens):,} tokens")
     process = MaskedProcess(config.process)
     elbo = config.objective == "elbo"
@@ -83,6 +86,7 @@ def from_text(
     outcome = train(
         objective, {"student": config.train.student}, corpus, config.train, deepspeed, run, world,
         config.data.length, resume, watch, config.train.checkpoint_every, None if allow_changes else corpus.identity(),
+        account=account,
     )  # fmt: skip
     folder = run.path / "model"
     if outcome.preempted:

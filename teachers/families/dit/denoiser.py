@@ -76,6 +76,7 @@ class DitDenoiser(Denoiser):
         if canvas.prefix is not None:
             assert embeddings is None, "blocks behind a prefix are of training, which reads tokens"
             return self._states_behind_prefix(canvas)
+        self.tally.add(len(canvas))
         if embeddings is None:
             embeddings = self.transformer.vocab_embed(canvas.tokens)
         visible = None if canvas.real is None else canvas.real[:, None, None]
@@ -91,6 +92,7 @@ class DitDenoiser(Denoiser):
         if self.spec.block_size != canvas.length or self.spec.time_conditioned:
             return states_in_text(self.hidden_states, canvas, self.spec)
         both = doubled(canvas, self.spec.shift)
+        self.tally.add(len(both.tokens))
         embeddings, sigma = (
             self.transformer.vocab_embed(both.tokens),
             torch.zeros(len(both.tokens), device=canvas.device),
@@ -102,7 +104,9 @@ class DitDenoiser(Denoiser):
         positions = canvas.position_ids()
         if positions is None:
             positions = torch.arange(canvas.length, device=canvas.device)[None]
-        embeddings = self.transformer.vocab_embed(window.sent(canvas.tokens))
+        sent = window.sent(canvas.tokens)
+        self.tally.add(len(sent))
+        embeddings = self.transformer.vocab_embed(sent)
         visible = window.visible(attention_blocks(canvas, self.spec.block_size, self.columns), canvas.real)
         return self.transformer(embeddings, self._noise_level(canvas), visible, window.sent(positions), window)
 
@@ -116,7 +120,9 @@ class DitDenoiser(Denoiser):
         """See `Denoiser.timed`."""
         if not self.release.time_optional or self.spec.time_conditioned:
             return self
-        return type(self)(self.transformer, replace(self.spec, time_conditioned=True), self.release)
+        timed = type(self)(self.transformer, replace(self.spec, time_conditioned=True), self.release)
+        timed.tally = self.tally
+        return timed
 
     def head(self, features: Tensor) -> Tensor:
         """See `Denoiser.head`."""

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from teachers.canvas import Canvas, Context
 from teachers.masks import additive, context_mask
-from teachers.prefix import doubled
+from teachers.prefix import Doubled
 
 
 def states_in_context(model: PreTrainedModel, canvas: Canvas, context: Context, shift: bool) -> Tensor:
@@ -36,13 +36,12 @@ def states_in_context(model: PreTrainedModel, canvas: Canvas, context: Context, 
     return states.gather(1, source[..., None].expand(len(canvas), -1, states.shape[-1]))
 
 
-def states_behind_prefix(model: PreTrainedModel, canvas: Canvas, shift: bool, first_position: int) -> Tensor:
+def states_behind_prefix(model: PreTrainedModel, both: Doubled, first_position: int) -> Tensor:
     """(B, L, H) final hidden states of blocks behind their clean text, each where its token is described.
 
     Args:
         first_position: what the network calls the place of a text's first token.
     """
-    both = doubled(canvas, shift)
     states = model.base_model(
         input_ids=both.tokens,
         attention_mask=additive(both.visible, model.dtype),

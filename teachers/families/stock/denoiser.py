@@ -40,7 +40,7 @@ from teachers.families.stock.saving import (
 )
 from teachers.families.stock.window import states_in_window
 from teachers.masks import additive, attention_mask_4d
-from teachers.prefix import asked_rows, states_in_text
+from teachers.prefix import asked_rows, doubled, states_in_text
 
 SHARD = "5GB"  # the largest weights file that is written
 
@@ -137,7 +137,9 @@ class StockDenoiser(Denoiser):
             return self._states_behind_prefix(canvas)
         if canvas.context is not None:
             assert embeddings is None, "a context is of training, which reads tokens"
+            self.tally.add(len(canvas))
             return states_in_context(self.model, canvas, canvas.context, self.spec.shift)
+        self.tally.add(len(canvas))
         hidden = self.model.base_model(**self.inputs(canvas, embeddings), use_cache=False).last_hidden_state
         if self.spec.shift:
             hidden = torch.where(self._first(canvas), hidden, hidden.roll(1, dims=1))
@@ -149,8 +151,10 @@ class StockDenoiser(Denoiser):
         places = None if self.columns else canvas.position_ids()
         if places is None:
             places = torch.arange(canvas.length, device=canvas.device)[None]
+        sent = window.sent(canvas.tokens)
+        self.tally.add(len(sent))
         inputs: dict[str, Tensor | None] = {
-            "input_ids": window.sent(canvas.tokens),
+            "input_ids": sent,
             "attention_mask": additive(window.visible(blocks, canvas.real), self.model.dtype),
             "position_ids": window.sent(places) + self.first_position,
         }
@@ -160,7 +164,9 @@ class StockDenoiser(Denoiser):
         """(B, L, H) of blocks; all of a text in one pass where they are the network's own."""
         if self.spec.block_size != canvas.length or not self.takes_positions:
             return states_in_text(self.hidden_states, canvas, self.spec)
-        return states_behind_prefix(self.model, canvas, self.spec.shift, self.first_position)
+        both = doubled(canvas, self.spec.shift)
+        self.tally.add(len(both.tokens))
+        return states_behind_prefix(self.model, both, self.first_position)
 
     @staticmethod
     def _first(canvas: Canvas) -> Tensor:
