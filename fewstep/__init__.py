@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the names below, imported
     from fewstep.models import load_teacher as load_teacher
     from fewstep.training import Distiller as Distiller
     from fewstep.training import distil as distil
+    from objectives.blocks import BlocksConfig as Blocks
     from objectives.certainty import CertaintyConfig as Certainty
     from objectives.consistency import ConsistencyConfig as Consistency
     from objectives.constrained_order import ConstrainedOrderConfig as ConstrainedOrder
@@ -69,6 +70,7 @@ __all__ = [
     "T3D",
     "Adapter",
     "Ancestral",
+    "Blocks",
     "Certainty",
     "Consistency",
     "ConstrainedOrder",
@@ -156,6 +158,7 @@ _PLACES = {
     "Threshold": "students.samplers.threshold",
     "TopK": "students.samplers.top_k",
     # settings of a training, and what goes wrong
+    "Blocks": "objectives.blocks:BlocksConfig",
     "Adapter": "students.adapters:AdapterConfig",
     "Data": "distill.config:DataConfig",
     "Optimizer": "distill.config:OptimizerConfig",

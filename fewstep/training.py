@@ -23,6 +23,7 @@ from distill.training.distillation import in_memory, in_run_folder, load_network
 from distill.training.ledger import Ledger
 from fewstep.models import Student, Teacher
 from fewstep.quiet import quiet
+from objectives.blocks import BlocksConfig
 from objectives.objective import ObjectiveConfig
 from students.adapters import AdapterConfig, merged
 from students.samplers import Sampler
@@ -44,6 +45,7 @@ def distil(
     lr: float | OptimizerConfig = 1e-4,
     critic_lr: float | OptimizerConfig | None = None,
     adapter: AdapterConfig | None = None,
+    blocks: BlocksConfig | None = None,
     init: str | Path = "teacher",
     run: str | Path | None = None,
     **train: Any,
@@ -67,6 +69,8 @@ def distil(
         lr: Adam's, or a ``fewstep.Optimizer`` with warm-up, decay and clipping.
         critic_lr: of objectives that train a critic; the student's by default.
         adapter: a ``fewstep.Adapter`` (LoRA) to train instead of all weights.
+        blocks: a ``fewstep.Blocks``, which gives the student blocks of a size of its own, or says whose text is before
+            a block. A teacher with blocks makes a student with the same ones by itself.
         init: a model to start from instead of the teacher.
         run: a new folder for metrics and checkpoints, as `fewstep distill` writes it.
         train: other keys of a config's ``train`` section, such as micro_batch, precision or ema.
@@ -76,7 +80,7 @@ def distil(
         RunError: too many updates in a row were not finite, or a checkpoint could not be written.
     """
     config = configured(
-        teacher, objective, updates, batch, length, data, sampler, seed, lr, critic_lr, adapter, init, train
+        teacher, objective, updates, batch, length, data, sampler, seed, lr, critic_lr, adapter, blocks, init, train
     )
     if run is None:
         return Distiller.of(teacher, config).train()
@@ -114,12 +118,13 @@ class Distiller:
         lr: float | OptimizerConfig = 1e-4,
         critic_lr: float | OptimizerConfig | None = None,
         adapter: AdapterConfig | None = None,
+        blocks: BlocksConfig | None = None,
         init: str | Path = "teacher",
         **train: Any,
     ):
         """Load what is to be trained; arguments and errors as of `distil`."""
         config = configured(
-            teacher, objective, updates, batch, length, data, sampler, seed, lr, critic_lr, adapter, init, train
+            teacher, objective, updates, batch, length, data, sampler, seed, lr, critic_lr, adapter, blocks, init, train
         )
         self._start(teacher, config)
 
@@ -181,6 +186,7 @@ def configured(
     lr: float | OptimizerConfig,
     critic_lr: float | OptimizerConfig | None,
     adapter: AdapterConfig | None,
+    blocks: BlocksConfig | None,
     init: str | Path,
     train: dict[str, Any],
 ) -> DistillConfig:
@@ -194,6 +200,7 @@ def configured(
         "student": {"init": str(init), "adapter": None if adapter is None else plain(adapter)},
         "objective": plain(objective),
         "sampler": plain(sampler) if isinstance(sampler, Section) else sampler or "ancestral",
+        "blocks": {} if blocks is None else plain(blocks),
         "train": {"updates": updates, "batch": batch, "seed": seed, **sections, **train},
     }
     if isinstance(data, DataConfig):

@@ -182,3 +182,16 @@ def test_a_prefix_that_an_objective_can_not_be_given(home, tmp_path):
     with pytest.raises(UserError, match="certainty learns from rows that are given"):
         distil(config_of(home / "blocks4", "certainty", blocks={"prefix": "student"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_notebook_gives_the_student_blocks_of_its_own(home):
+    teacher = fewstep.load_teacher(str(home / "full"))
+    objective = fewstep.IntegralKL(rollout={"steps": [1, 2]})
+    blocks = fewstep.Blocks(size=4, prefix="student")
+    student = fewstep.distil(teacher, objective, updates=2, batch=4, length=LENGTH, lr=1e-3, seed=3, blocks=blocks)
+    assert (student.denoiser.spec.attention, student.denoiser.spec.block_size) == ("block", 4)
+    generated = student.generate(steps=2, seed=0)
+    assert (generated.sampler.block_length, generated.sampler.budget) == (4, "block")
+    assert generated.nfe.tolist() == [2 * LENGTH // 4]
+    distiller = fewstep.Distiller(teacher, objective, updates=2, batch=4, length=LENGTH, lr=1e-3, seed=3, blocks=blocks)
+    torch.testing.assert_close(distiller.train().denoiser.state_dict(), student.denoiser.state_dict(), rtol=0, atol=0)
