@@ -214,7 +214,10 @@ def evaluate(
         str | None, typer.Option(help="A teacher to measure instead of a run: a folder or a name.")
     ] = None,
     judge: Annotated[str | None, typer.Option(help="The autoregressive model that scores the text.")] = None,
-    data: Annotated[str | None, typer.Option(help="Real text to measure beside the samples.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Real text to measure beside the samples, or with data.format=prompt_completion prompts."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A new folder for the results [default: the run's].")] = None,
     task: Annotated[
         str | None, typer.Option(help="A JSONL file of prompts and answers to ask instead; task.checker=numeric, e.g.")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from distill.config import DataConfig, DistillConfig
+from distill.config import DataConfig, DistillConfig, apply_override, validate
 from distill.data.batches import load_data
 from distill.data.corpus import Corpus
 from teachers.canvas import Canvas
@@ -35,9 +37,23 @@ def reference_text(config: DistillConfig, tokenizer: PreTrainedTokenizerBase) ->
     return shape.model_copy(update={"path": name, "heldout": name})
 
 
-def heldout_text(path: str, length: int, tokenizer: PreTrainedTokenizerBase) -> DataConfig:
-    """Text that no config describes: a tokenizer without an end-of-text token is one whose documents are whole rows."""
-    return DataConfig(path=path, heldout=path, length=length, pack=tokenizer.eos_token_id is not None)
+def heldout_text(
+    path: str, length: int, tokenizer: PreTrainedTokenizerBase, overrides: Sequence[str] = ()
+) -> DataConfig:
+    """Data that no config describes: a tokenizer without an end-of-text token is one whose texts are whole rows.
+
+    Args:
+        overrides: ``key=value`` of `DataConfig`, which say what a row is, such as ``format=prompt_completion``.
+
+    Raises:
+        UserError: one of them is a mistake.
+    """
+    values: dict[str, Any] = {"path": path, "heldout": path, "length": length}
+    for override in overrides:
+        apply_override(DataConfig, values, override)
+    if values.get("format", "text") == "text":
+        values.setdefault("pack", tokenizer.eos_token_id is not None)
+    return validate(DataConfig, values)
 
 
 def held_out(

@@ -176,7 +176,8 @@ def named_subject(student: str | None, teacher: str | None, overrides: list[str]
     as far as their folders say so.
 
     Args:
-        overrides: ``key=value`` of `EvaluateConfig`.
+        overrides: ``key=value`` of `EvaluateConfig`; ``data.key=value`` of the data that ``data`` names, which no run
+            describes.
 
     Raises:
         UserError: no name, one that does not load, or a mistake in the settings.
@@ -185,10 +186,13 @@ def named_subject(student: str | None, teacher: str | None, overrides: list[str]
     if not names:
         raise UserError("there is nothing to evaluate; give a run folder, or --student and/or --teacher")
     written = written_settings(model_folder(student or names["teacher"]))
-    values = _own_values(written)
+    values, rows = _own_values(written), [o.removeprefix("data.") for o in overrides if o.startswith("data.")]
     for override in overrides:
-        apply_override(EvaluateConfig, values, override)
+        if not override.startswith("data."):
+            apply_override(EvaluateConfig, values, override)
     config = validate(EvaluateConfig, values)
+    if rows and config.data is None:
+        raise UserError(f"data.{rows[0]} says what held-out data are like, and there are none; name them with --data")
     check_task(config)
     if config.precision == "auto":
         config = config.model_copy(update={"precision": world.on_main(faster_precision)})
@@ -200,7 +204,7 @@ def named_subject(student: str | None, teacher: str | None, overrides: list[str]
     subject = Subject(config, models, names, tokenizer, process, critic=critic)
     if config.data is None:
         return subject
-    return replace(subject, text=heldout_text(config.data, subject.length, tokenizer))
+    return replace(subject, text=heldout_text(config.data, subject.length, tokenizer, rows))
 
 
 def _own_values(written: dict[str, Any]) -> dict[str, Any]:

@@ -87,6 +87,30 @@ def test_what_is_written_after_held_out_prompts_is_watched_evaluated_and_generat
     assert capsys.readouterr().out.startswith("4+40=")
 
 
+def test_models_by_name_write_after_the_prompts_of_a_file(home, tmp_path):
+    model, judge = (str(home / name / "model") for name in ("teacher", "judge"))
+    command = ["evaluate", "--student", model, "--judge", judge, "--data", str(home / "rows.jsonl")]
+    columns = ["data.format=prompt_completion", "data.columns.prompt=question", "data.columns.completion=answer"]
+    quick = [f"length={LENGTH}", "samples=40", "steps=[2]", "temperatures=null"]
+    cli.app([*command, "--out", str(tmp_path / "out"), *quick, *columns], standalone_mode=False)
+    evaluation = Evaluation.load(tmp_path / "out")
+    assert evaluation.sampling.prompted
+    assert evaluation.reference.samples == len(ROWS), "each once, where there are more samples"
+    assert [row.samples for row in evaluation.rows] == [40]
+    for words, said in (
+        ([*columns[:1], "data.columns.prompt=query"], "data.columns.prompt 'query' is not in line 1"),
+        (["data.format=prompts"], "format is 'prompts'"),
+        (["data.fromat=text"], "did you mean 'format'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            cli.app([*command, "--out", str(tmp_path / "none"), *quick, *words], standalone_mode=False)
+    with pytest.raises(UserError, match=r"data\.format=messages says what held-out data are like, and there are none"):
+        cli.app(
+            ["evaluate", "--student", model, "--out", str(tmp_path / "none"), "data.format=messages"],
+            standalone_mode=False,
+        )
+
+
 @pytest.mark.parametrize(
     ("objective", "format"),
     [("certainty", "prompt_only"), ("trajectory", "prompt_only"), ("sdtt", "prompt_completion")],
