@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from distill.evaluation.results import Evaluation, Figures, JudgeDescription, Ro
 from distill.evaluation.sample import Samples, as_served, at_precision, draw, many_steps, sampler_of
 from distill.evaluation.texts import Texts
 from distill.runtime.progress import progress_bar
+from distill.runtime.resources import device_name
 from distill.runtime.world import ALONE, World
 from students.samplers import LOG_LINEAR, SERVED, Sampler
 from teachers.canvas import Canvas
@@ -157,8 +158,8 @@ def _row(part: _Part, samples: Samples, figures: dict[str, Any]) -> Row:
         critic_nfe=samples.critic_nfe,
         length_nfe=samples.length_nfe,
         **figures,
-        seconds=samples.seconds,
-        tokens_per_second=samples.texts.size / samples.seconds,
+        tokens_per_second=samples.texts.size / samples.use.seconds,
+        **asdict(samples.use),
     )
 
 
@@ -180,11 +181,6 @@ def _sampling(
         torch=str(torch.__version__),
         prompted=prompted or None,
     )
-
-
-def device_name(device: torch.device) -> str:
-    """As results name it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def quick_figures(

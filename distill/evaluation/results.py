@@ -110,6 +110,10 @@ class Passes:
 
     ``critic_nfe``: of any other network. ``length_nfe``: passes before all others, which found out how long the text
     will be; None where the sampler has no rule for it.
+
+    ``passes``: sequences that the network was sent, all texts together; fewer than texts × ``nfe`` where a batch's
+    first pass, over canvases that are all the same, is one. ``peak_host_bytes``, ``peak_device_bytes``: the most that a
+    process had in memory meanwhile, and on its GPU. None where unknown, as in files of earlier versions.
     """
 
     model: str
@@ -120,6 +124,9 @@ class Passes:
     nfe_p95: float
     critic_nfe: float
     length_nfe: float | None = None
+    passes: int | None = None
+    peak_host_bytes: int | None = None
+    peak_device_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,17 +136,11 @@ class Row(Figures, Passes):
     Attributes:
         temperature: that tokens were drawn at; None in files of a time when only the sampler's label said so.
         seconds: of sampling alone. Passes that several temperatures share are counted at the first of them.
-        passes: sequences that its network was sent, all samples together; fewer than ``samples`` × ``nfe`` where a
-            batch's first pass, over canvases that are all the same, is one. None in files of earlier versions.
-        peak_host_bytes, peak_device_bytes: the most that a process had in memory while it sampled, and on its GPU.
     """
 
     temperature: float | None = None
     seconds: float
     tokens_per_second: float
-    passes: int | None = None
-    peak_host_bytes: int | None = None
-    peak_device_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

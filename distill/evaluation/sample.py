@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from distill.config import EvaluateConfig
 from distill.evaluation.progress import Counter, Watched
 from distill.evaluation.texts import Texts
+from distill.runtime.resources import Use, measured
 from distill.runtime.world import ALONE, World
 from students.adapters import merged
 from students.fill import fill_to_length
@@ -24,7 +24,7 @@ from teachers.randomness import generator_of
 
 @dataclass(frozen=True)
 class Samples:
-    """N samples on the CPU, passes (N,) of each and their mean, and the seconds that sampling took.
+    """N samples on the CPU, passes (N,) of each and their mean, and what sampling took.
 
     ``log_prob`` is (N,) as of `Filled`, or None. ``length_nfe`` is None where the sampler finds out no length.
     """
@@ -35,7 +35,7 @@ class Samples:
     nfe: float
     critic_nfe: float
     length_nfe: float | None
-    seconds: float
+    use: Use
 
 
 @torch.no_grad()  # not inference_mode: a guided sampler needs gradients
@@ -73,15 +73,13 @@ def draw(
         log_prob = None if out.log_prob is None else out.log_prob.cpu()
         return out.tokens.cpu(), out.nfe.cpu(), int(out.critic_nfe.sum()), out.length_nfe, log_prob
 
-    world.barrier()
-    start = time.perf_counter()
-    tokens, nfe, critic_nfe, length_nfe, log_probs = zip(*world.share(samples, config.batch, batch), strict=True)
-    seconds = time.perf_counter() - start
+    parts, use = measured(world, denoiser, lambda: world.share(samples, config.batch, batch))
+    tokens, nfe, critic_nfe, length_nfe, log_probs = zip(*parts, strict=True)
     row_nfe = torch.cat(nfe).numpy()
     log_prob = None if log_probs[0] is None else torch.cat(log_probs).numpy()
     texts = Texts.on(None if prompts is None else prompts.rows(slice(0, samples)), torch.cat(tokens), end_ids(denoiser))
     sized = None if length_nfe[0] is None else float(torch.cat(length_nfe).double().mean())
-    return Samples(texts, log_prob, row_nfe, float(row_nfe.mean()), sum(critic_nfe) / samples, sized, seconds)
+    return Samples(texts, log_prob, row_nfe, float(row_nfe.mean()), sum(critic_nfe) / samples, sized, use)
 
 
 def sampler_of(config: EvaluateConfig, critic: nn.Module | None) -> Sampler:

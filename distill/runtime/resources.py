@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import reduce
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from distill.runtime.cost import Cost
+from distill.runtime.cost import Cost, larger
 from distill.runtime.world import World
+from teachers.denoiser import Denoiser
+
+Result = TypeVar("Result")
 
 PACKAGES = ("fewstep", "torch", "transformers")
 """Whose versions results are to be had with again."""
+Peaks = tuple[int | None, int | None]
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -42,23 +50,66 @@ def versions() -> dict[str, str]:
     return found
 
 
-def reset_peaks(device: torch.device) -> None:
-    """Begin to look for peaks of memory anew. Where the system does not let a process do so, they are since its start.
+class PeakMemory:
+    """The most that this process had in memory, and on its GPU, since it was last asked to look anew, or at all.
 
-    Nothing is kept: what is held already counts from the first moment on.
+    Bytes; None where nobody knows. Where the system does not let a process look anew, all peaks are since its start.
     """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    try:
-        CLEAR.write_text("5")  # VmHWM becomes VmRSS, see proc(5)
-    except OSError:
-        return
+
+    def __init__(self) -> None:
+        self._before: Peaks = None, None
+
+    def reset(self, device: torch.device) -> None:
+        """Look anew. What is held already counts."""
+        self._before = self.whole(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            CLEAR.write_text("5")  # VmHWM becomes VmRSS, see proc(5)
+        except OSError:
+            return
+
+    def since_reset(self, device: torch.device) -> Peaks:
+        """In memory, and on the GPU."""
+        on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+        return _resident_peak(), on_device
+
+    def whole(self, device: torch.device) -> Peaks:
+        """The same since the process began."""
+        (host, on_device), (host_before, device_before) = self.since_reset(device), self._before
+        return larger(host, host_before), larger(on_device, device_before)
 
 
-def peaks(device: torch.device) -> tuple[int | None, int | None]:
-    """Bytes that this process had in memory at most, and on its GPU; None where nobody knows."""
-    on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return _resident_peak(), on_device
+MEMORY = PeakMemory()
+"""This process's."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """What some work took.
+
+    Attributes:
+        seconds: by the clock, until the slowest process was done.
+        passes: sequences that a network was sent, by all processes together.
+        peak_host_bytes, peak_device_bytes: of the process that had the most, while it worked.
+    """
+
+    seconds: float
+    passes: int
+    peak_host_bytes: int | None
+    peak_device_bytes: int | None
+
+
+def measured(world: World, network: Denoiser, work: Callable[[], Result]) -> tuple[Result, Use]:
+    """What some work gives, and what it took of a network; collective."""
+    world.barrier()
+    MEMORY.reset(network.device)
+    before, start = network.tally.passes, time.perf_counter()
+    result = work()
+    seconds = time.perf_counter() - start
+    here = network.tally.passes - before, *MEMORY.since_reset(network.device)
+    passes, hosts, devices = zip(*world.gather(here), strict=True)
+    return result, Use(seconds, sum(passes), reduce(larger, hosts), reduce(larger, devices))
 
 
 def _resident_peak() -> int | None:
@@ -88,7 +139,7 @@ def spent(
     """
     # 1. one sum over the processes: passes, and for each process a place of its own for its peaks
     places = torch.zeros(world.size, 2, dtype=torch.float64)
-    places[world.rank] = torch.tensor([peak or 0 for peak in peaks(world.device)], dtype=torch.float64)
+    places[world.rank] = torch.tensor([peak or 0 for peak in MEMORY.whole(world.device)], dtype=torch.float64)
     mine = torch.cat([torch.tensor([*passes, seconds if world.is_main else 0], dtype=torch.float64), places.flatten()])
     teacher, student, critic, seconds, *places = world.sum(mine).tolist()
     # 2. hours of what the processes held

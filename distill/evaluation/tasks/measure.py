@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.completions import Completion, check_prompts, complete
 from distill.config import EvaluateConfig
-from distill.evaluation.evaluate import check_length, check_same_tokens, device_name
+from distill.evaluation.evaluate import check_length, check_same_tokens
 from distill.evaluation.progress import Counter, Watched
 from distill.evaluation.results import ModelDescription
 from distill.evaluation.sample import at_precision
@@ -23,6 +22,7 @@ from distill.evaluation.tasks.results import Asking, Curve, Difference, TaskEval
 from distill.evaluation.tasks.rules import Rule, fewest_steps, rules_of
 from distill.evaluation.tasks.task import Task
 from distill.runtime.progress import progress_bar
+from distill.runtime.resources import Use, device_name, measured
 from distill.runtime.world import World
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
@@ -38,7 +38,7 @@ class Answers:
     Attributes:
         sampler: what tables call the rule.
         completions, scores: (N,) one a question.
-        seconds: that writing took, all questions together.
+        use: what writing took, all questions together.
     """
 
     model: Model
@@ -46,7 +46,7 @@ class Answers:
     steps: int
     completions: list[Completion]
     scores: np.ndarray
-    seconds: float
+    use: Use
 
     @property
     def accuracy(self) -> float:
@@ -185,15 +185,15 @@ class TaskBench:
         return len(self.task.questions) * part.rule.sampler.most_passes(self.length, part.steps)
 
     def _answers(self, part: Part) -> Answers:
-        self.world.barrier()
-        start = time.perf_counter()
-        completions = complete(
-            part.denoiser, self.tokenizer, self.task.prompts, self.length, part.rule.sampler, part.steps,
-            self.config.seed, self.config.batch, self.process, part.critic, self.world,
-        )  # fmt: skip
-        seconds = time.perf_counter() - start
+        def work() -> list[Completion]:
+            return complete(
+                part.denoiser, self.tokenizer, self.task.prompts, self.length, part.rule.sampler, part.steps,
+                self.config.seed, self.config.batch, self.process, part.critic, self.world,
+            )  # fmt: skip
+
+        completions, use = measured(self.world, part.denoiser, work)
         scores = self.world.on_main(lambda: self.task.scores(completions))
-        return Answers(part.model, part.rule.label, part.steps, completions, np.array(scores), seconds)
+        return Answers(part.model, part.rule.label, part.steps, completions, np.array(scores), use)
 
 
 def _check_most(setting: str, steps: int, most: int) -> None:
@@ -252,7 +252,10 @@ def _row(part: Answers, teacher: Sequence[Answers]) -> TaskRow:
         tokens=float(tokens.mean()),
         tpf=float(tokens.mean() / part.passes),
         ended=float(np.mean([completion.ended for completion in part.completions])),
-        seconds=part.seconds / len(part.completions),
+        seconds=part.use.seconds / len(part.completions),
+        passes=part.use.passes,
+        peak_host_bytes=part.use.peak_host_bytes,
+        peak_device_bytes=part.use.peak_device_bytes,
         to_full=_difference(part, [other for other in teacher if other.steps == most]),
         to_same=_difference(part, [other for other in teacher if other.passes <= part.passes]),
     )
