@@ -57,6 +57,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the names below, imported
     from students.samplers.edit import Edit as Edit
     from students.samplers.entropy_bound import EntropyBound as EntropyBound
     from students.samplers.factor import Factor as Factor
+    from students.samplers.joint import Joint as Joint
     from students.samplers.planner import Planner as Planner
     from students.samplers.random_start import RandomStart as RandomStart
     from students.samplers.remdm import Remdm as Remdm
@@ -84,6 +85,7 @@ __all__ = [
     "EntropyBound",
     "Evaluation",
     "Factor",
+    "Joint",
     "Generated",
     "Idlm",
     "IntegralKL",
@@ -151,6 +153,7 @@ _PLACES = {
     "Edit": "students.samplers.edit",
     "EntropyBound": "students.samplers.entropy_bound",
     "Factor": "students.samplers.factor",
+    "Joint": "students.samplers.joint",
     "Planner": "students.samplers.planner",
     "RandomStart": "students.samplers.random_start",
     "Remdm": "students.samplers.remdm",

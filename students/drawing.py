@@ -10,8 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from teachers.chunks import in_chunks
-from teachers.errors import UserError
-from teachers.randomness import Randomness, categorical, gumbel_float32
+from teachers.randomness import Randomness, categorical, check_generator, gumbel_float32
 from teachers.section import Section
 
 Draw = Literal["exact", "greedy", "float32-gumbel"]
@@ -111,12 +110,7 @@ class Drawing(Section):
         if self.draw == "exact":
             assert uniforms is not None
             return categorical(log_probs, uniforms)
-        if not isinstance(randomness, torch.Generator):
-            raise UserError(
-                "draw 'float32-gumbel' reproduces published figures and is for evaluation only; set it in "
-                "evaluate.sampler, or choose exact"
-            )
-        return gumbel_float32(log_probs, randomness)
+        return gumbel_float32(log_probs, check_generator(randomness))
 
 
 def most_probable(law: Tensor, count: int) -> Tensor:

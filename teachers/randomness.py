@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from teachers.errors import UserError
+
 
 def generator_of(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator for a key of whole numbers; different keys give independent ones."""
@@ -138,3 +140,31 @@ def gumbel_float32(log_probs: Tensor, generator: torch.Generator) -> Tensor:
     """
     noise = uniform(generator, *log_probs.shape, dtype=torch.float32)
     return (log_probs.float() - torch.log(-torch.log(noise + 1e-10) + 1e-10)).argmax(-1)
+
+
+def token_or_mask_float32(log_probs: Tensor, moves: Tensor, stays: Tensor, randomness: Randomness) -> Tensor:
+    """Tokens, or the mask again, as MDLM's code draws them together: the argmax of float32 probabilities over noise.
+
+    Args:
+        log_probs: (n, V). moves: (n,) the probability of any token. stays: (n,) of the mask; both up to a factor.
+
+    Returns:
+        (n,) int64 in [0, V], where V is the mask.
+
+    Raises:
+        UserError: the randomness is that of a training rollout.
+    """
+    generator = check_generator(randomness)
+    chances = torch.cat([log_probs.double().exp() * moves[:, None], stays[:, None]], 1).float()
+    noise = 1e-10 - torch.log(uniform(generator, *chances.shape, dtype=torch.float32) + 1e-10)
+    return (chances / noise).argmax(-1)
+
+
+def check_generator(randomness: Randomness) -> torch.Generator:
+    """Refuse to draw in float32 from the streams of a training rollout."""
+    if isinstance(randomness, torch.Generator):
+        return randomness
+    raise UserError(
+        "draw 'float32-gumbel' reproduces published figures and is for evaluation only; set it in evaluate.sampler, "
+        "or choose exact"
+    )

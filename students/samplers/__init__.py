@@ -10,6 +10,7 @@ from students.samplers.dilated import Dilated
 from students.samplers.edit import Edit
 from students.samplers.entropy_bound import EntropyBound
 from students.samplers.factor import Factor
+from students.samplers.joint import Joint
 from students.samplers.planner import Planner
 from students.samplers.random_start import RandomStart
 from students.samplers.released import PRESETS, RELEASED, SERVED, released_sampler
@@ -22,6 +23,7 @@ from teachers.errors import UserError
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "ancestral": Ancestral,
+    "joint": Joint,
     "dilated": Dilated,
     "random_start": RandomStart,
     "rgas": Rgas,
@@ -73,6 +75,7 @@ __all__ = [
     "Edit",
     "EntropyBound",
     "Factor",
+    "Joint",
     "Planner",
     "RandomStart",
     "Remdm",

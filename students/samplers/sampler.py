@@ -79,12 +79,14 @@ class Work:
             process.
         blocks: that the canvas is written in. schedule: of a `PlannedSampler`. ends: (E,) what ends a text, the token
             that fills up a text first. confidence: (B, L), of what was written, for a rule that remasks.
+        transition: (B,) how many each row has made, for a rule that makes several in a pass.
     """
 
     blocks: Blocks
     schedule: Schedule
     ends: Tensor
     confidence: Tensor
+    transition: Tensor
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
 from teachers.markov import random_source
 from teachers.process import MaskedProcess
-from teachers.randomness import categorical, gumbel_float32, uniform
+from teachers.randomness import categorical, gumbel_float32, token_or_mask_float32, uniform
 
 MASK, VOCABULARY, LENGTH = 3, 4, 3
 # 99.99 % quantile of χ² with 26 degrees of freedom; the seeds are fixed, so a pass is a pass
@@ -283,7 +283,7 @@ def test_temperature_raises_every_drawn_law_to_its_inverse():
 def test_log_prob_is_given_only_where_it_is_that_of_the_law_drawn_from(name):
     law = torch.tensor([0.2, 0.3, 0.5])
     out = write(name, Fixed(law, 16), masked_canvas(8, 16), 4, 1)
-    if name in ("ancestral", "dilated", "planner", "threshold", "factor", "entropy_bound"):
+    if name in ("ancestral", "joint", "dilated", "planner", "threshold", "factor", "entropy_bound"):
         torch.testing.assert_close(out.log_prob, law.log()[out.tokens].double().sum(1))
     else:
         assert out.log_prob is None
@@ -321,7 +321,12 @@ def test_the_draw_is_the_one_that_was_named(name):
             uniform(replay, 4, 8)  # when each position is revealed
         elif name == "dilated":
             uniform(replay, 4, 1)  # the rotation
-        expected = categorical(log_probs, uniform(replay, 32)) if draw == "exact" else gumbel_float32(log_probs, replay)
+        if draw == "exact":
+            expected = categorical(log_probs, uniform(replay, 32))
+        elif name == "joint":
+            expected = token_or_mask_float32(log_probs, torch.ones(32), torch.zeros(32), replay)
+        else:
+            expected = gumbel_float32(log_probs, replay)
         assert torch.equal(out.tokens.flatten(), expected)
 
 
