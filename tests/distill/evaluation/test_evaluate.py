@@ -44,7 +44,9 @@ SMALL = {"steps": [1, 4, 8], "teacher_steps": 64, "samples": 8, "batch": 5, "boo
 FIGURES = {
     "samples", "judge_perplexity", "judge_perplexity_ci", "unigram_entropy", "bigram_entropy", "distinct_2",
 }  # fmt: skip
-COSTS = {"nfe", "nfe_median", "nfe_p95", "critic_nfe", "seconds", "tokens_per_second"}
+COSTS = {
+    "nfe", "nfe_median", "nfe_p95", "critic_nfe", "seconds", "tokens_per_second", "passes", "peak_host_bytes",
+}  # fmt: skip
 ROW = FIGURES | COSTS | {"model", "sampler", "steps"}
 
 
@@ -114,6 +116,9 @@ def test_run_is_evaluated_and_evaluated_again(made, capsys, machine):
         assert row["samples"] == 6
         assert 0 < row["nfe"] <= min(row["steps"], LENGTH)
         assert row["critic_nfe"] == 0
+        # a batch's all-masked rows are one
+        assert row["passes"] == (2 if row["steps"] == 1 else pytest.approx(6 * row["nfe"], abs=12))
+        assert row["peak_host_bytes"] > 10**7
         low, high = row["judge_perplexity_ci"]
         assert low <= row["judge_perplexity"] <= high
         assert row["tokens_per_second"] == pytest.approx(6 * LENGTH / row["seconds"])
