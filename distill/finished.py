@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 import yaml
@@ -20,7 +20,7 @@ from distill.runtime.run_folder import RunFolder
 from students.planner import load_planned
 from students.samplers import Ancestral, Sampler, released_sampler, written_sampler
 from teachers.denoiser import Denoiser
-from teachers.errors import UserError
+from teachers.errors import UserError, nearest
 from teachers.families import Checkpoint, resolve
 from teachers.process import Schedule
 from teachers.source import model_folder, parse_source, read_object
@@ -121,7 +121,7 @@ def _open_model(name: str) -> Student:
         denoiser,
         tokenizer,
         written.get("canvas_length") or denoiser.spec.length,
-        written.get("noise_schedule") or "log-linear",
+        written_schedule(written),
         written.get("max_denoising_steps") or steps,
         written_sampler(written["sampler"]) if "sampler" in written else sampler,
         f"Exported from the model folder `{folder.name if source.revision is None else name}`.",
@@ -140,6 +140,21 @@ def written_settings(folder: Path) -> dict[str, Any]:
     """What a model's generation_config.json says: of an export, what the student is made for."""
     settings = folder / "generation_config.json"
     return read_object(settings) if settings.is_file() else {}
+
+
+def written_schedule(written: Mapping[str, Any]) -> Schedule:
+    """The noise schedule that settings name; log-linear where they name none.
+
+    Raises:
+        UserError: there is no such one.
+    """
+    name, allowed = written.get("noise_schedule") or "log-linear", list(get_args(Schedule))
+    if name not in allowed:
+        raise UserError(
+            f"noise_schedule is {name!r}{nearest(str(name), allowed)}; set it to {' or '.join(allowed)} in "
+            "generation_config.json"
+        )
+    return name
 
 
 def own_sampler(checkpoint: Checkpoint, denoiser: Denoiser, steps: int) -> tuple[Sampler, int]:

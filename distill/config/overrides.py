@@ -147,6 +147,10 @@ def apply_override(kind: type[BaseModel], values: dict[str, Any], override: str)
     key, equals, text = override.partition("=")
     if not equals or not key or key.startswith("-"):
         raise UserError(f"override {override!r} is not of the form key.sub=value")
+    if text.lstrip().startswith("#"):
+        raise UserError(
+            f"override {override!r} has no value, because # begins a comment in YAML; quote it: \"{key}='{text}'\""
+        )
     try:
         value = read_yaml(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:

@@ -20,7 +20,7 @@ from distill.evaluation.results import Evaluation, ModelDescription
 from distill.evaluation.tasks.measure import Answers, TaskBench
 from distill.evaluation.tasks.results import TaskEvaluation
 from distill.evaluation.tasks.task import check_task, load_task
-from distill.finished import written_settings
+from distill.finished import written_schedule, written_settings
 from distill.models import load_averaged, load_base, load_discriminator, load_named, load_released
 from distill.runtime.checkpoints import AVERAGE, best_checkpoint, verify_checkpoint
 from distill.runtime.run_folder import RunFolder
@@ -200,7 +200,7 @@ def named_subject(student: str | None, teacher: str | None, overrides: list[str]
     critic = None
     if student and config.sampler.needs_critic:
         critic = load_released(resolve(student), getattr(torch, config.precision))
-    process = MaskedProcess(written.get("noise_schedule") or "log-linear")
+    process = MaskedProcess(written_schedule(written))
     subject = Subject(config, models, names, tokenizer, process, critic=critic)
     if config.data is None:
         return subject

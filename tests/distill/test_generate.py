@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ import torch
 from distill.commands.generate import generate_command
 from distill.config import DataConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
+from distill.evaluation.subject import named_subject
 from distill.finished import open_student
 from distill.generation import generate, text_of
+from distill.runtime.world import ALONE
 from students.export import export_student
 from students.samplers import Ancestral, Sampler, TopK
 from students.samplers.length import Predicted
@@ -130,6 +133,17 @@ def test_several_texts_can_be_told_apart(tmp_path, capsys):
     assert [row["prompt"] for row in rows] == ["a", "a", "bc", "bc"]
     assert [row["log_prob"] for row in rows] == [0.0] * 4  # it can write nothing else
     assert all(1 <= row["nfe"] <= 3 for row in rows)
+
+
+def test_a_noise_schedule_that_there_is_not_is_refused_by_all_who_read_it(tmp_path):
+    folder = write_student(tmp_path / "student", only="x")
+    settings = Path(folder) / "generation_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text("utf-8")), "noise_schedule": "cosin"}), "utf-8")
+    said = "noise_schedule is 'cosin'; did you mean 'cosine'.; set it to log-linear or cosine in generation_config.json"
+    with pytest.raises(UserError, match=said):
+        open_student(folder)
+    with pytest.raises(UserError, match=said):
+        named_subject(folder, None, [], ALONE)
 
 
 def test_passes_for_the_length_of_a_text_are_said_beside_the_others(tmp_path, capsys):

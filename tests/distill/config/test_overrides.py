@@ -71,7 +71,13 @@ def test_later_overrides_win(tmp_path):
 
 @pytest.mark.parametrize(
     ("override", "part"),
-    [("train.updates", "key.sub=value"), ("=3", "key.sub=value"), ("--x=3", "key.sub=value"), ("length=[1", "YAML")],
+    [
+        ("train.updates", "key.sub=value"),
+        ("=3", "key.sub=value"),
+        ("--x=3", "key.sub=value"),
+        ("length=[1", "YAML"),
+        ("evaluate.task.marker=####", "quote it: \"evaluate.task.marker='####'\""),
+    ],
 )
 def test_malformed_overrides(override, part, tmp_path):
     refused(lambda: distil(tmp_path, override), repr(override), part)
