@@ -38,7 +38,7 @@ from distill.finished import Student, open_student
 from distill.generation import encoded
 from students.samplers import Ancestral, Daedal, Sampler, Threshold
 from students.samplers.length import AnyLength, Grown, Predicted
-from teachers.markov import random_source
+from teachers.oracle.markov import random_source
 
 WORDS, LENGTH, SEED = 16, 320, 0
 PROMPTS = {"tiny": 24, "small": 48, "medium": 96, "large": 160, "huge": 224, "vast": 288}
@@ -169,7 +169,7 @@ def perplexity(model: Student, documents: list[dict[str, str]], judge: Judge | N
             nats += float(judge.nll(torch.tensor([[*before, *ids]]))[0, max(len(before) - 1, 0) :].sum())
         elif ids:
             words = [token for token in ids if token < WORDS]
-            nats += float(source.token_nats(torch.tensor([words])).sum()) if words else 0.0
+            nats += -float(source.log_likelihood(torch.tensor([words]))) if words else 0.0
             nats += (len(ids) - len(words)) * 2 * math.log(WORDS)  # a prompt within a text: a mistake, twice a word's
     return math.exp(nats / max(tokens, 1))
 

@@ -169,22 +169,35 @@ def plan(
 
 
 @command
-def markov(
-    out: Annotated[Path, typer.Argument(help="A new folder for the source.")],
-    tokens: Annotated[int | None, typer.Option(help="How many tokens a random source has [default: 16].")] = None,
-    order: Annotated[int, typer.Option(help="How many tokens the next one depends on: 1 or 2.")] = 1,
+def oracle(
+    kind: Annotated[str, typer.Argument(help="markov, copies, brackets or templates.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the source.")],
+    length: Annotated[
+        int | None, typer.Option(help="How many tokens a row has [default: 32 of markov, or 16].")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="How many tokens there are, and templates [default: 16 of markov, or 8].")
+    ] = None,
+    order: Annotated[
+        int | None, typer.Option(help="Of markov: how many tokens the next one depends on, 1 or 2 [default: 1].")
+    ] = None,
     sharpness: Annotated[
         float | None,
+        typer.Option(help="Of markov: 0 makes all tokens equally probable; more makes less entropy [default: 2]."),
+    ] = None,
+    noise: Annotated[
+        float | None,
         typer.Option(
-            help="Of a random source: 0 makes all tokens equally probable; more makes less entropy [default: 2]."
+            help="Of the others: the share of tokens that are drawn anew [default: 0.1 of templates, or 0.01]."
         ),
     ] = None,
-    length: Annotated[int, typer.Option(help="How many tokens a row has.")] = 32,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same source and the same rows.")] = 0,
-    rows: Annotated[int, typer.Option(help="How many rows train.jsonl gets.")] = 20_000,
-    heldout: Annotated[int, typer.Option(help="How many rows heldout.jsonl gets.")] = 2_048,
+    kinds: Annotated[int | None, typer.Option(help="Of brackets: how many kinds, 1 to 4 [default: 2].")] = None,
+    depth: Annotated[int | None, typer.Option(help="Of brackets: how deep they may be nested [default: 4].")] = None,
+    stray: Annotated[
+        float | None, typer.Option(help="Of brackets: the share of rows that are not balanced [default: 1e-9].")
+    ] = None,
     text: Annotated[
-        str | None, typer.Option(help="A corpus to count the source's probabilities from, instead of a random source.")
+        str | None, typer.Option(help="Of markov: a corpus to count its probabilities from, instead of random ones.")
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="For --text: the tokenizer to read it with, a folder or a name.")
@@ -192,11 +205,17 @@ def markov(
     smoothing: Annotated[
         float | None, typer.Option(help="For --text: what is added to the counts of each context [default: 1].")
     ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same source and the same rows.")] = 0,
+    rows: Annotated[int, typer.Option(help="How many rows train.jsonl gets.")] = 20_000,
+    heldout: Annotated[int, typer.Option(help="How many rows heldout.jsonl gets.")] = 2_048,
 ) -> None:
-    """Write a Markov source, a teacher and judge whose probabilities are exact, and rows to train a start on."""
-    from distill.commands.markov import markov_command
+    """Write an exact source, a teacher and judge whose probabilities are known, and rows to train a start on."""
+    from distill.commands.oracle import oracle_command
 
-    markov_command(out, tokens, order, sharpness, length, seed, rows, heldout, text, tokenizer, smoothing)
+    oracle_command(
+        kind, out, seed, rows, heldout, text, tokenizer, length=length, tokens=tokens, order=order,
+        sharpness=sharpness, noise=noise, kinds=kinds, depth=depth, stray=stray, smoothing=smoothing,
+    )  # fmt: skip
 
 
 @command

@@ -38,7 +38,7 @@ class Filled:
         query_tokens: tokens sent through the denoiser, all rows together: L for each counted pass, or what of them the
             session's cache does not hold.
         log_prob: (B,) float64 nats, Σ log q(token | canvas before its pass) over what was written, as
-            `MarkovDenoiser.kl_bound` takes it; of given tokens, in the order that the rule chose. None where the
+            `SourceDenoiser.kl_bound` takes it; of given tokens, in the order that the rule chose. None where the
             tokens' law is another (positions were chosen by what was drawn, a discriminator chose, draws are not
             exact, a cache is an approximation), and for random starts.
     """

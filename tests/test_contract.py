@@ -20,7 +20,8 @@ from teachers.canvas import Batch, Canvas
 from teachers.delegating import DelegatingDenoiser
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
-from teachers.markov import MarkovDenoiser, random_source
+from teachers.oracle.denoiser import SourceDenoiser
+from teachers.oracle.markov import random_source
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.batches import prompted
@@ -58,7 +59,7 @@ def config_of(kind: type[ObjectiveConfig]) -> ObjectiveConfig:
 def objective_of(kind: type[ObjectiveConfig], family: str) -> tuple[Objective, Denoiser]:
     """The objective and its teacher, every network that trains a little off its start."""
     teacher = frozen(FAMILIES[family]())
-    start = FAMILIES["stock"]() if isinstance(teacher, MarkovDenoiser) else teacher
+    start = FAMILIES["stock"]() if isinstance(teacher, SourceDenoiser) else teacher
     torch.manual_seed(1)
     student = trainable_copy(start)
     config = config_of(kind)

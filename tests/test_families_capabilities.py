@@ -19,7 +19,7 @@ from tests.batches import batch_of
 from tests.objectives.wiring import shake
 from tests.test_families_end_to_end import CONFIG, NAMES, WITHOUT_CASE, changes
 
-NETWORKS = [name for name in NAMES if name not in ("markov", *WITHOUT_CASE)]
+NETWORKS = [name for name in NAMES if name not in ("oracle", *WITHOUT_CASE)]
 TRAIN = {"updates": 2, "batch": 4, "precision": "float32", "student": {"lr": 1e-3}}
 CRITIC = {"critic": {"lr": 1e-3}}
 ADAPTER = {"rank": 2}
@@ -144,7 +144,7 @@ def test_a_process_without_masks_is_planned_for_nobody(tmp_path):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_a_source_without_a_network_can_not_do_is_refused_first(section, capability, tmp_path):
-    described = CONFIG | changes("markov", tmp_path)
+    described = CONFIG | changes("oracle", tmp_path)
     described |= section | {"teacher": described["teacher"] | section.get("teacher", {})}
     with pytest.raises(UserError, match=f"without {capability}, but"):
         distil(validate(DistillConfig, described), tmp_path / "run")

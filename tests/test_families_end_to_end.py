@@ -13,7 +13,7 @@ from distill.commands.distil import distil
 from distill.commands.evaluate import evaluate_command
 from distill.commands.export import export_command
 from distill.commands.generate import generate_command
-from distill.commands.markov import markov_command
+from distill.commands.oracle import oracle_command
 from distill.config import DistillConfig, validate
 from distill.data.tokenizers import load_tokenizer
 from distill.finished import open_student
@@ -50,9 +50,9 @@ def letters(entries):
     return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<|endoftext|>")
 
 
-def markov(folder):
+def oracle(folder):
     """A source, and a network to distil from it: what of a config has to say so."""
-    markov_command(folder / "teacher", tokens=5, length=16, rows=8, heldout=8)
+    oracle_command("markov", folder / "teacher", tokens=5, length=16, rows=8, heldout=8)
     source = resolve(str(folder / "teacher")).load().spec
     create_denoiser("qwen3", shape(), DenoiserSpec(source.mask_id, source.vocabulary, 16)).save(folder / "start")
     load_tokenizer(folder / "teacher").save_pretrained(folder / "start")
@@ -65,8 +65,8 @@ def markov(folder):
 
 def changes(name, folder):
     """What of a config names a family's checkpoint."""
-    if name == "markov":
-        return markov(folder)
+    if name == "oracle":
+        return oracle(folder)
     if name == "stock":
         return {}
     if name in WITHOUT_CASE:

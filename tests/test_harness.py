@@ -18,7 +18,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 import fewstep.harness
 from distill.commands.evaluate import evaluate_command
-from distill.commands.markov import markov_command
+from distill.commands.oracle import oracle_command
 from distill.completions import complete
 from distill.finished import open_student
 from distill.generation import at_temperature, encoded
@@ -35,7 +35,9 @@ FILES = ROOT / "tests" / "harness"
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """The folder of an exact source of five words."""
-    return markov_command(tmp_path_factory.mktemp("harness") / "source", tokens=5, length=16, rows=1, heldout=1, seed=3)
+    return oracle_command(
+        "markov", tmp_path_factory.mktemp("harness") / "source", tokens=5, length=16, rows=1, heldout=1, seed=3
+    )
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Rows of an exact Markov source as text: its tokenizer, and documents that read back as the same tokens."""
+"""Rows of an exact source as text: its tokenizer, and documents that read back as the same tokens."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from distill.data.tokenizers import PLAIN_TEXT, SPECIAL
 from distill.runtime.messages import say
 from teachers.errors import UserError
 from teachers.files import publish
-from teachers.markov import MarkovDenoiser, check_source, estimate_source
+from teachers.oracle.denoiser import SourceDenoiser
+from teachers.oracle.markov import check_table, estimate_source
 from teachers.randomness import generator_of
 from teachers.vocabulary import token_id
 
 
 def write_source(
-    folder: Path, source: MarkovDenoiser, tokenizer: PreTrainedTokenizerBase, corpora: dict[str, list[str]]
+    folder: Path, source: SourceDenoiser, tokenizer: PreTrainedTokenizerBase, corpora: dict[str, list[str]]
 ) -> Path:
     """A source's folder, whole or not at all: tables, tokenizer, and a ``NAME.jsonl`` of documents for each corpus.
 
@@ -48,9 +49,14 @@ def write_source(
         raise UserError(f"cannot write to {folder}: {reason}; name a folder with room that you may write to") from error
 
 
-def word_tokenizer(tokens: int, length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of ``tokens`` short words, written with spaces between them, and the mask; no others."""
-    tokenizer = Tokenizer(models.WordLevel({word(i): i for i in range(tokens)}))
+def word_tokenizer(words: list[str] | None, tokens: int, length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of ``tokens`` short words, written with spaces between them, and the mask; no others.
+
+    Args:
+        words: None for any.
+    """
+    words = [word(number) for number in range(tokens)] if words is None else words
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=length, mask_token=SPECIAL["mask_token"]
@@ -68,19 +74,19 @@ def word(number: int) -> str:
 
 def estimated(
     text: str, tokenizer: PreTrainedTokenizerBase, order: int, length: int, smoothing: float
-) -> MarkovDenoiser:
+) -> SourceDenoiser:
     """The source of a corpus, every entry of the tokenizer but the mask being a token."""
     mask_id, eos_id, pad_id = (token_id(tokenizer, "mask"), token_id(tokenizer, "eos"), token_id(tokenizer, "pad"))
     if mask_id is None:
         raise UserError("the tokenizer has no mask token; give one that has, e.g. bundled:teacher")
-    check_source(len(tokenizer) - 1, order, length)
+    check_table(len(tokenizer) - 1, order)
     data = DataConfig(path=text, length=length, pack=eos_id is not None)
     stream = torch.from_numpy(load_corpus(data, tokenizer).tokens.astype(np.int64))
     tokens = len(tokenizer) - 1
     return estimate_source(stream[None], tokens, order, smoothing, length, mask_id, eos_id, pad_id)
 
 
-def documents(source: MarkovDenoiser, tokenizer: PreTrainedTokenizerBase, count: int, seed: int) -> list[str]:
+def documents(source: SourceDenoiser, tokenizer: PreTrainedTokenizerBase, count: int, seed: int) -> list[str]:
     """Rows of the source as text that reads back as the same tokens.
 
     A source estimated from bytes now and then writes what is no text. Such rows are left out; the others follow the

@@ -269,7 +269,7 @@ def check_judge(judge: AnyJudge) -> None:
     """Refuse a judge that can not score what is written after prompts."""
     if isinstance(judge, ExactJudge):
         raise UserError(
-            f"judge {judge.name!r} is a Markov source, which scores whole rows and not what follows a prompt; set "
+            f"judge {judge.name!r} is an exact source, which scores whole rows and not what follows a prompt; set "
             "evaluate.judge to an autoregressive model"
         )
 

@@ -213,10 +213,10 @@ class Judge:
 
 
 class ExactJudge:
-    """A Markov source as a judge: it knows the probability of every token, the first one too, and its own entropy.
+    """An exact source as a judge: it knows the probability of every token, the first one too, and its own entropy.
 
     Args:
-        checkpoint: what `fewstep markov` wrote.
+        checkpoint: what `fewstep oracle` wrote.
         tokenizer, device: as of `Judge`.
 
     Raises:
@@ -277,7 +277,7 @@ def load_judge(
         return Judge(checkpoint, tokenizer, retokenize, device)
     if retokenize:
         raise UserError(
-            f"evaluate.retokenize is true, but judge {name!r} is a Markov source, which knows only its own tokens; set "
+            f"evaluate.retokenize is true, but judge {name!r} is an exact source, which knows only its own tokens; set "
             "it to false"
         )
     return ExactJudge(checkpoint, tokenizer, device)

@@ -82,7 +82,7 @@ class Figures:
         judge_unigram_entropy: of the judge's tokens, where these are others than the model writes.
         divergence_nats: where the judge is an exact source and the sampler knows with which probability it drew, an
             unbiased estimate of an upper bound on KL(model ‖ source), nats a token: 0 for the source only, never below
-            it for being sharp; see `MarkovDenoiser.kl_bound`.
+            it for being sharp; see `SourceDenoiser.kl_bound`.
     """
 
     samples: int

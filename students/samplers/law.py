@@ -56,7 +56,7 @@ def ancestral_law(denoiser: Denoiser, rows: Tensor, steps: int, process: MaskedP
     All ``steps``^L ways to reveal are enumerated: for rows of a few tokens.
 
     Args:
-        rows: (N, L), such as `MarkovDenoiser.all_rows` gives, whose order `MarkovDenoiser.kl` expects.
+        rows: (N, L), such as `SourceDenoiser.all_rows` gives, whose order `SourceDenoiser.kl` expects.
     """
     times = 1 - torch.arange(steps + 1, dtype=torch.float64) / steps
     chance = process.alpha(times).diff().tolist()

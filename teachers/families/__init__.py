@@ -19,7 +19,7 @@ from teachers.families.dit.sdtt import Sdtt
 from teachers.families.dit.sedd import Sedd
 from teachers.families.family import Checkpoint, Family, unknown_family
 from teachers.families.language import LANGUAGE
-from teachers.families.markov import Markov
+from teachers.families.oracle import Oracle
 from teachers.families.rules import check_section
 from teachers.families.stock import Stock
 from teachers.source import check_trust, model_folder, parse_source, read_object
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from teachers.denoiser import Denoiser
 
 FAMILIES: tuple[Family, ...] = (
-    Markov(), Mdlm(), Sedd(), Bd3lm(), Duo(), Sdtt(), DidiInstruct(), *LANGUAGE, Stock(),
+    Oracle(), Mdlm(), Sedd(), Bd3lm(), Duo(), Sdtt(), DidiInstruct(), *LANGUAGE, Stock(),
 )  # fmt: skip
 """The first that recognises a checkpoint reads it."""
 

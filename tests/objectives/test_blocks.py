@@ -14,7 +14,7 @@ from objectives.objective import Distillation
 from students.samplers import Ancestral
 from students.student import frozen, trainable_copy
 from teachers.canvas import Batch, Canvas
-from teachers.markov import random_source
+from teachers.oracle.markov import random_source
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.networks import shape, stock

@@ -33,7 +33,7 @@ from teachers.canvas import Canvas
 from teachers.chunks import row_sums
 from teachers.delegating import DelegatingDenoiser
 from teachers.errors import UserError
-from teachers.markov import random_source
+from teachers.oracle.markov import random_source
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, categorical, uniform
 from tests.laws import Choice, Law, Seen, Z, deviation, filling_law, mixture

@@ -18,7 +18,7 @@ from teachers import chunks, randomness
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
-from teachers.markov import random_source
+from teachers.oracle.markov import random_source
 from teachers.process import MaskedProcess
 from teachers.randomness import categorical, gumbel_float32, token_or_mask_float32, uniform
 

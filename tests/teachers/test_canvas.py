@@ -7,7 +7,7 @@ import torch
 
 from teachers.canvas import Batch, Canvas, Context, Prefix
 from teachers.errors import UserError
-from teachers.markov import random_source
+from teachers.oracle.markov import random_source
 from tests.networks import mdlm, shape, stock
 
 MASK = 9

@@ -13,7 +13,7 @@ import torch
 from teachers.canvas import Canvas
 from teachers.errors import UserError
 from teachers.families import FAMILIES, resolve
-from teachers.markov import random_source
+from teachers.oracle.markov import random_source
 from tests.golden.places import COPIES, checkpoint_of
 from tests.teachers.test_dit import GOLDEN
 from tests.teachers.test_golden_language import NAMED
@@ -30,7 +30,7 @@ def config_only(tmp_path):
 
 def sample_of(family, tmp_path):
     """A checkpoint of a family: a small one of ours, or a golden one."""
-    if family.name == "markov":
+    if family.name == "oracle":
         random_source(4, 1, 1.0, 0, 8).save(tmp_path)
         return resolve(str(tmp_path))
     if family.name == "stock":
@@ -117,7 +117,7 @@ def test_reading_a_config_needs_no_torch():
 
 
 def test_nobody_above_knows_what_class_a_denoiser_has():
-    imports = re.compile(r"^from teachers\.\S+ import .*\b(Stock|Dit|Markov)Denoiser\b", re.MULTILINE)
+    imports = re.compile(r"^from teachers\.\S+ import .*\b(Stock|Dit|Source)Denoiser\b", re.MULTILINE)
     above = [path for floor in ("distill", "objectives", "students") for path in (ROOT / floor).rglob("*.py")]
     knowing = {str(path.relative_to(ROOT)) for path in above if imports.search(path.read_text("utf-8"))}
     assert knowing == {"distill/data/source_text.py"}, "which makes one of text"

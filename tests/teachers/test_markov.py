@@ -16,7 +16,8 @@ from students.student import cast, frozen
 from teachers.canvas import Canvas
 from teachers.errors import UserError
 from teachers.families import load_denoiser, resolve
-from teachers.markov import LOWEST, MarkovDenoiser, estimate_source, random_source
+from teachers.oracle.denoiser import SourceDenoiser
+from teachers.oracle.markov import LOWEST, Markov, estimate_source, random_source
 from teachers.process import MaskedProcess
 from tests.tabular import TabularDenoiser, all_patterns
 
@@ -30,8 +31,8 @@ def generator(seed=0):
 
 def by_hand(source, rows):
     """Probabilities of rows (N, L), multiplied token by token; the stationary law by many steps of the pair chain."""
-    table = source.transitions.exp()
-    if source.order == 1:
+    table = source.source.transitions.exp()
+    if source.source.order == 1:
         first = torch.linalg.matrix_power(table, 200)[0]
         return torch.stack([first[r[0]] * math.prod(table[a, b] for a, b in itertools.pairwise(r)) for r in rows])
     pairs = torch.zeros(T * T, T * T, dtype=torch.float64)
@@ -49,7 +50,7 @@ def by_hand(source, rows):
 def test_likelihood_entropy_and_posteriors_of_every_mask_pattern_are_those_of_enumeration(order, mask_id):
     source = random_source(T, order, 1.5, 0, L)
     if mask_id != 3:  # the same source, its mask elsewhere in the vocabulary
-        source = MarkovDenoiser(source.transitions, L, mask_id)
+        source = SourceDenoiser(source.source, L, mask_id)
     ids = [v for v in range(T + 1) if v != mask_id]
     rows = source.all_rows(L)
     states = torch.tensor([[ids.index(v) for v in row] for row in rows.tolist()])
@@ -80,7 +81,7 @@ def test_entropy_of_any_length_and_the_rate(order):
     # a stationary source gains exactly its rate with each token, once the state is known
     for length in (order, 10, 50):
         gained = source.entropy(length + 1) - source.entropy(length)
-        assert gained == pytest.approx(source.entropy_rate(), abs=1e-10)
+        assert gained == pytest.approx(source.source.entropy_rate(), abs=1e-10)
 
 
 @ORDERS
@@ -92,10 +93,10 @@ def test_padding_tells_nothing_and_rows_may_be_split(order, monkeypatch):
     whole = source.posterior(z)
     # in front of a row it is not a part of the stream either, wherever that begins
     initial = torch.rand((T,) * order, generator=generator(), dtype=torch.float64)
-    begun = MarkovDenoiser(source.transitions, L, initial=initial / initial.sum())
+    begun = SourceDenoiser(Markov(source.source.transitions, initial / initial.sum()), L)
     left = begun.posterior(torch.tensor([[2, 2, 0, 3, 1, 3]]), torch.tensor([[0, 0, 1, 1, 1, 1]]).bool())
     torch.testing.assert_close(left[:, 2:], begun.posterior(torch.tensor([[0, 3, 1, 3]])))
-    monkeypatch.setattr("teachers.markov.STATES_AT_ONCE", 1)
+    monkeypatch.setattr("teachers.oracle.markov.STATES_AT_ONCE", 1)
     torch.testing.assert_close(source.posterior(z), whole, rtol=1e-14, atol=0)
 
 
@@ -105,7 +106,7 @@ def test_transitions_close_to_the_lowest_keep_their_digits(order):
     table = torch.zeros((T,) * (order + 1), dtype=torch.float64)
     table[..., 0] = 140.0
     table[(0,) * order] = torch.tensor([0.0, 140.0, 70.0], dtype=torch.float64)
-    source = MarkovDenoiser(table.log_softmax(-1), 6)
+    source = SourceDenoiser(Markov(table.log_softmax(-1)), 6)
     z = torch.tensor([[2, 3, 3, 3, 3, 2], [3, 1, 3, 3, 1, 3], [3] * 6])
     rows = source.all_rows(6)
     fits = ((z[:, None] == rows) | (z[:, None] == 3)).all(-1)
@@ -124,12 +125,12 @@ def test_samples_have_the_law_and_an_estimate_from_them_comes_back(order):
     rows = source.sample(100_000, generator())
     assert chi_square(rows, source) < 1.5
     back = estimate_source(rows, T, order)
-    torch.testing.assert_close(back.transitions.exp(), source.transitions.exp(), rtol=0, atol=0.03)
+    torch.testing.assert_close(back.source.transitions.exp(), source.source.transitions.exp(), rtol=0, atol=0.03)
     mean, error = source.excess_nats(rows)
     assert abs(mean) < 4 * error < 0.02
     few = estimate_source(rows[:100], T, order)
-    far = (few.transitions.exp() - source.transitions.exp()).abs().mean()
-    assert far > 2 * (back.transitions.exp() - source.transitions.exp()).abs().mean()
+    far = (few.source.transitions.exp() - source.source.transitions.exp()).abs().mean()
+    assert far > 2 * (back.source.transitions.exp() - source.source.transitions.exp()).abs().mean()
 
 
 def test_smoothing_falls_back_on_shorter_contexts():
@@ -138,13 +139,13 @@ def test_smoothing_falls_back_on_shorter_contexts():
     counts = torch.tensor([[0, 2, 1], [2, 0, 0], [0, 0, 0]]).double()
     second = (counts + 0.5 * first) / (counts.sum(1, keepdim=True) + 0.5)
     one = estimate_source(rows, 3, 1, smoothing=0.5)
-    torch.testing.assert_close(one.transitions.exp(), second)
+    torch.testing.assert_close(one.source.transitions.exp(), second)
     two = estimate_source(rows, 3, 2, smoothing=0.5)
-    torch.testing.assert_close(two.transitions[1, 0].exp(), (torch.tensor([0, 1, 1]) + 0.5 * second[0]) / 2.5)
-    torch.testing.assert_close(two.transitions[2, 2].exp(), second[2])
+    torch.testing.assert_close(two.source.transitions[1, 0].exp(), (torch.tensor([0, 1, 1]) + 0.5 * second[0]) / 2.5)
+    torch.testing.assert_close(two.source.transitions[2, 2].exp(), second[2])
     # a mask in the middle of the vocabulary shifts the entries above it
     other = estimate_source(rows + (rows > 0), 3, 1, smoothing=0.5, mask_id=1)
-    assert torch.equal(other.transitions, one.transitions)
+    assert torch.equal(other.source.transitions, one.source.transitions)
 
 
 def chi_square(rows, source):
@@ -258,12 +259,12 @@ def test_law_of_a_time_conditioned_network_is_asked_at_its_time():
 def test_no_cast_moves_it(order):
     source = random_source(T, order, 1.5, 0, L)
     z = torch.tensor([[0, 3, 3, 2]])
-    before, table = source.posterior(z), source.transitions.clone()
+    before, table = source.posterior(z), source.source.transitions.clone()
     cast(source, torch.bfloat16)
     for same in (source.bfloat16(), source.half().float(), source.to(torch.float32), source.to("cpu"), frozen(source)):
         assert same is source
-        assert torch.equal(source.transitions, table)
-        assert source.initial.dtype == torch.float64
+        assert torch.equal(source.source.transitions, table)
+        assert source.source.initial.dtype == torch.float64
         assert torch.equal(source.posterior(z), before)
     assert source.device == torch.device("cpu")
     assert not list(source.parameters())
@@ -271,14 +272,14 @@ def test_no_cast_moves_it(order):
 
 @ORDERS
 def test_saved_and_loaded_it_is_the_same(order, tmp_path):
-    source = MarkovDenoiser(random_source(T, order, 1.5, 0, L).transitions, L, 1, 0, 2)
+    source = SourceDenoiser(random_source(T, order, 1.5, 0, L).source, L, 1, 0, 2)
     source.save(tmp_path)
-    assert resolve(str(tmp_path)).family.name == "markov"
+    assert resolve(str(tmp_path)).family.name == "oracle"
     back = load_denoiser(str(tmp_path))
     assert back.spec == source.spec
-    assert torch.equal(back.transitions, source.transitions)
-    assert torch.equal(back.initial, source.initial)
-    with pytest.raises(UserError, match=r"is an exact Markov source, without adapters, but student\.adapter is set"):
+    assert torch.equal(back.source.transitions, source.source.transitions)
+    assert torch.equal(back.source.initial, source.source.initial)
+    with pytest.raises(UserError, match=r"is an exact source, without adapters, but student\.adapter is set"):
         resolve(str(tmp_path)).require({"adapters": "student.adapter is set"})
 
 
@@ -295,10 +296,10 @@ def test_saved_and_loaded_it_is_the_same(order, tmp_path):
         (lambda: random_source(1000, 2, 1.0, 0, 4), "tokens 1000 at order 2.*order 1"),
         (lambda: random_source(3, 1, 1.0, 0, 4).all_rows(100), "100.*shorter rows"),
         (lambda: estimate_source(torch.zeros(1, 5).long(), 3, 1, 0.0), "smoothing is 0.0.*positive"),
-        (lambda: MarkovDenoiser(torch.full((3, 2), 0.5).log(), 4), "must be positive, sum to 1"),
-        (lambda: MarkovDenoiser(torch.zeros(2, 2), 4), "must be positive, sum to 1"),
-        (lambda: MarkovDenoiser(torch.full((2, 2), 0.5).double().log(), 4, mask_id=7), "mask_id is 7.*0 to 2"),
-        (lambda: MarkovDenoiser(torch.full((2, 2), math.nan), 4), "down to nan"),
+        (lambda: Markov(torch.full((3, 2), 0.5).log()), "must be positive, sum to 1"),
+        (lambda: Markov(torch.zeros(2, 2)), "must be positive, sum to 1"),
+        (lambda: SourceDenoiser(Markov(torch.full((2, 2), 0.5).double().log()), 4, mask_id=7), "mask_id is 7.*0 to 2"),
+        (lambda: Markov(torch.full((2, 2), math.nan)), "down to nan"),
     ],
 )
 def test_what_is_no_source_is_refused(make, words):
@@ -314,7 +315,7 @@ def test_a_damaged_folder_is_refused(damage, tmp_path):
     if damage == "cut":
         weights.write_bytes(weights.read_bytes()[:-8])
     elif damage == "config":
-        config.write_text('{"model_type": "fewstep-markov"}')
+        config.write_text('{"model_type": "fewstep-oracle"}')
     elif damage == "length":
         values = json.loads(config.read_text())
         values["fewstep"]["max_length"] = "long"
@@ -323,7 +324,7 @@ def test_a_damaged_folder_is_refused(damage, tmp_path):
         tables = load_file(weights)
         tables["transitions" if damage == "tables" else "initial"] *= 2
         save_file(tables, weights)
-    message = r"cannot load Markov source|must be positive, sum to 1|fewstep\.max_length 'long'; it must be a whole"
+    message = r"cannot load exact source|must be positive, sum to 1|fewstep\.max_length 'long'; it must be a whole"
     with pytest.raises(UserError, match=message):
         load_denoiser(str(tmp_path))
 

@@ -8,7 +8,8 @@ import torch
 from students.adapters import AdaptedDenoiser, AdapterConfig
 from teachers.canvas import Canvas
 from teachers.families import load_denoiser
-from teachers.markov import MarkovDenoiser
+from teachers.oracle.denoiser import SourceDenoiser
+from teachers.oracle.markov import Markov
 from teachers.prefix import doubled, split
 from tests.networks import mdlm
 from tests.teachers.test_context import MASK, L, V, denoiser, noise, text
@@ -137,7 +138,7 @@ def test_a_diffusion_transformer_with_blocks():
 def test_the_exact_source_knows_what_is_before_a_block_and_nothing_behind():
     """By enumeration of the block's completions, each weighed with the chain from the text before it."""
     law = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.5, 0.25, 0.25]], dtype=torch.float64)
-    source = MarkovDenoiser(law.log(), 8)
+    source = SourceDenoiser(Markov(law.log()), 8)
     clean = torch.tensor([[0, 2, 1, 1, 2, 0, 0, 1]])
     tokens = clean.clone()
     tokens[0, 4], tokens[0, 6] = 3, 3

@@ -10,7 +10,7 @@ from distill.evaluation.likelihood import Pair, in_blocks, log_likelihoods, mask
 from students.samplers import TopK
 from teachers.canvas import Canvas
 from teachers.errors import UserError
-from teachers.markov import random_source
+from teachers.oracle.markov import random_source
 from tests.networks import mdlm, stock
 from tests.tabular import TabularDenoiser
 

@@ -102,5 +102,5 @@ def test_a_markov_source_does_not_judge_what_follows_a_prompt(tokenizer):
     judge = ExactJudge.__new__(ExactJudge)
     judge.name = "source"
     student, config = network(tokenizer, 1), EvaluateConfig(**SMALL)
-    with pytest.raises(UserError, match="'source' is a Markov source"):
+    with pytest.raises(UserError, match="'source' is an exact source"):
         check(None, student, judge, config, LENGTH, None, None, prompts(tokenizer))

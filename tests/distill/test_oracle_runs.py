@@ -1,4 +1,4 @@
-"""`fewstep markov`, and the folder it writes as teacher, judge, corpus and start of a student."""
+"""`fewstep oracle`, and the folder it writes as teacher, judge, corpus and start of a student."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ import torch
 from distill.commands.distil import distil
 from distill.commands.evaluate import evaluate_command
 from distill.commands.generate import generate_command
-from distill.commands.markov import markov_command
+from distill.commands.oracle import oracle_command
 from distill.commands.plan import plan_command
 from distill.commands.pretrain import pretrain
 from distill.config import DataConfig, DistillConfig, EvaluateConfig, PretrainConfig, TokenizerConfig, validate
@@ -37,8 +37,8 @@ SHAPE = shape(num_attention_heads=1, head_dim=16, intermediate_size=16)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return markov_command(
-        tmp_path_factory.mktemp("markov") / "source", tokens=5, length=LENGTH, rows=64, heldout=40, seed=3
+    return oracle_command(
+        "markov", tmp_path_factory.mktemp("markov") / "source", tokens=5, length=LENGTH, rows=64, heldout=40, seed=3
     )
 
 
@@ -83,7 +83,7 @@ def refused(capture, *words):
 
 def test_the_folder_holds_rows_that_read_back_as_the_source_wrote_them(folder):
     source, tokenizer = load_denoiser(str(folder)), load_tokenizer(str(folder))
-    assert (source.tokens, source.order, source.spec.max_length, source.spec.mask_id) == (5, 1, LENGTH, 5)
+    assert (source.tokens, source.source.order, source.spec.max_length, source.spec.mask_id) == (5, 1, LENGTH, 5)
     assert len(tokenizer) == source.spec.vocabulary
     corpus = load_corpus(DataConfig(**data(folder)), tokenizer)
     rows = corpus.batch(0, range(64))
@@ -104,7 +104,7 @@ def test_the_folder_holds_rows_that_read_back_as_the_source_wrote_them(folder):
 
 def test_the_same_seed_gives_the_same_folder_and_another_one_another(folder, tmp_path):
     for seed, same in ((3, True), (4, False)):
-        other = markov_command(tmp_path / str(seed), tokens=5, length=LENGTH, rows=64, heldout=40, seed=seed)
+        other = oracle_command("markov", tmp_path / str(seed), tokens=5, length=LENGTH, rows=64, heldout=40, seed=seed)
         for name in ("model.safetensors", "train.jsonl", "heldout.jsonl"):
             assert ((other / name).read_bytes() == (folder / name).read_bytes()) == same
     assert (folder / "train.jsonl").read_text()[:200] != (folder / "heldout.jsonl").read_text()[:200]
@@ -118,15 +118,17 @@ def test_words_are_distinct():
 def test_estimated_from_text(order, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("ab. Das ist ein Satz, und noch ein Satz. " * 50, "utf-8")
-    words = markov_command(tmp_path / "words", tokens=11, length=8, rows=1, heldout=1)  # a tokenizer to read with
+    words = oracle_command(
+        "markov", tmp_path / "words", tokens=11, length=8, rows=1, heldout=1
+    )  # a tokenizer to read with
     if order == 2:
         text.write_text("ba be bi ba be bo ba be bi " * 50, "utf-8")
     tokenizer = str(words) if order == 2 else "bundled:teacher"
-    out = markov_command(
-        tmp_path / "out", order=order, length=16, rows=30, heldout=2, text=str(text), tokenizer=tokenizer
+    out = oracle_command(
+        "markov", tmp_path / "out", order=order, length=16, rows=30, heldout=2, text=str(text), tokenizer=tokenizer
     )
     source, own = load_denoiser(str(out)), load_tokenizer(str(out))
-    assert source.order == order
+    assert source.source.order == order
     assert source.spec.mask_id == own.mask_token_id
     assert source.tokens == len(own) - 1
     given = own(" S" if order == 1 else "ba be")["input_ids"]
@@ -156,29 +158,35 @@ def test_estimated_from_text(order, tmp_path):
         ({"tokens": 2000, "order": 2}, ["tokens 2000", "order 1"]),
         ({"tokenizer": "bundled:teacher"}, ["--text"]),
         ({"text": "bundled:novels"}, ["needs the tokenizer", "bundled:teacher"]),
-        ({"text": "bundled:novels", "tokenizer": "bundled:teacher", "tokens": 4}, ["--tokens", "leave them out"]),
+        ({"text": "bundled:novels", "tokenizer": "bundled:teacher", "tokens": 4}, ["--tokens", "leave it out"]),
         ({"text": "bundled:novels", "tokenizer": "bundled:teacher", "smoothing": 0.0}, ["smoothing is 0.0"]),
         ({"text": "nowhere.txt", "tokenizer": "bundled:teacher"}, ["nowhere.txt", "does not exist"]),
     ],
 )
 def test_bad_flags_are_refused_before_there_is_a_folder(flags, words, tmp_path):
     with pytest.raises(UserError) as refusal:
-        markov_command(tmp_path / "out", **{"rows": 4, "heldout": 4} | flags)
+        oracle_command("markov", tmp_path / "out", **{"rows": 4, "heldout": 4} | flags)
     refused(refusal, *words)
     assert not (tmp_path / "out").exists()
 
 
 def test_an_existing_folder_and_a_tokenizer_with_merges_are_refused(folder, tmp_path):
     with pytest.raises(UserError) as refusal:
-        markov_command(folder)
+        oracle_command("markov", folder)
     refused(refusal, str(folder), "exists")
     text = tmp_path / "text.txt"
     text.write_text("".join(f"Line {i} says that {i * i} is a square. " for i in range(300)), "utf-8")
     merged = train_tokenizer(TokenizerConfig(vocabulary=300), DataConfig(path=str(text), length=16))
     merged.save_pretrained(tmp_path / "merged")
     with pytest.raises(UserError) as refusal:
-        markov_command(
-            tmp_path / "out", text=str(text), tokenizer=str(tmp_path / "merged"), smoothing=1000.0, rows=300, heldout=1
+        oracle_command(
+            "markov",
+            tmp_path / "out",
+            text=str(text),
+            tokenizer=str(tmp_path / "merged"),
+            smoothing=1000.0,
+            rows=300,
+            heldout=1,
         )
     refused(refusal, "reads back", "without merges")
 
@@ -193,7 +201,7 @@ def test_as_a_judge_it_is_exact(folder):
     nats, tokens = judge.score(rows, told.append)
     assert sum(told) == 50
     assert (tokens == LENGTH).all(), "the first token is scored, too"
-    table, first = source.transitions, source.initial.log()
+    table, first = source.source.transitions, source.source.initial.log()
     for row, value in zip(rows, nats, strict=True):
         by_hand = first[row[0]] + sum(table[a, b] for a, b in itertools.pairwise(row))
         assert value == pytest.approx(-float(by_hand))
@@ -241,7 +249,7 @@ def test_a_whole_distillation_from_it(folder, start, tmp_path, capsys):
 
 def test_the_divergence_is_the_bound_of_the_enumeration_and_only_the_source_has_none(tmp_path):
     length, many = 3, 2**20
-    folder = markov_command(tmp_path / "source", tokens=3, length=length, rows=1, heldout=1, seed=4)
+    folder = oracle_command("markov", tmp_path / "source", tokens=3, length=length, rows=1, heldout=1, seed=4)
     source = load_denoiser(str(folder))
     config = EvaluateConfig(steps=[1, 2, 3], teacher_steps=many, samples=20_000, batch=10_000, bootstrap=200)
     rows, judge = source.all_rows(length), load_judge(str(folder), load_tokenizer(str(folder)))
@@ -301,7 +309,7 @@ def test_where_rows_are_needed_and_there_are_none_the_source_writes_them(folder,
         ({"teacher": {"placement": "sharded"}}, ["teacher.placement is 'sharded'", "leave it out"]),
         ({"teacher": {"shift": True}}, ["teacher.shift", "leave it out"]),
         ({"student": {"init": "bundled:teacher"}}, ["bundled:teacher", "vocabulary"]),
-        ({"student": {"init": "SOURCE"}}, ["exact Markov source, without weights", "set student.init"]),
+        ({"student": {"init": "SOURCE"}}, ["exact source, without weights", "set student.init"]),
         ({"teacher": {"tokenizer": "bundled:teacher"}}, ["tokenizer has 259 entries"]),
     ],
 )
@@ -322,7 +330,7 @@ def test_what_needs_a_network_is_refused_before_there_is_a_run(changes, words, f
 def test_there_is_nothing_to_plan_and_a_short_student_is_refused(folder, start, tmp_path):
     with pytest.raises(UserError) as refusal:
         plan_command(validate(DistillConfig, values(folder, start)), 1, 80.0, None)
-    refused(refusal, "exact Markov source", "choose a model of such a family")
+    refused(refusal, "exact source", "choose a model of such a family")
     create_denoiser("qwen3", SHAPE, DenoiserSpec(5, 6, LENGTH - 1)).save(tmp_path / "short")
     with pytest.raises(UserError) as refusal:
         distil(validate(DistillConfig, values(folder, tmp_path / "short")), tmp_path / "run")

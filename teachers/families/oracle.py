@@ -1,4 +1,4 @@
-"""Exact Markov sources, as `fewstep markov` writes them; the mathematics is in teachers/markov.py."""
+"""Exact sources, as `fewstep oracle` writes them; the mathematics is in teachers/oracle."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from teachers.families.family import Checkpoint, Facts, Family, Reading
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from teachers.markov import MarkovDenoiser
+    from teachers.oracle.denoiser import SourceDenoiser
 
-MODEL_TYPE = "fewstep-markov"
+MODEL_TYPE = "fewstep-oracle"
 CAPABILITIES: frozenset[Capability] = frozenset({"exact law", "absorbing process"})
 
 
-class Markov(Family):
-    """Tables of transitions: no network, and every probability known."""
+class Oracle(Family):
+    """Tables of probabilities: no network, and every probability known."""
 
-    name = "markov"
-    title = "an exact Markov source"
+    name = "oracle"
+    title = "an exact source"
     capabilities = CAPABILITIES
     verified = "law, by enumeration"
 
     def facts(self) -> Facts:
         """See `Family.facts`."""
-        return Facts("tables of transitions", "the source's", "no", "all of a row")
+        return Facts("tables of probabilities", "the source's", "no", "all of a row")
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """See `Family.recognises`."""
@@ -39,9 +39,9 @@ class Markov(Family):
         reading: Reading,
         tokenizer: PreTrainedTokenizerBase | None = None,
         **options: Any,
-    ) -> MarkovDenoiser:
+    ) -> SourceDenoiser:
         """Tables in float64, whatever the reading; see `Family.load`."""
-        from teachers.markov import load_source
+        from teachers.oracle.files import load_source
         from teachers.vocabulary import check_tokenizer
 
         source = load_source(checkpoint)
