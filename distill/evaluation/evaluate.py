@@ -15,14 +15,18 @@ from distill.config import EvaluateConfig
 from distill.evaluation.judge import AnyJudge, ExactJudge
 from distill.evaluation.metrics import (
     bigram_entropy,
+    bigrams_without_each,
     distinct_2,
+    jackknife_interval,
+    mean_interval,
     nats_interval,
     perplexity,
     perplexity_interval,
+    unigram_entropies,
     unigram_entropy,
 )
 from distill.evaluation.progress import Counter
-from distill.evaluation.results import Evaluation, Figures, JudgeDescription, Row, Sampling
+from distill.evaluation.results import Evaluation, Figures, Interval, JudgeDescription, Row, Sampling
 from distill.evaluation.sample import Samples, as_served, at_precision, draw, many_steps, sampler_of
 from distill.evaluation.texts import Texts
 from distill.runtime.progress import progress_bar
@@ -153,6 +157,7 @@ def _row(part: _Part, samples: Samples, figures: dict[str, Any]) -> Row:
         sampler=part.sampler.label,
         steps=part.steps,
         nfe=samples.nfe,
+        nfe_ci=mean_interval(samples.row_nfe),
         nfe_median=float(median),
         nfe_p95=float(p95),
         critic_nfe=samples.critic_nfe,
@@ -335,6 +340,7 @@ def _figures(
         "judge_perplexity_ci": interval,
         **exact,
         **_diversity(texts),
+        **_diversity_intervals(texts),
     }
 
 
@@ -354,9 +360,23 @@ def _score(
 
 
 def _diversity(texts: Texts) -> dict[str, float]:
-    rows, written = texts.tokens.numpy(), None if texts.written is None else texts.written.numpy()
+    rows, written = _arrays(texts)
     return {
         "unigram_entropy": unigram_entropy(rows, written),
         "bigram_entropy": bigram_entropy(rows, written),
         "distinct_2": distinct_2(rows, written),
     }
+
+
+def _diversity_intervals(texts: Texts) -> dict[str, Interval]:
+    rows, written = _arrays(texts)
+    entropies, shares = bigrams_without_each(rows, written)
+    return {
+        "unigram_entropy_ci": mean_interval(unigram_entropies(rows, written)),
+        "bigram_entropy_ci": jackknife_interval(bigram_entropy(rows, written), entropies),
+        "distinct_2_ci": jackknife_interval(distinct_2(rows, written), shares),
+    }
+
+
+def _arrays(texts: Texts) -> tuple[np.ndarray, np.ndarray | None]:
+    return texts.tokens.numpy(), None if texts.written is None else texts.written.numpy()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 
 
@@ -45,8 +47,13 @@ def unigram_entropy(rows: np.ndarray, written: np.ndarray | None = None) -> floa
     Args:
         rows: (N, L). written: (N, L) bool, which tokens count; None: all.
     """
+    return float(unigram_entropies(rows, written).mean())
+
+
+def unigram_entropies(rows: np.ndarray, written: np.ndarray | None = None) -> np.ndarray:
+    """(N,) the entropy of each sample's own token counts, in nats. Arguments as of `unigram_entropy`."""
     texts = rows if written is None else [row[counts] for row, counts in zip(rows, written, strict=True)]
-    return float(np.mean([_entropy(np.unique(text, return_counts=True)[1]) for text in texts]))
+    return np.array([_entropy(np.unique(text, return_counts=True)[1]) for text in texts])
 
 
 def bigram_counts(rows: np.ndarray, written: np.ndarray | None = None) -> np.ndarray:
@@ -79,3 +86,48 @@ def distinct_2(rows: np.ndarray, written: np.ndarray | None = None) -> float:
 def _entropy(counts: np.ndarray) -> float:
     share = counts / counts.sum()
     return float(-(share * np.log(share)).sum())
+
+
+def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Normal interval of the mean of independent values (N,); the value itself where there is one alone."""
+    error = float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return _around(float(values.mean()), error, level)
+
+
+def jackknife_interval(value: float, without: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Normal interval of a figure of pooled samples, by the jackknife (Quenouille 1956, Tukey 1958).
+
+    Args:
+        value: of all N samples. without: (N,) of all but each of them.
+    """
+    count = len(without)
+    error = ((count - 1) / count * float(np.square(without - without.mean()).sum())) ** 0.5
+    return _around(value, error, level)
+
+
+def _around(value: float, error: float, level: float) -> tuple[float, float]:
+    half = NormalDist().inv_cdf((1 + level) / 2) * error
+    return value - half, value + half
+
+
+def bigrams_without_each(rows: np.ndarray, written: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """`bigram_entropy` and `distinct_2` of all samples but each: (N,) and (N,). Arguments as of these."""
+    # 1. every bigram by its number, how often it occurs in all samples, and what these add to the entropy
+    inside = np.ones(rows[:, 1:].shape, bool) if written is None else written[:, :-1] & written[:, 1:]
+    pairs = rows[:, :-1].astype(np.int64) * (int(rows.max()) + 1) + rows[:, 1:]
+    _, kinds, counts = np.unique(pairs[inside], return_inverse=True, return_counts=True)
+    owners = np.split(kinds, np.cumsum(inside.sum(1))[:-1])
+    total, weighed = len(kinds), _count_log_count(counts).sum()
+    entropies, shares = np.zeros(len(rows)), np.zeros(len(rows))
+    for number, own in enumerate(owners):
+        # 2. the same without a sample's own: only the counts of its own bigrams are others
+        mine, often = np.unique(own, return_counts=True)
+        left, rest = max(1, total - len(own)), counts[mine] - often
+        change = (_count_log_count(counts[mine]) - _count_log_count(rest)).sum()
+        entropies[number] = np.log(left) - (weighed - change) / left
+        shares[number] = (len(counts) - (rest == 0).sum()) / left
+    return entropies, shares
+
+
+def _count_log_count(counts: np.ndarray) -> np.ndarray:
+    return counts * np.log(np.maximum(counts, 1))

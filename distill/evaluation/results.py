@@ -75,7 +75,9 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """Of a set of texts. Entropies and nats in nats; ``…_ci`` are 95% bootstrap intervals over samples.
+    """Of a set of texts. Entropies and nats in nats; ``…_ci`` are 95% intervals over samples.
+
+    Those of perplexities and nats are of the bootstrap, those of variety of the jackknife; None in earlier files.
 
     Attributes:
         excess_nats: where the judge is an exact source, nats a token above its entropy.
@@ -93,9 +95,12 @@ class Figures:
     divergence_nats: float | None = None
     divergence_nats_ci: Interval | None = None
     unigram_entropy: float
+    unigram_entropy_ci: Interval | None = None
     judge_unigram_entropy: float | None = None
     bigram_entropy: float
+    bigram_entropy_ci: Interval | None = None
     distinct_2: float
+    distinct_2_ci: Interval | None = None
 
     def entropy(self, axis: Axis) -> float:
         """Where the texts stand on an axis of a frontier."""
@@ -120,6 +125,7 @@ class Passes:
     sampler: str
     steps: int
     nfe: float
+    nfe_ci: Interval | None = None
     nfe_median: float
     nfe_p95: float
     critic_nfe: float

@@ -250,6 +250,7 @@ def test_two_processes_measure_what_one_does(made, tmp_path, samples):
         for row in result["rows"]:
             assert row.pop("seconds") > 0
             assert row.pop("tokens_per_second") > 0
+            assert row.pop("peak_host_bytes") > 0
         results.append(result)
     assert results[0] == results[1]
     assert len({(tmp_path / name / "samples.txt").read_text("utf-8") for name in "12"}) == 1

@@ -10,7 +10,10 @@ import pytest
 from distill.evaluation.metrics import (
     bigram_counts,
     bigram_entropy,
+    bigrams_without_each,
     distinct_2,
+    jackknife_interval,
+    mean_interval,
     perplexity,
     perplexity_interval,
     unigram_entropy,
@@ -68,3 +71,34 @@ def test_bootstrap_interval_is_seeded_and_resamples_whole_samples():
     low, high = perplexity_interval(nats, tokens, 4000, seed=1, level=1.0)  # every sample the same one: 1 and 2 nats
     assert (low, high) == pytest.approx((math.e, math.e**2))
     assert perplexity_interval(np.full(9, 6.0), np.full(9, 3), 100, seed=0) == pytest.approx((math.e**2, math.e**2))
+
+
+@pytest.mark.parametrize("partly", [False, True])
+def test_bigrams_without_each_sample_are_those_of_the_others(partly):
+    generator = np.random.default_rng(0)
+    rows = generator.integers(4, size=(5, 6))
+    written = generator.random((5, 6)) < 0.8 if partly else None
+    entropies, shares = bigrams_without_each(rows, written)
+    for number in range(5):
+        others = np.arange(5) != number
+        part = None if written is None else written[others]
+        assert entropies[number] == pytest.approx(bigram_entropy(rows[others], part), abs=1e-12)
+        assert shares[number] == pytest.approx(distinct_2(rows[others], part), abs=1e-12)
+
+
+def test_intervals_of_variety_hold_another_draw():
+    """A figure of a second set of texts of the same law lies within √2 of the first one's interval, 95% of the time."""
+    generator, hits = np.random.default_rng(1), []
+    law = generator.dirichlet(np.full(30, 0.3))
+    for _ in range(200):
+        first, second = (generator.choice(30, size=(64, 16), p=law) for _ in range(2))
+        low, high = jackknife_interval(bigram_entropy(first), bigrams_without_each(first)[0])
+        hits.append(abs(bigram_entropy(second) - bigram_entropy(first)) <= 2**0.5 * (high - low) / 2)
+    assert 0.9 <= np.mean(hits) <= 0.99
+
+
+def test_a_mean_and_its_interval():
+    low, high = mean_interval(np.array([1.0, 3.0]))
+    assert (low, high) == pytest.approx((2 - 1.959964, 2 + 1.959964))
+    assert mean_interval(np.array([8.0])) == (8.0, 8.0)
+    assert mean_interval(np.full(9, 8.0)) == (8.0, 8.0)
