@@ -9,9 +9,10 @@ from pydantic import Field, model_validator
 from distill.config.data import DataConfig
 from distill.config.deepspeed import check_deepspeed
 from distill.config.models import NewModelConfig, StudentConfig, TeacherConfig, TokenizerConfig
+from distill.config.protocols import ProtocolName, with_protocol
 from distill.config.samplers import AnySampler, measured_with
 from distill.config.task import TaskConfig
-from distill.config.values import Count, DataName, DeepSpeedSection, ModelName, Precision, Temperatures
+from distill.config.values import Count, DataName, DeepSpeedSection, EndOfText, ModelName, Precision, Temperatures
 from objectives import DISTILLERS
 from objectives.blocks import BlocksConfig
 from objectives.elbo import EditConfig
@@ -88,6 +89,14 @@ class EvaluateConfig(Section):
     Rows are measured at all ``temperatures`` [own], and always at the sampler's own; null for that one alone. The
     teacher's ``teacher_steps`` take long. They are measured at just ``teacher_temperatures``, of which two are enough
     that lie on both sides of the entropy of real text; null for those of the other rows.
+
+    ``end_of_text`` says which of a text's end-of-text tokens the judge scores: "all" [own], so that perplexity is of all
+    that was written, or the "first" alone, as published code does, which hides how many follow. ``featuriser`` is the
+    network in whose states texts are compared with real ones: the "judge" [own], where it is one, or another; null for
+    none. ``training_data`` is the text that memorised parts are looked for in, by default the run's own.
+
+    With ``protocol``, rows are also sampled and judged as a paper's code does, and ``retokenize``, ``length`` and
+    ``samples`` are its own unless they are set (distill/config/protocols.py).
     """
 
     judge: ModelName = "bundled:judge"
@@ -95,6 +104,10 @@ class EvaluateConfig(Section):
     seed: int = Field(default=0, ge=0, lt=2**63)
     data: DataName | None = None
     retokenize: bool = False
+    end_of_text: EndOfText = "all"
+    protocol: ProtocolName | None = None
+    featuriser: Literal["judge"] | ModelName | None = "judge"
+    training_data: DataName | None = None
     sampler: AnySampler = Ancestral()
     precision: Precision = "float32"
     steps: list[Count] = Field(default=[1, 2, 4, 8, 16, 32, 64], min_length=1)
@@ -110,6 +123,11 @@ class EvaluateConfig(Section):
     entropy_floor: float = Field(default=0.97, gt=0, lt=1)
     collapse: float = Field(default=0.9, gt=0, lt=1)
     task: TaskConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, values: Any) -> Any:
+        return with_protocol(values) if isinstance(values, dict) else values
 
 
 class DistillConfig(Section):

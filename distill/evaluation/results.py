@@ -85,6 +85,18 @@ class Figures:
         divergence_nats: where the judge is an exact source and the sampler knows with which probability it drew, an
             unbiased estimate of an upper bound on KL(model ‖ source), nats a token: 0 for the source only, never below
             it for being sharp; see `SourceDenoiser.kl_bound`.
+        distinct_2, distinct_3, distinct_4: different n-grams over all, of all texts together.
+        repetition_4: the share of a text's 4-grams that occurred in it before, the mean over texts.
+        longest_run: of one token in a text, in tokens, the mean over texts.
+        self_bleu: BLEU-4 of a text against the others, over a bounded number of texts.
+        mauve: how near to real texts, at most 1. energy_distance, gradient_moment: how far from them, without bias, so
+            that either may be a little below 0. All three are in the states or gradients of a network, `Instruments`.
+        energy_null: what ``energy_distance`` stays below with probability 0.95 for texts of one law.
+        overlap_mean, overlap_max, overlap_share: the longest part of a text that stands in the training text, in
+            tokens and as a share of the text.
+        length_mean, length_quantiles: tokens up to the end of a text, that included; 5, 50 and 95% of the texts have at
+            most so many. length_ended: the share of texts that have an end. length_distance: the Wasserstein distance
+            to the lengths of real texts.
     """
 
     samples: int
@@ -101,12 +113,59 @@ class Figures:
     bigram_entropy_ci: Interval | None = None
     distinct_2: float
     distinct_2_ci: Interval | None = None
+    distinct_3: float | None = None
+    distinct_4: float | None = None
+    repetition_4: float | None = None
+    longest_run: float | None = None
+    self_bleu: float | None = None
+    mauve: float | None = None
+    gradient_moment: float | None = None
+    energy_distance: float | None = None
+    energy_null: float | None = None
+    overlap_mean: float | None = None
+    overlap_max: int | None = None
+    overlap_share: float | None = None
+    length_mean: float | None = None
+    length_quantiles: tuple[float, float, float] | None = None
+    length_ended: float | None = None
+    length_distance: float | None = None
 
     def entropy(self, axis: Axis) -> float:
         """Where the texts stand on an axis of a frontier."""
         if axis == "bigram":
             return self.bigram_entropy
         return self.unigram_entropy if self.judge_unigram_entropy is None else self.judge_unigram_entropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instruments:
+    """What texts were measured with, beside the judge.
+
+    Attributes:
+        real_texts: how many real texts they are compared with, which are none of the row "real text" where there were
+            enough; 0 for none.
+        featuriser: whose states and gradients are compared; None for none.
+        mauve_clusters, mauve_scaling: of MAUVE. gradient_texts: of how many texts the Gradient Moment is.
+        training_tokens: of the training text, that overlaps were looked for in; None for none.
+    """
+
+    real_texts: int
+    featuriser: str | None = None
+    featuriser_parameters: int | None = None
+    mauve_clusters: int | None = None
+    mauve_scaling: float | None = None
+    gradient_texts: int | None = None
+    training_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """A published way to measure, which the rows `Evaluation.published` have; see `distill.config.protocols`."""
+
+    name: str
+    judge: str
+    end_of_text: str
+    source: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +258,8 @@ class Evaluation:
         cost: what measuring took.
         frontier: for each model, sampler, number of steps and axis, the perplexity at the entropy of real text; None
             where there was no real text.
+        instruments: what the figures beside perplexity were measured with; None in files of earlier versions.
+        protocol, published: a published way to sample and to judge, and the rows' models measured so; None for none.
     """
 
     models: dict[str, ModelDescription] | None = None
@@ -210,6 +271,9 @@ class Evaluation:
     training: Cost | None = None
     cost: Cost | None = None
     frontier: tuple[Frontier, ...] | None = None
+    instruments: Instruments | None = None
+    protocol: Protocol | None = None
+    published: tuple[Row, ...] | None = None
 
     def save(self, folder: str | Path) -> Path:
         """Write ``evaluation.json`` into a folder, made where there is none, whole or not at all; returns its path."""
