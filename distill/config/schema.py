@@ -90,10 +90,10 @@ class EvaluateConfig(Section):
     teacher's ``teacher_steps`` take long. They are measured at just ``teacher_temperatures``, of which two are enough
     that lie on both sides of the entropy of real text; null for those of the other rows.
 
-    ``end_of_text`` says which of a text's end-of-text tokens the judge scores: "all" [own], so that perplexity is of all
-    that was written, or the "first" alone, as published code does, which hides how many follow. ``featuriser`` is the
-    network in whose states texts are compared with real ones: the "judge" [own], where it is one, or another; null for
-    none. ``training_data`` is the text that memorised parts are looked for in, by default the run's own.
+    ``end_of_text`` says which of a text's end-of-text tokens the judge scores: "all" [own], so that perplexity is of
+    all that was written, or the "first" alone, as published code does, which hides how many follow. ``featuriser`` is
+    the network in whose states texts are compared with real ones: the "judge" [own], where it is one, or another; null
+    for none. ``training_data`` is the text that memorised parts are looked for in, by default the run's own.
 
     With ``protocol``, rows are also sampled and judged as a paper's code does, and ``retokenize``, ``length`` and
     ``samples`` are its own unless they are set (distill/config/protocols.py).
