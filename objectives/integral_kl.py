@@ -27,6 +27,7 @@ from objectives.objective import (
     Rollout,
     Surroundings,
     labels_of,
+    one_prompt_a_group,
     rows_to_write,
 )
 from objectives.parts import completed
@@ -214,7 +215,8 @@ class IntegralKL(Objective[IntegralKLRollout]):
     @torch.no_grad()
     def rollout(self, batch: Batch, randomness: RowStreams) -> IntegralKLRollout:
         """Let the student write, then corrupt what it wrote (and real rows alike)."""
-        config, canvas, rows = self.config, batch.canvas, len(batch)
+        config, batch, rows = self.config, one_prompt_a_group(batch, self.group), len(batch)
+        canvas = batch.canvas
         self.ratio.refresh()
         # 1. the student's moves
         drawn = config.time.draw(rows, self.group, randomness)

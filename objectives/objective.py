@@ -290,6 +290,16 @@ class Objective(ABC, Generic[OneRollout]):
         """The loss of ``phase``; differentiable in the parameters of ``networks[phase]`` alone."""
 
 
+def one_prompt_a_group(batch: Batch, group: int) -> Batch:
+    """Every group of rows behind the prompt of its first row, so that a baseline compares what was written alone.
+
+    Rows that are open everywhere have no prompts, and stay as they are.
+    """
+    if group == 1 or bool(batch.canvas.open.all()):
+        return batch
+    return batch.rows(torch.arange(len(batch), device=batch.canvas.device) // group * group)
+
+
 def labels_of(batch: Batch) -> Tensor:
     """(B, L) the labels of a batch, for objectives that need them."""
     assert batch.labels is not None, "this objective needs labels"

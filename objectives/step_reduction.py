@@ -28,6 +28,7 @@ from objectives.objective import (
     Rollout,
     Surroundings,
     labels_of,
+    one_prompt_a_group,
     rows_to_write,
 )
 from objectives.ratios import DiscriminatorRatio
@@ -321,7 +322,8 @@ class StepReduction(Objective[StepReductionRollout]):
     @torch.no_grad()
     def rollout(self, batch: Batch, randomness: RowStreams) -> StepReductionRollout:
         """Trajectories, verdicts and advantages."""
-        config, canvas = self.config, batch.canvas
+        config, batch = self.config, one_prompt_a_group(batch, self.group)
+        canvas = batch.canvas
         # 1. what the student writes, and what that is worth
         path = self._trajectory(self.student, canvas, randomness, keep_features=self.planner_alone)
         weights = self.tail.weights(path.sample, canvas.open)

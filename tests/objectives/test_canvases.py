@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from objectives.elbo import edited
-from objectives.objective import Distillation
+from objectives.objective import Distillation, one_prompt_a_group
 from objectives.tail import Tail
 from students.samplers import Threshold
 from students.student import trainable_copy
@@ -94,7 +94,8 @@ def test_padding_on_both_sides_changes_nothing(name, same_draws):
 @pytest.mark.parametrize("name", [*KINDS, "elbo", "autoregressive"])
 def test_what_is_given_is_neither_written_nor_corrupted_nor_asked(name):
     """In every part of a rollout prompts hold their tokens, and no loss asks a head about them."""
-    objective, batch = objective_of(name), padded(infilling())
+    objective = objective_of(name)
+    batch = one_prompt_a_group(padded(infilling()), objective.group)
     given, real = ~batch.canvas.open, batch.canvas.real
     shown = given & real
     rollout = objective.rollout(batch, RowStreams(0, (0,), range(ROWS)))

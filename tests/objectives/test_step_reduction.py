@@ -13,7 +13,7 @@ import yaml
 
 from distill.config import DistillConfig, validate
 from objectives.gradients import advantage_to_go
-from objectives.objective import Distillation
+from objectives.objective import Distillation, one_prompt_a_group
 from objectives.redi import RediConfig
 from objectives.step_reduction import (
     StepReductionConfig,
@@ -32,7 +32,7 @@ from teachers.errors import UserError
 from teachers.families.stock.loading import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
-from tests.batches import batch_of, says
+from tests.batches import batch_of, prompted, says
 from tests.students.test_planner import SHAPE, chance_of_commits, small_model
 from tests.tabular import TabularDenoiser, all_patterns, all_sequences
 
@@ -435,6 +435,17 @@ def test_planner_learns_to_hurry_where_tokens_are_independent_and_only_there(cop
         assert float((first == 1).double().mean()) > 0.9
         assert passes > 1.9
         assert sum(verdicts[-5:]) / 5 > sum(verdicts[:5]) / 5
+
+
+@torch.no_grad()
+def test_a_group_is_behind_one_prompt_and_rows_without_prompts_are_as_they_were():
+    objective = small_objective(steps=LENGTH, group_size=2)
+    open_ = torch.arange(LENGTH).expand(4, LENGTH) > 2
+    batch = prompted(batch_of(objective, real_rows(4), 4), open_)
+    canvas = objective.rollout(batch, RowStreams(0, (0,), range(4))).canvas
+    assert torch.equal(canvas.tokens[:, :3], batch.labels[[0, 0, 2, 2], :3])
+    whole = batch_of(objective, real_rows(4), 4)
+    assert one_prompt_a_group(whole, 2) is whole
 
 
 def test_config_asks_for_a_critic_and_for_the_sampler_that_is_trained():
