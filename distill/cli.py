@@ -279,6 +279,25 @@ def compare(
 
 
 @command
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN…", help="Folders of evaluated runs, which stand side by side, or of a comparison."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The page, a file that ends with .html [default: report.html in the run].")
+    ] = None,
+    prompts: Annotated[
+        int, typer.Option(min=0, help="How many prompts teacher and student continue; 0 leaves their texts out.")
+    ] = 3,
+) -> None:
+    """Write one page for a browser: figures, training, and the same prompts answered by teacher and student."""
+    from distill.commands.report import report_command
+
+    report_command([at_home(folder) for folder in folders], out, prompts)
+
+
+@command
 def export(
     run: Annotated[Path, typer.Argument(help="A run, or the folder of a model.")],
     out: Annotated[Path, typer.Option(help="A new folder for the checkpoint.")],

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # for editors and type checkers: the names below, imported
     from distill.generation import Generated as Generated
     from distill.runtime.exits import RunError as RunError
     from fewstep.evaluation import evaluate as evaluate
+    from fewstep.evaluation import report as report
     from fewstep.models import Model as Model
     from fewstep.models import Student as Student
     from fewstep.models import Teacher as Teacher
@@ -114,6 +115,7 @@ __all__ = [
     "families",
     "load_student",
     "load_teacher",
+    "report",
 ]
 
 _PLACES = {
@@ -129,6 +131,7 @@ _PLACES = {
     "distil": "fewstep.training",
     "Distiller": "fewstep.training",
     "evaluate": "fewstep.evaluation",
+    "report": "fewstep.evaluation",
     "Evaluation": "distill.evaluation.results",
     "TaskEvaluation": "distill.evaluation.tasks.results",
     "Generated": "distill.generation",

@@ -9,6 +9,7 @@ from typing import Any, overload
 import torch
 from transformers import PreTrainedTokenizerBase
 
+import distill.report
 from distill.config import DataConfig, EvaluateConfig
 from distill.config.overrides import validate
 from distill.config.precision import faster_precision
@@ -123,6 +124,27 @@ def evaluate(
         if config.task is not None:
             return subject.ask(subject.task_bench(world))[0]
         return subject.measure(subject.bench(world))
+
+
+def report(*folders: str | Path, out: str | Path | None = None, prompts: int = 3) -> Path:
+    """Write a page for a browser on runs that were evaluated, side by side, or on one comparison.
+
+    >>> fewstep.report("runs/quickstart")  # doctest: +SKIP
+    PosixPath('runs/quickstart/report.html')
+
+    Args:
+        folders: of runs, of evaluations, or of one comparison.
+        out: the file, whose name ends with .html; by default report.html in the only folder.
+        prompts: that a run's teacher and student continue; 0 leaves their texts out. They are kept in the run's folder.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        UserError: a folder holds nothing to be shown, or several have no ``out``.
+    """
+    with quiet():
+        return distill.report.report([Path(folder) for folder in folders], None if out is None else Path(out), prompts)
 
 
 def _text(data: str | Path | DataConfig | None, length: int, tokenizer: PreTrainedTokenizerBase) -> DataConfig | None:

@@ -15,8 +15,8 @@ from tests.distill.test_generate import write_student
 ROOT = Path(__file__).parents[1]
 FLOORS = ["teachers", "students", "objectives", "distill", "fewstep"]
 ROOMS = [
-    "runtime", "config", "data", "models", "finished", "generation", "completions", "export", "evaluation", "training",
-    "comparison", "planning", "commands", "cli", "__main__",
+    "runtime", "pages", "config", "data", "models", "finished", "generation", "completions", "export", "evaluation",
+    "training", "comparison", "report", "planning", "commands", "cli", "__main__",
 ]  # fmt: skip
 HEAVY = {
     "accelerate",
@@ -114,7 +114,10 @@ def woken(*arguments: str, code: int = 0) -> set[str]:
         ["-c", "import teachers, students, objectives, distill, fewstep"],
         ["-m", "distill", "--help"],
         ["-m", "distill", "teachers"],
-        *(["-m", "distill", verb, "--help"] for verb in ("distill", "generate", "evaluate", "export", "compare")),
+        *(
+            ["-m", "distill", verb, "--help"]
+            for verb in ("distill", "generate", "evaluate", "export", "compare", "report")
+        ),
     ],
 )
 def test_a_glance_wakes_nothing(words):

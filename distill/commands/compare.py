@@ -1,7 +1,7 @@
 """`fewstep compare`: several methods on one teacher with one budget, a process a run, all measured the same way.
 
 The folder holds ``command.json`` (what was asked for), what `Schedule` writes, and what is made of it:
-``comparison.md``, ``frontier.png`` and ``speed.png``.
+``comparison.md``, ``report.html``, ``frontier.png`` and ``speed.png``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from distill.comparison.bench import SharedBench
 from distill.comparison.budget import parse_budget
 from distill.comparison.fairness import check_fair, check_same_command, load_contenders, split_words
+from distill.comparison.reports.html.page import comparison_page
 from distill.comparison.reports.markdown import comparison_markdown
 from distill.comparison.reports.plots import frontier_figure, speed_figure
 from distill.comparison.reports.terminal import comparison_table
@@ -99,8 +100,9 @@ def _report(comparison: Comparison, schedule: Schedule, out: Path) -> None:
     publish(out / "comparison.md", comparison_markdown(comparison))
     save_figure(frontier_figure(comparison), out / "frontier.png")
     save_figure(speed_figure(comparison), out / "speed.png")
+    publish(out / "report.html", comparison_page(comparison, out.resolve().name).html())
     print_table(comparison_table(comparison))
     files = {run.name: run.result for run in schedule.runs}
     for run in comparison.failures:
         warn(f"{run.name}: {run.failed}; remove {files[run.name]} to try again", "failed")
-    say(f"written: {out / FILE}, comparison.md, frontier.png and speed.png")
+    say(f"written: {out / FILE}, comparison.md, report.html, frontier.png and speed.png")

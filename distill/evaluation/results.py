@@ -314,6 +314,12 @@ class Evaluation:
 
         return evaluation_figure(self)
 
+    def to_html(self, name: str = "Evaluation") -> str:
+        """A page for a browser under that name, in one file that needs no other: plots, tables, and what they say."""
+        from distill.evaluation.reports.html.page import Report, report_page
+
+        return report_page([Report(name, self)]).html()
+
 
 def measure(rows: Iterable[Figures]) -> str:
     """By which of their figures rows are compared: the first of `MEASURES` that all of them have."""

@@ -14,7 +14,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     rows = [cells for section in table_sections(comparison) for cells in section]
     lines = markdown_table(columns(comparison), rows, ["model", "dominated by"])
     lines += ["", caption(comparison), ""]
-    lines += markdown_table(RUN_COLUMNS, [_run_cells(run) for run in comparison.runs], ["run", "objective"])
+    lines += markdown_table(RUN_COLUMNS, [run_cells(run) for run in comparison.runs], ["run", "objective"])
     lines += [""] + [
         f"- **{label}**: " + ", ".join(f"`{key}={value}`" for key, value in settings.items())
         for label, settings in comparison.settings.items()
@@ -24,7 +24,8 @@ def comparison_markdown(comparison: Comparison) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _run_cells(run: RunResult) -> list[str]:
+def run_cells(run: RunResult) -> list[str]:
+    """Cells under `RUN_COLUMNS`."""
     planned, written = ("–" if s is None else f"{s:,.0f}" for s in (run.planned_seconds, run.rows_seconds))
     trained = "–" if run.parameters_trained is None else f"{run.parameters_trained:,}"
     return [

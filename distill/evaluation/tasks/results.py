@@ -148,6 +148,12 @@ class TaskEvaluation:
 
         return task_figure(self)
 
+    def to_html(self, name: str = "Task") -> str:
+        """A page for a browser under that name, in one file that needs no other."""
+        from distill.evaluation.reports.html.page import Report, report_page
+
+        return report_page([Report(name, tasks=(self,))]).html()
+
 
 def written_tasks(folder: Path) -> list[TaskEvaluation]:
     """The tasks whose results lie in a folder, by their names.

@@ -1,0 +1,50 @@
+"""A comparison's page, from published results."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from distill.comparison.reports.html.charts import ComparisonCharts
+from distill.comparison.reports.html.page import comparison_page
+from distill.comparison.results import Comparison
+from tests.distill.pages.html import check, read
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+@pytest.mark.parametrize("name", ["novels-seeds", "ablation", "oracle"])
+def test_every_label_and_every_number_of_steps_is_there(name):
+    comparison = Comparison.load(DOCS / f"{name}.json")
+    root = read(comparison_page(comparison, name).html())
+    check(root)
+    steps = sorted({row.steps for run in comparison.runs for row in run.rows})
+    plots = root.all("section", id="frontier")[0].all("svg", class_="plot")
+    assert [plot.all("title")[0].text for plot in plots] == [f"{n} step{'s' * (n > 1)}" for n in steps]
+    legend = root.all("section", id="cost")[0].all("ul", class_="legend")[0]
+    assert [key.text.strip() for key in legend.all("li")][: len(comparison.settings) + 1] == [
+        "teacher", *comparison.settings,
+    ]  # fmt: skip
+    assert len(root.all("table")[1].all("tbody")[0].all("tr")) == len(comparison.runs)
+
+
+def test_seeds_are_a_range_around_their_mean():
+    comparison = Comparison.load(DOCS / "novels-seeds.json")
+    label = next(iter(comparison.settings))
+    values = [
+        row.judge_perplexity for run in comparison.runs if run.label == label for row in run.rows if row.steps == 8
+    ]
+    curve = next(curve for curve in ComparisonCharts(comparison).costs()[0].curves if curve.name == label)
+    mark = next(mark for mark in curve.marks if f"{label}, 8 steps" in mark.note)
+    assert mark.ends == (min(values), max(values))
+    assert min(values) < mark.y < max(values)
+    assert mark.note.endswith(f"{len(values)} seeds")
+
+
+def test_what_failed_is_said_and_a_comparison_of_failures_is_a_page():
+    comparison = Comparison.load(DOCS / "novels-seeds.json")
+    runs = tuple(replace(run, rows=(), failed="<b>no memory</b>") for run in comparison.runs)
+    root = read(comparison_page(replace(comparison, runs=runs), "all failed").html())
+    check(root)
+    assert "<b>no memory</b>" in root.all("section", id="claim")[0].text
+    assert not root.all("section", id="frontier")
