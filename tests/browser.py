@@ -7,6 +7,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +15,15 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
          "--no-first-run", "--disable-background-networking", "--disable-component-update",
          "--remote-debugging-pipe")  # fmt: skip
+
+# a browser reads from descriptor 3 and writes to 4
+START = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for end, wanted in zip(ends, (3, 4)):
+    os.dup2(end, wanted)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def chromium():
@@ -27,11 +37,10 @@ class Browser:
     def __init__(self, profile):
         to_browser, ours_out = os.pipe()
         ours_in, from_browser = os.pipe()
-        # it reads from descriptor 3 and writes to 4
         words = [chromium(), *FLAGS, f"--user-data-dir={profile}"]
-        shell = ["sh", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "sh", *words]
         self.process = subprocess.Popen(
-            shell, pass_fds=(to_browser, from_browser), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [sys.executable, "-SEc", START, str(to_browser), str(from_browser), *words],
+            pass_fds=(to_browser, from_browser), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(to_browser)
         os.close(from_browser)
@@ -47,6 +56,12 @@ class Browser:
 
     def call(self, method, **parameters):
         """Send a command, and wait for its result."""
+        answer = self.ask(method, **parameters)
+        assert "error" not in answer, answer["error"]
+        return answer["result"]
+
+    def ask(self, method, **parameters):
+        """Send a command, and wait for its answer, which may be that it failed."""
         number = next(self.numbers)
         message = {"id": number, "method": method, "params": parameters}
         if self.session is not None:
@@ -55,8 +70,7 @@ class Browser:
         while True:
             answer = self.read()
             if answer.get("id") == number:
-                assert "error" not in answer, answer["error"]
-                return answer["result"]
+                return answer
             self.events.append(answer)
 
     def read(self, seconds=60):
@@ -69,7 +83,7 @@ class Browser:
         message, _, self.rest = self.rest.partition(b"\0")
         return json.loads(message)
 
-    def open(self, path, width=1280, height=900, dark=False, motion=True):
+    def open(self, path, width=1280, height=900, dark=False, motion=True, script=True):
         """Show a file, from nothing, in a window of that size."""
         self.session = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -82,6 +96,7 @@ class Browser:
         features = [("prefers-color-scheme", "dark" if dark else "light"),
                     ("prefers-reduced-motion", "no-preference" if motion else "reduce")]  # fmt: skip
         self.call("Emulation.setEmulatedMedia", features=[{"name": name, "value": value} for name, value in features])
+        self.call("Emulation.setScriptExecutionDisabled", value=not script)
         self.events = []
         self.call("Page.navigate", url=Path(path).resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
@@ -109,6 +124,12 @@ class Browser:
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
+
+    def box(self, selector):
+        """Width and height of the first element of that kind; None where it is not shown."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        return self.ask("DOM.getBoxModel", nodeId=node).get("result", {}).get("model")
 
     def press(self, key, code=0):
         """A key."""
