@@ -35,16 +35,14 @@ class SharedBench:
         teacher, self.tokenizer = load_base(config, self._precision)
         judge = load_judge(self.evaluation.judge, self.tokenizer, self.evaluation.retokenize, self.device)
         length = self.evaluation.length or config.sequence_length
-        whole = Bench(judge, self.evaluation, length, MaskedProcess(config.teacher.process))
+        bench = Bench(judge, self.evaluation, length, MaskedProcess(config.teacher.process))
         text = reference_text(config, self.tokenizer)
-        if with_teacher or (text is not None and text.prompted):
-            whole = whole.with_text(text, self.tokenizer, teacher.spec.mask_id)
-        self._students = whole.without_reference()
+        self._students = bench.with_text(text, self.tokenizer, teacher.spec.mask_id)
         self._teacher: tuple[Denoiser, Bench] | None = None
         if with_teacher:
             # where the sampler asks a critic, the teacher, which has none, is sampled without
             without_critic = self.evaluation.model_copy(update={"sampler": sampler_of(self.evaluation, None)})
-            bench = replace(whole, config=without_critic)
+            bench = replace(self._students, config=without_critic)
             bench.check(teacher, None)
             self._teacher = teacher, bench
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.evaluation.results import Figures, JudgeDescription, Row, Sampling, measure
+from distill.evaluation.results import Figures, Frontier, JudgeDescription, Row, Sampling, at_own_temperature, measure
 from distill.runtime.cost import Cost
 from distill.runtime.result_files import as_json, from_json, load_result, read_result
 from teachers.files import publish
@@ -44,7 +44,7 @@ class RunResult:
         rows_seconds: of what the teacher wrote beforehand; None for a run that failed.
         parameters_trained: weights that the optimisers moved, of all networks together; None for a run that failed.
         failed: why; None for a run that came through.
-        rows: the student's of an evaluation, at every number of steps; none for a run that failed.
+        rows, frontier: the student's of an evaluation; none for a run that failed.
         cost: what it spent; None in files of earlier versions.
     """
 
@@ -59,6 +59,7 @@ class RunResult:
     failed: str | None
     rows: tuple[Row, ...]
     cost: Cost | None = None
+    frontier: tuple[Frontier, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -75,7 +76,8 @@ class Comparison:
         sampling: of the students; the teacher's sampler is in its rows.
         reference: figures of real text; None where there was none.
         teacher_steps: the many steps of the teacher that are the reference.
-        teacher: its rows, by number of steps.
+        teacher: its rows, by number of steps and temperature.
+        frontier: of the teacher; None where there was no real text.
     """
 
     command: Command
@@ -87,6 +89,7 @@ class Comparison:
     teacher_steps: int
     teacher: tuple[Row, ...]
     runs: tuple[RunResult, ...]
+    frontier: tuple[Frontier, ...] | None = None
 
     def save(self, folder: Path) -> Path:
         """Write ``comparison.json`` into a folder that exists, whole or not at all; returns its path."""
@@ -103,14 +106,17 @@ class Comparison:
         return read_result(path, "comparison; run fewstep compare again", cls.from_json)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; ``rows`` is one a run and number of steps, of a failed run one, whose ``steps`` is null."""
+        """Plain values; ``rows`` is one a run and a row of it, of a failed run one, whose ``steps`` is null.
+
+        ``frontiers`` are those of the runs.
+        """
         values = as_json(self)
-        values["rows"] = [
-            run | row
-            for run in values.pop("runs")
-            for row in run.pop("rows") or [{"steps": None}]
-        ]  # fmt: skip
-        return values
+        runs = values.pop("runs")
+        frontiers = [
+            {"label": run["label"], "seed": run["seed"], **one} for run in runs for one in run.pop("frontier", ())
+        ]
+        values["rows"] = [run | row for run in runs for row in run.pop("rows") or [{"steps": None}]]
+        return values | ({"frontiers": frontiers} if frontiers else {})
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Comparison:
@@ -124,12 +130,19 @@ class Comparison:
             run = runs.setdefault((row["label"], row["seed"]), row | {"rows": []})
             if row["steps"] is not None:
                 run["rows"].append(row)
+        for one in values.get("frontiers", ()):
+            runs[one["label"], one["seed"]].setdefault("frontier", []).append(one)
         return from_json(cls, values | {"runs": list(runs.values())})
 
     @property
     def quality(self) -> str:
         """By which figure students and teacher are compared, see `measure`."""
         return measure([*self.teacher, *(row for run in self.runs for row in run.rows)])
+
+    @property
+    def own_teacher(self) -> list[Row]:
+        """The teacher's rows at the sampler's own temperature."""
+        return at_own_temperature(self.teacher, self.sampling.temperature)
 
     @property
     def failures(self) -> list[RunResult]:

@@ -222,11 +222,13 @@ class Schedule:
         say(f"{run.name}: {run.updates} updates in {result.train_seconds:,.0f} seconds; measuring")
         try:
             verify_checkpoint(run.checkpoint)
+            evaluation = self.bench.measure_student(run.checkpoint, self.contenders[run.label])
             return replace(
                 result,
                 parameters_trained=parameters_trained(run.checkpoint),
                 rows_seconds=writing_seconds(RunFolder(run.folder)),
-                rows=self.bench.measure_student(run.checkpoint, self.contenders[run.label]).rows,
+                rows=evaluation.rows,
+                frontier=evaluation.frontier,
             )
         except (UserError, RuntimeError, ValueError) as error:  # all NaN, no memory, no critic for the sampler
             return replace(result, failed=f"evaluation: {' '.join(str(error).split())[:300]}")
@@ -246,6 +248,7 @@ class Schedule:
             teacher_steps=self.bench.evaluation.teacher_steps,
             teacher=teacher.rows,
             runs=tuple(load_run_result(run.result) for run in self.runs if run.result.is_file()),
+            frontier=teacher.frontier,
         )
 
 

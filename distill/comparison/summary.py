@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from distill.comparison.results import RunResult
-from distill.evaluation.results import Interval, Row
+from distill.evaluation.results import Interval, Row, at_own_temperature
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,17 @@ class Summary:
         )  # fmt: skip
 
 
-def summarise(runs: Sequence[RunResult], key: str) -> list[Summary]:
+def summarise(runs: Sequence[RunResult], key: str, temperature: float = 1.0) -> list[Summary]:
     """Means over seeds of each label at each number of steps, in the order of steps, then labels.
 
     Args:
         runs: those that failed do not count.
         key: what quality is, see `measure`.
+        temperature: the sampler's own, whose rows are meant.
     """
     groups: dict[tuple[int, str], list[tuple[RunResult, Row]]] = {}
     for run in runs:
-        for row in run.rows:
+        for row in at_own_temperature(run.rows, temperature):
             groups.setdefault((row.steps, run.label), []).append((run, row))
     labels = list(dict.fromkeys(run.label for run in runs))
     order = sorted(groups, key=lambda group: (group[0], labels.index(group[1])))

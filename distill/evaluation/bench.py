@@ -39,10 +39,6 @@ class Bench:
         config = self.config
         return replace(self, text=held_out(text, config.seed, config.samples, self.length, tokenizer, mask_id))
 
-    def without_reference(self) -> Bench:
-        """The same, for students: real text has been measured."""
-        return replace(self, text=replace(self.text, rows=None))
-
     def evaluate(
         self,
         teacher: Denoiser | None,

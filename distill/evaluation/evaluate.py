@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import EvaluateConfig
-from distill.evaluation.judge import AnyJudge, ExactJudge
+from distill.evaluation.frontier import Resampled, Scores, frontiers, resamples
+from distill.evaluation.judge import AnyJudge, ExactJudge, Judge
 from distill.evaluation.metrics import (
     bigram_entropy,
     bigrams_without_each,
@@ -22,12 +23,13 @@ from distill.evaluation.metrics import (
     nats_interval,
     perplexity,
     perplexity_interval,
+    sample_bigrams,
     unigram_entropies,
     unigram_entropy,
 )
 from distill.evaluation.progress import Counter
 from distill.evaluation.results import Evaluation, Figures, Interval, JudgeDescription, Row, Sampling
-from distill.evaluation.sample import Samples, as_served, at_precision, draw, many_steps, sampler_of
+from distill.evaluation.sample import Samples, as_served, at_precision, draw, many_steps, sampler_of, temperatures_of
 from distill.evaluation.texts import Texts
 from distill.runtime.progress import progress_bar
 from distill.runtime.resources import device_name
@@ -63,7 +65,7 @@ def evaluate(
 
     Args:
         teacher: sampled at ``config.steps``, and as `many_steps` says; None to leave it out.
-        student: sampled at ``config.steps``; None to leave it out.
+        student: sampled at ``config.steps``; None to leave it out. Each at the temperatures of `temperatures_of`.
         length: L, tokens of every sample.
         reference: (≥ ``config.samples``, L) held-out real rows; only the first ``config.samples`` are read. With
             prompts there may be fewer, and they are those of the first ones.
@@ -77,46 +79,60 @@ def evaluate(
     check(teacher, student, judge, config, length, reference, critic, prompts)
     parts = _parts(teacher, student, config, critic)
     parts += _served(student, config) if served and student is not None else []
-    rows = []
+    weights = resamples(config.samples, config.bootstrap, seed)
+    measured: list[tuple[Row, Resampled]] = []
     with progress_bar() as bar:
         progress = Counter(bar, sum(part.passes(length) for part in parts), world.size)
-        real = None
+        real, real_resampled = None, None
         if reference is not None:
             progress.say("real text")
             texts = real_texts(reference[: config.samples], prompts, parts[0].denoiser)
-            real = _figures(texts, None, judge, config, seed, world)
+            scores = _score(texts, judge, config, world)
+            real = Figures(**_figures(texts, scores, None, judge, config, seed))
+            same = len(texts.tokens) == config.samples  # after prompts there may be fewer
+            real_weights = weights if same else resamples(len(texts.tokens), config.bootstrap, seed)
+            real_resampled = Resampled.of(scores, real_weights)
         for part in parts:
             progress.say(f"{part.name}, {part.steps} steps")
-            samples = draw(
+            drawn = draw(
                 part.denoiser, part.config, part.steps, config.samples, length, seed, process, progress, part.critic,
-                world, prompts,
+                world, prompts, part.temperatures,
             )  # fmt: skip
             progress.say(f"{part.name}, {part.steps} steps, judge")
-            figures = _figures(samples.texts, samples.log_prob, judge, config, seed, world, progress)
+            for temperature, samples in zip(part.temperatures, drawn, strict=True):
+                scores = _score(samples.texts, judge, config, world, progress)
+                figures = _figures(samples.texts, scores, samples.log_prob, judge, config, seed)
+                measured.append((_row(part, temperature, samples, figures), Resampled.of(scores, weights)))
             progress.finish(part.passes(length))
-            rows.append(_row(part, samples, figures))
+    own = [(row, resampled) for row, resampled in measured if row.model not in SERVED]
     return Evaluation(
         judge=JudgeDescription(judge.name, judge.parameters, judge.retokenized, judge.source_entropy(length)),
         sampling=_sampling(config, length, seed, process, parts[0].denoiser.device, prompts is not None),
-        reference=None if real is None else Figures(**real),
-        rows=tuple(row for row in rows if row.model not in SERVED),
-        served=tuple(row for row in rows if row.model in SERVED) or None,
+        reference=real,
+        rows=tuple(row for row, _ in own),
+        served=tuple(row for row, _ in measured if row.model in SERVED) or None,
+        frontier=None if real_resampled is None else frontiers(own, real_resampled, config.teacher_steps),
     )
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A model to be sampled at one number of steps, in the precision to do so, and how; or an engine's name for it."""
+    """A model to be sampled at one number of steps, in the precision to do so, and how; or an engine's name for it.
+
+    Attributes:
+        temperatures: each makes a row.
+    """
 
     name: str
     denoiser: Denoiser
     critic: nn.Module | None
     steps: int
     config: EvaluateConfig
+    temperatures: tuple[float, ...]
 
     def passes(self, length: int) -> int:
         """The most rows that may go through a network, the judge's included."""
-        return self.config.samples * (self.sampler.most_passes(length, self.steps) + 1)
+        return len(self.temperatures) * self.config.samples * (self.sampler.most_passes(length, self.steps) + 1)
 
     @property
     def sampler(self) -> Sampler:
@@ -136,7 +152,10 @@ def _parts(
         settings = dict.fromkeys(config.steps, config)
         if name == "teacher":
             settings.setdefault(config.teacher_steps, many_steps(config, denoiser))
-        parts += [_Part(name, denoiser, asked, steps, settings[steps]) for steps in sorted(settings)]
+        for steps in sorted(settings):
+            how, is_reference = settings[steps], name == "teacher" and steps not in config.steps
+            temperatures = temperatures_of(config, sampler_of(how, asked), is_reference)
+            parts.append(_Part(name, denoiser, asked, steps, how, temperatures))
     return parts
 
 
@@ -147,14 +166,17 @@ def _served(student: Denoiser, config: EvaluateConfig) -> list[_Part]:
         return []
     settings = {engine: as_served(config, engine, student) for engine in SERVED}
     denoiser = at_precision(student, config.precision)
-    return [_Part(engine, denoiser, None, steps, how) for engine, (how, steps) in settings.items()]
+    return [
+        _Part(engine, denoiser, None, steps, how, (how.sampler.temperature,))
+        for engine, (how, steps) in settings.items()
+    ]
 
 
-def _row(part: _Part, samples: Samples, figures: dict[str, Any]) -> Row:
+def _row(part: _Part, temperature: float, samples: Samples, figures: dict[str, Any]) -> Row:
     median, p95 = np.quantile(samples.row_nfe, [0.5, 0.95])
     return Row(
         model=part.name,
-        sampler=part.sampler.label,
+        sampler=part.sampler.rule_label,
         steps=part.steps,
         nfe=samples.nfe,
         nfe_ci=mean_interval(samples.row_nfe),
@@ -163,6 +185,7 @@ def _row(part: _Part, samples: Samples, figures: dict[str, Any]) -> Row:
         critic_nfe=samples.critic_nfe,
         length_nfe=samples.length_nfe,
         **figures,
+        temperature=None if part.sampler.draw == "greedy" else temperature,
         tokens_per_second=samples.texts.size / samples.use.seconds,
         **asdict(samples.use),
     )
@@ -206,10 +229,10 @@ def quick_figures(
     The same seed gives the same noise, so two calls differ by the network alone. Sampling is in the network's own
     precision, and asks no critic.
     """
-    drawn = draw(denoiser, config, steps, samples, length, seed, process, prompts=prompts)
-    nats, tokens = _score(drawn.texts, judge, config, ALONE)
+    [drawn] = draw(denoiser, config, steps, samples, length, seed, process, prompts=prompts)
+    scores = _score(drawn.texts, judge, config, ALONE)
     passes = {"nfe": drawn.nfe} if config.sampler.adaptive else {}
-    return {"judge_perplexity": perplexity(nats, tokens), **_diversity(drawn.texts), **passes}
+    return {"judge_perplexity": perplexity(scores.nats, scores.tokens), **_diversity(drawn.texts), **passes}
 
 
 def check(
@@ -316,15 +339,14 @@ def _check_reference(reference: Tensor, samples: int, length: int) -> None:
 
 def _figures(
     texts: Texts,
+    scores: Scores,
     log_prob: np.ndarray | None,
     judge: AnyJudge,
     config: EvaluateConfig,
     seed: int,
-    world: World,
-    progress: Counter | None = None,
 ) -> dict[str, Any]:
     """The fields of `Figures`."""
-    nats, tokens = _score(texts, judge, config, world, progress)
+    nats, tokens = scores.nats, scores.tokens
     value, interval = perplexity(nats, tokens), perplexity_interval(nats, tokens, config.bootstrap, seed)
     exact: dict[str, Any] = {}
     if (entropy := judge.source_entropy(texts.tokens.shape[1])) is not None:
@@ -341,22 +363,31 @@ def _figures(
         **exact,
         **_diversity(texts),
         **_diversity_intervals(texts),
+        "judge_unigram_entropy": float(scores.unigram.mean()) if judge.retokenized else None,
     }
 
 
 def _score(
     texts: Texts, judge: AnyJudge, config: EvaluateConfig, world: World, progress: Counter | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Scores:
     """See `Judge.score`; a batch at a time, as the rows were drawn."""
     advance = None if progress is None else progress.advance
 
-    def score(batch: range) -> tuple[np.ndarray, np.ndarray]:
+    def score(batch: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         part = texts.rows(slice(batch.start, batch.stop))
-        return judge.score(part.tokens, advance, part.written)
+        return *judge.score(part.tokens, advance, part.written), _judge_entropies(part, judge)
 
     parts = world.share(len(texts.tokens), config.batch, score)
-    nats, tokens = zip(*parts, strict=True)
-    return np.concatenate(nats), np.concatenate(tokens)
+    nats, tokens, entropies = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Scores(nats, tokens, entropies, sample_bigrams(*_arrays(texts)))
+
+
+def _judge_entropies(texts: Texts, judge: AnyJudge) -> np.ndarray:
+    """(N,) the entropy of each text's own token counts, in the tokens that the judge reads."""
+    if isinstance(judge, Judge) and judge.retokenized:
+        tokens, _, written = judge.retokenize(texts.tokens, texts.written)
+        texts = Texts(tokens, written)
+    return unigram_entropies(*_arrays(texts))
 
 
 def _diversity(texts: Texts) -> dict[str, float]:
@@ -379,4 +410,5 @@ def _diversity_intervals(texts: Texts) -> dict[str, Interval]:
 
 
 def _arrays(texts: Texts) -> tuple[np.ndarray, np.ndarray | None]:
+    """Tokens, and which of them are measured."""
     return texts.tokens.numpy(), None if texts.written is None else texts.written.numpy()

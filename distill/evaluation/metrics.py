@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
+
+AT_ONCE = 2**22  # resampled counts: 32 MiB
 
 
 def perplexity(nats: np.ndarray, tokens: np.ndarray) -> float:
@@ -29,6 +32,11 @@ def nats_interval(
     """
     chosen = np.random.default_rng(seed).integers(len(nats), size=(resamples, len(nats)))
     draws = nats[chosen].sum(1) / tokens[chosen].sum(1)
+    return quantiles(draws, level)
+
+
+def quantiles(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The interval that holds the middle ``level`` of bootstrap draws."""
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -56,14 +64,58 @@ def unigram_entropies(rows: np.ndarray, written: np.ndarray | None = None) -> np
     return np.array([_entropy(np.unique(text, return_counts=True)[1]) for text in texts])
 
 
+class Bigrams(NamedTuple):
+    """How often each distinct bigram occurs in each of N samples; M counts, those that are not 0, ordered by bigram.
+
+    Attributes:
+        samples: (M,) whose. kinds: (M,) of which bigram, numbered from 0. counts: (M,).
+    """
+
+    samples: np.ndarray
+    kinds: np.ndarray
+    counts: np.ndarray
+
+
+def sample_bigrams(rows: np.ndarray, written: np.ndarray | None = None) -> Bigrams:
+    """The bigrams of each sample. Arguments as of `bigram_counts`."""
+    pairs = _pairs(rows)
+    owner = np.broadcast_to(np.arange(len(rows))[:, None], pairs.shape)
+    inside = np.ones(pairs.shape, bool) if written is None else written[:, :-1] & written[:, 1:]
+    _, kinds = np.unique(pairs[inside], return_inverse=True)
+    both, counts = np.unique(kinds * len(rows) + owner[inside], return_counts=True)
+    return Bigrams(both % len(rows), both // len(rows), counts)
+
+
+def bigram_entropies(bigrams: Bigrams, weights: np.ndarray) -> np.ndarray:
+    """Entropy of the pooled bigrams, each sample's as often as its weight says, in nats.
+
+    Args:
+        weights: (S, N), whole numbers.
+
+    Returns:
+        (S,); 0 where there is no bigram.
+    """
+    if len(bigrams.kinds) == 0:
+        return np.zeros(len(weights))
+    starts = np.flatnonzero(np.diff(bigrams.kinds, prepend=-1))
+    size, out = max(1, AT_ONCE // len(bigrams.kinds)), []
+    for first in range(0, len(weights), size):
+        # 1. (S', M) counts of each bigram in each sample, (S', D) over all samples
+        often = weights[first : first + size, bigrams.samples] * bigrams.counts
+        pooled = np.add.reduceat(often, starts, axis=1)
+        # 2. Σ −p ln p = ln n − Σ c ln c / n
+        total = np.maximum(pooled.sum(1), 1)
+        out.append(np.log(total) - _count_log_count(pooled).sum(1) / total)
+    return np.concatenate(out)
+
+
 def bigram_counts(rows: np.ndarray, written: np.ndarray | None = None) -> np.ndarray:
     """How often each distinct bigram occurs, all samples pooled, none across two samples.
 
     Args:
         rows: (N, L). written: (N, L) bool, which tokens count; None: all.
     """
-    width = int(rows.max()) + 1
-    pairs = rows[:, :-1].astype(np.int64) * width + rows[:, 1:]
+    pairs = _pairs(rows)
     if written is not None:
         pairs = pairs[written[:, :-1] & written[:, 1:]]
     return np.unique(pairs, return_counts=True)[1]
@@ -81,6 +133,11 @@ def distinct_2(rows: np.ndarray, written: np.ndarray | None = None) -> float:
     """
     counts = bigram_counts(rows, written)
     return float(len(counts) / max(1, counts.sum()))
+
+
+def _pairs(rows: np.ndarray) -> np.ndarray:
+    """(N, L−1) a number for each bigram."""
+    return rows[:, :-1].astype(np.int64) * (int(rows.max()) + 1) + rows[:, 1:]
 
 
 def _entropy(counts: np.ndarray) -> float:
@@ -114,7 +171,7 @@ def bigrams_without_each(rows: np.ndarray, written: np.ndarray | None = None) ->
     """`bigram_entropy` and `distinct_2` of all samples but each: (N,) and (N,). Arguments as of these."""
     # 1. every bigram by its number, how often it occurs in all samples, and what these add to the entropy
     inside = np.ones(rows[:, 1:].shape, bool) if written is None else written[:, :-1] & written[:, 1:]
-    pairs = rows[:, :-1].astype(np.int64) * (int(rows.max()) + 1) + rows[:, 1:]
+    pairs = _pairs(rows)
     _, kinds, counts = np.unique(pairs[inside], return_inverse=True, return_counts=True)
     owners = np.split(kinds, np.cumsum(inside.sum(1))[:-1])
     total, weighed = len(kinds), _count_log_count(counts).sum()
@@ -130,4 +187,5 @@ def bigrams_without_each(rows: np.ndarray, written: np.ndarray | None = None) ->
 
 
 def _count_log_count(counts: np.ndarray) -> np.ndarray:
+    """c ln c of whole numbers, 0 for 0."""
     return counts * np.log(np.maximum(counts, 1))

@@ -67,6 +67,11 @@ class Sampling:
     prompted: bool | None = None
 
     @property
+    def temperature(self) -> float:
+        """The sampler's own."""
+        return float(self.sampler_settings.get("temperature", 1.0))
+
+    @property
     def size(self) -> str:
         """How many samples of how many tokens, in words."""
         prompts = ", prompt included" if self.prompted else ""
@@ -319,6 +324,17 @@ class Evaluation:
         from distill.evaluation.reports.html.page import Report, report_page
 
         return report_page([Report(name, self)]).html()
+
+
+def at_own_temperature(rows: Iterable[Row], own: float) -> list[Row]:
+    """One row of each model, sampler and number of steps, at the sampler's own temperature or as near as there is."""
+    nearest: dict[tuple[str, str, int], tuple[float, Row]] = {}
+    for row in rows:
+        distance = 0.0 if row.temperature is None else abs(row.temperature - own)
+        key = row.model, row.sampler, row.steps
+        if key not in nearest or distance < nearest[key][0]:
+            nearest[key] = distance, row
+    return [row for _, row in nearest.values()]
 
 
 def measure(rows: Iterable[Figures]) -> str:

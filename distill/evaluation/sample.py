@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from distill.config import EvaluateConfig
+from distill.evaluation.first_pass import FirstPass
 from distill.evaluation.progress import Counter, Watched
 from distill.evaluation.texts import Texts
+from distill.generation import at_temperature
 from distill.runtime.resources import Use, measured
 from distill.runtime.world import ALONE, World
 from students.adapters import merged
@@ -51,35 +56,95 @@ def draw(
     critic: nn.Module | None = None,
     world: World = ALONE,
     prompts: Canvas | None = None,
-) -> Samples:
+    temperatures: Sequence[float] | None = None,
+) -> list[Samples]:
     """Fill canvases with `sampler_of`, ``config.batch`` at a time, on every process of ``world``.
 
     Args:
         prompts: the canvases, at least ``samples``; None for masks alone, ``length`` to a row.
+        temperatures: each fills the canvases anew, in place of the sampler's own; None for that one alone.
+
+    Returns:
+        The samples at each temperature. They are those of sampling at that temperature alone, bit for bit; a pass that
+        is the same for several is made for the first of them.
 
     A batch's noise is fixed by (seed, steps, first row), so samples depend on ``config.batch``, and not on how many
-    processes share the work. The seconds last until the slowest of them is done.
+    processes share the work, nor on which other temperatures there are. The seconds last until the slowest process is
+    done, and are shared out as the temperatures took them.
     """
     network = denoiser if progress is None else Watched(denoiser, progress)
-    sampler = sampler_of(config, critic)
+    own = sampler_of(config, critic)
+    rules = [own if t == own.temperature else at_temperature(own, t) for t in temperatures or [own.temperature]]
+    network = FirstPass(network) if len(rules) > 1 else network
 
-    def batch(rows: range) -> tuple[Tensor, Tensor, int, Tensor | None, Tensor | None]:
+    def fill_batch(rows: range, rule: Sampler) -> _Filled:
+        start, before = time.perf_counter(), denoiser.tally.passes
         generator = generator_of(seed, steps, rows.start, device=denoiser.device)
         if prompts is None:
             canvas = Canvas.blank(len(rows), length, denoiser.spec.mask_id, denoiser.device)
         else:
             canvas = prompts.rows(slice(rows.start, rows.stop)).to(denoiser.device)
-        out = fill_to_length(network, canvas, sampler, steps, generator, process=process, critic=critic)
+        if isinstance(network, FirstPass):
+            network.start()
+        out = fill_to_length(network, canvas, rule, steps, generator, process=process, critic=critic)
         log_prob = None if out.log_prob is None else out.log_prob.cpu()
-        return out.tokens.cpu(), out.nfe.cpu(), int(out.critic_nfe.sum()), out.length_nfe, log_prob
+        return _Filled(
+            out.tokens.cpu(), out.nfe.cpu(), int(out.critic_nfe.sum()), out.length_nfe, log_prob,
+            time.perf_counter() - start, denoiser.tally.passes - before,
+        )  # fmt: skip
 
-    parts, use = measured(world, denoiser, lambda: world.share(samples, config.batch, batch))
-    tokens, nfe, critic_nfe, length_nfe, log_probs = zip(*parts, strict=True)
+    batches, use = measured(
+        world,
+        denoiser,
+        lambda: world.share(samples, config.batch, lambda rows: [fill_batch(rows, rule) for rule in rules]),
+    )
+    whole = sum(batch.seconds for at_each in batches for batch in at_each)
+    first = None if prompts is None else prompts.rows(slice(0, samples))
+    return [
+        _joined(filled, first, end_ids(denoiser), replace(use, seconds=use.seconds / whole))
+        for filled in zip(*batches, strict=True)
+    ]
+
+
+class _Filled(NamedTuple):
+    """A batch at one temperature, and the seconds and passes that it took."""
+
+    tokens: Tensor
+    nfe: Tensor
+    critic_nfe: int
+    length_nfe: Tensor | None
+    log_prob: Tensor | None
+    seconds: float
+    passes: int
+
+
+def _joined(batches: Sequence[_Filled], prompts: Canvas | None, ends: Sequence[int], use: Use) -> Samples:
+    """All batches at one temperature; ``use`` is that of all temperatures, its seconds for one of theirs."""
+    tokens, nfe, critic_nfe, length_nfe, log_probs, seconds, passes = zip(*batches, strict=True)
     row_nfe = torch.cat(nfe).numpy()
-    log_prob = None if log_probs[0] is None else torch.cat(log_probs).numpy()
-    texts = Texts.on(None if prompts is None else prompts.rows(slice(0, samples)), torch.cat(tokens), end_ids(denoiser))
-    sized = None if length_nfe[0] is None else float(torch.cat(length_nfe).double().mean())
-    return Samples(texts, log_prob, row_nfe, float(row_nfe.mean()), sum(critic_nfe) / samples, sized, use)
+    return Samples(
+        texts=Texts.on(prompts, torch.cat(tokens), ends),
+        log_prob=None if log_probs[0] is None else torch.cat(log_probs).numpy(),
+        row_nfe=row_nfe,
+        nfe=float(row_nfe.mean()),
+        critic_nfe=sum(critic_nfe) / len(row_nfe),
+        length_nfe=None if length_nfe[0] is None else float(torch.cat(length_nfe).double().mean()),
+        use=replace(use, seconds=use.seconds * sum(seconds), passes=sum(passes)),
+    )
+
+
+def temperatures_of(config: EvaluateConfig, sampler: Sampler, is_reference: bool) -> tuple[float, ...]:
+    """At which temperatures a row is measured, from the lowest to the highest.
+
+    Args:
+        sampler: what it is sampled with, whose own temperature is one of them; drawing greedily has no other.
+        is_reference: whether it is the teacher's at its many steps, which may have temperatures of its own.
+    """
+    if sampler.draw == "greedy":
+        return (sampler.temperature,)
+    if is_reference and config.teacher_temperatures is not None:
+        return tuple(sorted(set(config.teacher_temperatures)))
+    return tuple(sorted({sampler.temperature, *(config.temperatures or ())}))
 
 
 def sampler_of(config: EvaluateConfig, critic: nn.Module | None) -> Sampler:

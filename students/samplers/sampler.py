@@ -220,6 +220,11 @@ class Sampler(Drawing, ABC):
         )
 
     @property
+    def rule_label(self) -> str:
+        """`label`, whatever the temperature."""
+        return self.model_copy(update={"temperature": 1.0}).label
+
+    @property
     def _blocks_label(self) -> str:
         counted = " with steps of their own" * (self.budget == "block")
         size = "the attention" if self.block_length == "attention" else self.block_length

@@ -23,8 +23,8 @@ def columns(comparison: Comparison) -> list[str]:
 def table_sections(comparison: Comparison) -> list[list[list[str]]]:
     """Cells under `columns`: what students are held against, then a section per number of steps, the best first."""
     key, limit = comparison.quality, comparison.teacher_steps
-    summaries = summarise(comparison.runs, key)
-    steps = sorted(({one.steps for one in summaries} | {row.steps for row in comparison.teacher}) - {limit})
+    summaries = summarise(comparison.runs, key, comparison.sampling.temperature)
+    steps = sorted(({one.steps for one in summaries} | {row.steps for row in comparison.own_teacher}) - {limit})
     if any(one.steps == limit for one in summaries):
         steps.append(limit)
     head = [] if comparison.reference is None else [_reference_cells("real text", "–", comparison.reference, key)]
@@ -68,7 +68,7 @@ def _bounds(ends: Interval | None, key: str) -> str:
 
 
 def _teacher_cells(comparison: Comparison, steps: int, shown: str, key: str) -> list[list[str]]:
-    return [_reference_cells("teacher", shown, row, key) for row in comparison.teacher if row.steps == steps]
+    return [_reference_cells("teacher", shown, row, key) for row in comparison.own_teacher if row.steps == steps]
 
 
 def _reference_cells(name: str, steps: str, row: Figures, key: str) -> list[str]:

@@ -65,8 +65,8 @@ def frontier_figure(comparison: Comparison) -> Figure:
     A marker is a mean over seeds with 95% t-intervals, the small ones are the seeds; below and right is better. The
     limits are those of three students or more; what lies far off is drawn at the edge, with its values.
     """
-    summaries = summarise(comparison.runs, comparison.quality)
-    steps = sorted({one.steps for one in summaries}) or sorted({row.steps for row in comparison.teacher})
+    summaries = summarise(comparison.runs, comparison.quality, comparison.sampling.temperature)
+    steps = sorted({one.steps for one in summaries}) or sorted({row.steps for row in comparison.own_teacher})
     across = min(3, len(steps))
     down = math.ceil(len(steps) / across)
     figure = new_figure(4.9 * across + 1.2, 4.1 * down + 0.6)
@@ -120,7 +120,7 @@ def _draw_panel(
 def _landmarks(comparison: Comparison, steps: int) -> list[Landmark]:
     """What students at so many steps are held against."""
     limit, marks = comparison.teacher_steps, []
-    for row in comparison.teacher:
+    for row in comparison.own_teacher:
         if row.steps == steps:
             marks.append(Landmark("teacher, same steps", "teacher", "black", "s", False, row))
         elif row.steps == limit:
@@ -153,8 +153,8 @@ def speed_figure(comparison: Comparison) -> Figure:
     key, look = comparison.quality, styles(comparison)
     figure = new_figure(8.6, 5.4)
     axes = figure.subplots()
-    lines = {"teacher": [(row.seconds / row.samples, getattr(row, key), row.steps) for row in comparison.teacher]}
-    for one in summarise(comparison.runs, key):
+    lines = {"teacher": [(row.seconds / row.samples, getattr(row, key), row.steps) for row in comparison.own_teacher]}
+    for one in summarise(comparison.runs, key, comparison.sampling.temperature):
         lines.setdefault(one.label, []).append((one.seconds / one.samples, one.quality, one.steps))
     points = []
     for name, line in lines.items():

@@ -25,7 +25,7 @@ def samples_text(subject: Subject) -> str:
         how = config if kind == "student" else many_steps(config, model)
         fewest, most = sampler_of(how, critic).fitted(model).steps_between(length)
         steps = max(fewest, min(SHOWN_STEPS, most)) if kind == "student" else config.teacher_steps
-        samples = draw(model, how, steps, SHOWN, length, config.seed, subject.process, critic=critic, prompts=prompts)
+        [samples] = draw(model, how, steps, SHOWN, length, config.seed, subject.process, critic=critic, prompts=prompts)
         for number, row in enumerate(samples.texts.tokens.tolist(), 1):
             text = tokenizer.decode(row, clean_up_tokenization_spaces=False)
             parts.append(f"=== {kind}, {steps} steps, sample {number} ===\n{text}\n")

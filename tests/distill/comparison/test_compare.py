@@ -41,7 +41,15 @@ from tests.distill.evaluation.test_evaluate import LENGTH, ROW, tiny
 from tests.distill.runs import final_weights, wait_for_updates
 from tests.forks import Command
 
-EVALUATE = {"steps": [1, 4], "teacher_steps": 16, "samples": 8, "batch": 8, "bootstrap": 20, "every": 3}
+EVALUATE = {
+    "temperatures": None,
+    "steps": [1, 4],
+    "teacher_steps": 16,
+    "samples": 8,
+    "batch": 8,
+    "bootstrap": 20,
+    "every": 3,
+}
 RESULT = {
     "label",
     "objective",

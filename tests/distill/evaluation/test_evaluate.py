@@ -21,6 +21,7 @@ from distill.config import DataConfig, EvaluateConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
 from distill.evaluation.evaluate import evaluate, quick_figures
 from distill.evaluation.judge import load_judge
+from distill.evaluation.metrics import unigram_entropy
 from distill.evaluation.reports.cells import table_rows
 from distill.evaluation.reports.terminal import evaluation_table
 from distill.evaluation.results import Evaluation
@@ -40,14 +41,14 @@ from tests.networks import shape, stock
 
 LENGTH = 16
 SHAPE = shape(32, intermediate_size=32, initializer_range=0.3)
-SMALL = {"steps": [1, 4, 8], "teacher_steps": 64, "samples": 8, "batch": 5, "bootstrap": 50}
+SMALL = {"steps": [1, 4, 8], "teacher_steps": 64, "samples": 8, "batch": 5, "bootstrap": 50, "temperatures": None}
 FIGURES = {
     "samples", "judge_perplexity", "judge_perplexity_ci", "unigram_entropy", "bigram_entropy", "distinct_2",
 }  # fmt: skip
 COSTS = {
     "nfe", "nfe_median", "nfe_p95", "critic_nfe", "seconds", "tokens_per_second", "passes", "peak_host_bytes",
 }  # fmt: skip
-ROW = FIGURES | COSTS | {"model", "sampler", "steps"}
+ROW = FIGURES | COSTS | {"model", "sampler", "steps", "temperature"}
 
 
 def tiny(tokenizer, seed, attention="full", length=LENGTH):
@@ -221,7 +222,7 @@ def test_many_steps_of_block_attention_are_of_one_block_after_the_other():
 def test_student_alone_into_a_new_folder_without_text(made, tmp_path, machine):
     machine(faster="bfloat16")
     out = tmp_path / "out"
-    overrides = [*(f"{key}={value}" for key, value in SMALL.items()), "precision=auto"]
+    overrides = [*(f"{key}={json.dumps(value)}" for key, value in SMALL.items()), "precision=auto"]
     student, reader = str(made.root / "student"), str(made.root / "judge")
     result = json.loads(evaluate_command(None, student, None, reader, None, out, overrides).read_text("utf-8"))
     assert {row["model"] for row in result["rows"]} == {"student"}
@@ -302,6 +303,11 @@ def test_judge_of_another_vocabulary_retokenizes(made):
     result = evaluate(None, tiny(made.tokenizer, 2), reader, config, LENGTH)
     assert result.judge.retokenized
     assert {row.model for row in result.rows} == {"student"}
+    [drawn] = draw(tiny(made.tokenizer, 2), config, 4, 8, LENGTH, 0)
+    tokens, _, written = reader.retokenize(drawn.texts.tokens)
+    row = result.rows[1]
+    assert row.entropy("unigram") == row.judge_unigram_entropy == unigram_entropy(tokens.numpy(), written.numpy())
+    assert row.judge_unigram_entropy != row.unigram_entropy
 
 
 def test_judge_reads_left_to_right_and_never_expects_a_mask(made, judge):
@@ -363,7 +369,7 @@ def test_bfloat16_is_a_copy_that_keeps_rotary_frequencies(made):
     assert copy.model.base_model.rotary_emb.inv_freq.dtype == torch.float32
     assert copy.log_probs(Canvas.of(rows(2), made.tokenizer.mask_token_id)).dtype == torch.float32
     assert at_precision(model, "float32") is model
-    drawn = draw(copy, EvaluateConfig(**SMALL), 4, 6, LENGTH, 0)
+    [drawn] = draw(copy, EvaluateConfig(**SMALL), 4, 6, LENGTH, 0)
     assert drawn.texts.tokens.shape == (6, LENGTH)
     assert (drawn.texts.tokens != made.tokenizer.mask_token_id).all()
 

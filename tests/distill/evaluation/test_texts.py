@@ -18,7 +18,7 @@ from teachers.process import MaskedProcess
 from tests.networks import shape, stock
 
 LENGTH = 12
-SMALL = {"steps": [4], "teacher_steps": 12, "samples": 6, "batch": 4, "bootstrap": 20}
+SMALL = {"temperatures": None, "steps": [4], "teacher_steps": 12, "samples": 6, "batch": 4, "bootstrap": 20}
 
 
 @pytest.fixture(scope="module")
