@@ -36,7 +36,7 @@ def test_the_page_of_a_run_has_everything(run):
     root = read((run / "report.html").read_text("utf-8"))
     check(root)
     assert [section.attributes["id"] for section in root.all("section") if "id" in section.attributes] == [
-        "claim", "frontier", "cost", "texts", "canvas", "training", "tables", "settings",
+        "claim", "frontier", "cost", "figures", "texts", "canvas", "training", "tables", "settings",
     ]  # fmt: skip
     names = {plot.all("title")[0].text for plot in root.all("svg", class_="plot")}
     assert {"Quality against unigram entropy", "Quality against passes", "Quality against time", "Loss",

@@ -8,6 +8,7 @@ import pytest
 from distill.comparison.reports.html.charts import ComparisonCharts
 from distill.comparison.reports.html.page import comparison_page
 from distill.comparison.results import Comparison
+from distill.evaluation.results import Frontier
 from tests.distill.pages.html import check, read
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -48,3 +49,47 @@ def test_what_failed_is_said_and_a_comparison_of_failures_is_a_page():
     check(root)
     assert "<b>no memory</b>" in root.all("section", id="claim")[0].text
     assert not root.all("section", id="frontier")
+
+
+def at_temperatures(rows):
+    return tuple(
+        replace(row, temperature=t, judge_perplexity=row.judge_perplexity * t, bigram_entropy=row.bigram_entropy * t)
+        for row in rows
+        for t in (0.9, 1.0)
+    )
+
+
+def test_students_are_curves_over_temperatures_and_read_at_the_entropy_of_real_text():
+    comparison = Comparison.load(DOCS / "novels-seeds.json")
+    one = Frontier(
+        model="student", sampler="ancestral", steps=8, nfe=8.0, axis="unigram", entropy=2.887, reached=True,
+        judge_perplexity=10.0,
+    )  # fmt: skip
+    first, second = comparison.settings
+    runs = tuple(
+        replace(
+            run, rows=at_temperatures(run.rows),
+            frontier=(replace(one, judge_perplexity=10.0 + run.seed) if run.label == first
+                      else replace(one, reached=False, judge_perplexity=None),),
+        )
+        for run in comparison.runs
+    )  # fmt: skip
+    comparison = replace(
+        comparison,
+        runs=runs,
+        teacher=at_temperatures(comparison.teacher),
+        frontier=(replace(one, judge_perplexity=15.0),),
+    )
+    charts = ComparisonCharts(comparison)
+    curve = next(curve for curve in charts.frontiers()[1].curves if curve.name == first)
+    assert len(curve.marks) == 2
+    assert [mark.label for mark in curve.marks] == ["", first]
+    root = read(comparison_page(comparison, "seeds").html())
+    check(root)
+    claim = root.all("section", id="claim")[0].text
+    mean = (10.0 * 11.0 * 12.0) ** (1 / 3)
+    assert f"perplexities are: {first} {mean:.2f}; teacher 15.00." in claim
+    assert f"Never as varied as real text in 8 steps: {second}." in claim
+    rows = [[cell.text for cell in row.all("td")] for row in root.all("table")[0].all("tr")[1:]]
+    assert [first, "8", "unigram", "2.887", f"{mean:.2f}", "10.00–12.00", "3 of 3"] in rows
+    assert [second, "8", "unigram", "2.887", "not reached", "–", "0 of 3"] in rows

@@ -9,7 +9,7 @@ import pytest
 
 from distill.evaluation.answers import Answer, Answers, Written
 from distill.evaluation.reports.html.page import Report, report_page
-from distill.evaluation.results import Evaluation, Frontier
+from distill.evaluation.results import Evaluation, Frontier, Protocol
 from distill.evaluation.tasks.results import Asking, Curve, TaskDescription, TaskEvaluation, TaskRow
 from distill.runtime.cost import Cost
 from tests.distill.pages.html import check, read
@@ -102,6 +102,27 @@ def test_an_evaluation_is_a_page(quickstart):
     marks = root.all("svg", class_="plot")[2].all("path", class_="dot")
     assert len(marks) == len(quickstart.rows)
     assert "20 updates" not in root.text
+
+
+def test_figures_that_show_what_a_perplexity_hides_are_seen_at_once(quickstart):
+    rows = tuple(
+        replace(row, mauve=0.9, energy_distance=0.1, self_bleu=0.2, longest_run=2.0) for row in quickstart.rows
+    )
+    root = read(replace(quickstart, rows=rows).to_html())
+    [section] = root.all("section", id="figures")
+    names = [plot.all("title")[0].text for plot in section.all("svg", class_="plot")]
+    assert names == ["Mauve", "Energy distance", "Distinct 2", "Longest run", "Self bleu"]
+    folded = section.all("details")[0].all("svg", class_="plot")
+    assert [plot.all("title")[0].text for plot in folded] == names[2:]
+
+
+def test_rows_as_a_paper_measures_have_a_table_of_their_own(quickstart):
+    protocol = Protocol(name="mdlm", judge="gpt2-large", end_of_text="first", source="<2406.07524>")
+    root = read(replace(quickstart, protocol=protocol, published=quickstart.rows[:2]).to_html())
+    table = root.all("section", id="tables")[0].all("figure", class_="table")[1]
+    assert table.all("strong")[0].text == "As mdlm measures"
+    assert "<2406.07524>" in table.all("figcaption")[0].text
+    assert len(table.all("tbody")[0].all("tr")) == 2
 
 
 def test_curves_over_temperatures_are_joined_and_reach_the_plot_of_their_own(quickstart):

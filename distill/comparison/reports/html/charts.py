@@ -22,7 +22,10 @@ class ComparisonCharts:
 
     def __init__(self, comparison: Comparison):
         self.comparison, self.key = comparison, comparison.quality
-        self.summaries = summarise(comparison.runs, self.key)
+        self.summaries = summarise(comparison.runs, self.key, comparison.sampling.temperature)
+        runs = comparison.runs
+        temperatures = {row.temperature for run in runs for row in run.rows if row.temperature is not None}
+        self._varied = [one for value in sorted(temperatures) for one in summarise(runs, self.key, value)]
         self.quality = Axis(AXES[self.key], log=self.key == "judge_perplexity")
         self.looks = {
             label: (f"s{number % TONES}", SHAPES[number % len(SHAPES)])
@@ -30,7 +33,7 @@ class ComparisonCharts:
         }
 
     def frontiers(self) -> list[Chart]:
-        """Quality against bigram entropy, a plot for each number of steps."""
+        """Quality against bigram entropy over temperatures, a plot for each number of steps."""
         return [
             Chart(
                 f"{steps} step{'s' if steps > 1 else ''}",
@@ -45,7 +48,7 @@ class ComparisonCharts:
 
     def costs(self) -> list[Chart]:
         """Quality and diversity against passes and against seconds; a curve for each label."""
-        rows = [*self.comparison.teacher, *self.summaries]
+        rows = [*self.comparison.own_teacher, *self.summaries]
         passes = Axis("passes of the network for one text", True, tuple(sorted({round(row.nfe, 1) for row in rows})))
         seconds = Axis("seconds for one text", log=True)
         batch = self.comparison.sampling.batch
@@ -81,7 +84,7 @@ class ComparisonCharts:
         levels: tuple[Level, ...],
     ) -> Chart:
         """A curve for the teacher and one for each label over the numbers of steps."""
-        lines: dict[str, list[Summary | Row]] = {"teacher": list(self.comparison.teacher)}
+        lines: dict[str, list[Summary | Row]] = {"teacher": [*self.comparison.own_teacher]}
         for one in self.summaries:
             lines.setdefault(one.label, []).append(one)
         curves = []
@@ -95,19 +98,29 @@ class ComparisonCharts:
         return (one.quality, *one.values) if isinstance(one, Summary) else (getattr(one, self.key),)
 
     def _student(self, one: Summary) -> Curve:
+        """A label in one number of steps, over its temperatures; its name stands at the sampler's own."""
         tone, shape = self.looks[one.label]
-        mark = self._mark(one, one.bigram_entropy, self._qualities(one), one.label, one.label)
-        return Curve(one.label, tone, (mark,), line=False, band=False, shape=shape)
+        others = [other for other in self._varied if (other.label, other.steps) == (one.label, one.steps)]
+        marks = [
+            self._mark(other, other.bigram_entropy, self._qualities(other), one.label, one.label * (other == one))
+            for other in sorted({*others, one}, key=lambda other: other.bigram_entropy)
+        ]
+        return Curve(one.label, tone, tuple(marks), band=False, shape=shape)
 
     def _teachers(self, steps: int) -> Iterable[Curve]:
-        """The teacher in as many steps, and in its many."""
+        """The teacher in as many steps, and in its many, over its temperatures."""
         limit = self.comparison.teacher_steps
-        for row in self.comparison.teacher:
-            if row.steps in (steps, limit):
-                name, shape = ("teacher", "square") if row.steps == steps else (f"teacher, {limit:,}", "circle")
-                mark = self._mark(row, row.bigram_entropy, self._qualities(row), "teacher", name)
-                whose = "teacher, same steps" if row.steps == steps else f"teacher, {limit:,} steps"
-                yield Curve(whose, "teacher", (mark,), line=False, shape=shape)
+        for count in dict.fromkeys((steps, limit)):
+            rows = [row for row in self.comparison.teacher if row.steps == count]
+            own = [row for row in self.comparison.own_teacher if row.steps == count]
+            name, shape = ("teacher", "square") if count == steps else (f"teacher, {limit:,}", "circle")
+            marks = [
+                self._mark(row, row.bigram_entropy, self._qualities(row), "teacher", name * (row in own))
+                for row in sorted(rows, key=lambda row: row.bigram_entropy)
+            ]
+            whose = "teacher, same steps" if count == steps else f"teacher, {limit:,} steps"
+            if marks:
+                yield Curve(whose, "teacher", tuple(marks), shape=shape)
 
     def _mark(self, one: Summary | Row, x: float, values: Sequence[float], name: str, label: str = "") -> Mark:
         """A mean at its place, ``values`` being it and then those of all seeds."""

@@ -6,6 +6,7 @@ from itertools import groupby
 
 from distill.comparison.reports.cells import caption, columns, quality_text, table_sections
 from distill.comparison.reports.html.charts import ComparisonCharts
+from distill.comparison.reports.html.frontier import frontier_sentences, frontier_tables
 from distill.comparison.reports.markdown import RUN_COLUMNS, run_cells
 from distill.comparison.results import Comparison
 from distill.evaluation.reports.cells import AXES
@@ -33,7 +34,8 @@ def comparison_page(comparison: Comparison, name: str) -> Page:
                 "frontier", "Quality against diversity",
                 "A text that repeats itself is easy to predict, so a low perplexity alone proves nothing: further down "
                 "and not further to the left is better.",
-                (Charts(tuple(charts.frontiers()), together=True),) if charts.summaries else (),
+                ((Charts(tuple(charts.frontiers()), together=True),) if charts.summaries else ())
+                + frontier_tables(comparison),
             ),
             Section(
                 "cost", "What a pass buys",
@@ -73,6 +75,7 @@ def _claim(comparison: Comparison, charts: ComparisonCharts) -> Prose:
         ]
         count = f"{steps} step{'s' if steps > 1 else ''}"
         sentences.append(f"In {count} no other is better and at least as varied: {'; '.join(names)}.")
+    sentences += frontier_sentences(comparison)
     return Prose((*sentences, *(f"{run.name} failed: {run.failed}" for run in comparison.failures)))
 
 

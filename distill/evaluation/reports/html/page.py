@@ -9,7 +9,13 @@ from distill.config import EvaluateConfig
 from distill.evaluation.answers import Answers
 from distill.evaluation.reports.html.claim import cards, claim
 from distill.evaluation.reports.html.frontier import frontier_charts, frontier_table
-from distill.evaluation.reports.html.quality import evaluation_table, other_charts, quality_charts
+from distill.evaluation.reports.html.quality import (
+    evaluation_table,
+    other_charts,
+    published_table,
+    quality_charts,
+    telling_charts,
+)
 from distill.evaluation.reports.html.settings import cost_facts, setting_facts, task_facts
 from distill.evaluation.reports.html.tasks import task_block, task_charts
 from distill.evaluation.reports.html.training import Lines, other_training_charts, training_charts
@@ -68,7 +74,13 @@ def report_page(reports: Sequence[Report]) -> Page:
             Section(
                 "cost", "What a pass buys",
                 "A pass is one run of the network over the whole text. Fewer passes are what a student is for.",
-                (*_side_by_side(reports, _quality), *_folded("Other figures of the texts", reports, _others)),
+                _side_by_side(reports, _quality),
+            ),
+            Section(
+                "figures", "More than perplexity",
+                "Repetition, templates and low temperatures lower a perplexity without improving a text. Each of them "
+                "shows in at least one of these figures.",
+                (*_side_by_side(reports, _telling), *_folded("Other figures of the texts", reports, _others)),
             ),
             Section(
                 "tasks", "Right answers",
@@ -148,6 +160,10 @@ def _quality(report: Report, owner: str) -> list[Chart]:
     return [] if report.evaluation is None else quality_charts(report.evaluation, owner)
 
 
+def _telling(report: Report, owner: str) -> list[Chart]:
+    return [] if report.evaluation is None else telling_charts(report.evaluation, owner)
+
+
 def _others(report: Report, owner: str) -> list[Chart]:
     return [] if report.evaluation is None else other_charts(report.evaluation, owner)
 
@@ -177,7 +193,8 @@ def _logged(report: Report, owner: str) -> list[Chart]:
 
 
 def _tables(report: Report, owner: str) -> list[Block]:
-    return [] if report.evaluation is None else [evaluation_table(report.evaluation, owner)]
+    evaluation = report.evaluation
+    return [] if evaluation is None else [evaluation_table(evaluation, owner), *published_table(evaluation, owner)]
 
 
 def _settings(report: Report, owner: str) -> list[Block]:

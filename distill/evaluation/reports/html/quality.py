@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 
-from distill.evaluation.reports.cells import AXES, caption, columns, table_rows
-from distill.evaluation.reports.html.rows import SHAPES, by_model, note, own_rows, tone
+from distill.evaluation.reports.cells import AXES, caption, columns, perplexity_text, table_rows
+from distill.evaluation.reports.html.rows import SHAPES, by_model, ends_text, note, own_rows, tone
 from distill.evaluation.results import Evaluation, Figures, Row
 from distill.pages.blocks import Table
 from distill.pages.chart import Axis, Chart, Curve, Level, Mark
@@ -17,6 +17,13 @@ KNOWN = {
     "bigram_entropy",
 }  # fmt: skip
 """Of `Figures`, those that have a plot of their own, or are no figure of a text."""
+TELLING = {
+    "mauve": "How near the texts are to real ones, at most 1: higher is better.",
+    "energy_distance": "How far the texts are from real ones in the states of a network: lower is better.",
+    "gradient_moment": "How far the texts are from real ones in the gradients of a network: lower is better.",
+    "repetition_4": "How often a text repeats four tokens: near the line of real text is best.",
+}
+"""Of `Figures`, those that show at once what a perplexity hides."""
 
 
 def quality_charts(evaluation: Evaluation, owner: str = "") -> list[Chart]:
@@ -32,17 +39,28 @@ def quality_charts(evaluation: Evaluation, owner: str = "") -> list[Chart]:
     ]
 
 
+def telling_charts(evaluation: Evaluation, owner: str = "") -> list[Chart]:
+    """Figures that show the known ways to a low perplexity without good text, against passes."""
+    return [_other_chart(evaluation, name, owner) for name in TELLING if _is_known(evaluation, name)]
+
+
 def other_charts(evaluation: Evaluation, owner: str = "") -> list[Chart]:
     """Every other figure that the texts have, against passes."""
     names = [field.name for field in fields(Figures) if not field.name.endswith("_ci") and field.name not in KNOWN]
     return [
-        _chart(
-            evaluation, name.replace("_", " ").capitalize(), name, "passes",
-            "Near the line of real text is best.", owner,
-        )
+        _other_chart(evaluation, name, owner)
         for name in names
-        if any(isinstance(getattr(row, name), int | float) for row in evaluation.rows)
+        if name not in TELLING and _is_known(evaluation, name)
     ]  # fmt: skip
+
+
+def _other_chart(evaluation: Evaluation, name: str, owner: str) -> Chart:
+    told = TELLING.get(name, "Near the line of real text is best.")
+    return _chart(evaluation, name.replace("_", " ").capitalize(), name, "passes", told, owner)
+
+
+def _is_known(evaluation: Evaluation, name: str) -> bool:
+    return any(isinstance(getattr(row, name), int | float) for row in evaluation.rows)
 
 
 ACROSS: dict[str, tuple[str, Callable[[Row], float]]] = {
@@ -97,3 +115,29 @@ def evaluation_table(evaluation: Evaluation, owner: str = "") -> Table:
         tones=["real" if name == "real text" else tone(name) for name in names],
         records=[{"model": name} | as_json(part) for name, part in zip(names, parts, strict=True)],
     )
+
+
+def published_table(evaluation: Evaluation, owner: str = "") -> list[Table]:
+    """The rows that were sampled and judged as a paper's code does; nothing where there are none."""
+    if not evaluation.published or evaluation.protocol is None:
+        return []
+    protocol, rows = evaluation.protocol, evaluation.published
+    cells = [
+        [
+            row.model, row.sampler, f"{row.steps:,}", f"{row.nfe:.1f}", perplexity_text(row.judge_perplexity),
+            ends_text(row.judge_perplexity_ci, "judge_perplexity"), f"{row.unigram_entropy:.3f}",
+            f"{row.bigram_entropy:.3f}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    table = Table(
+        name=f"{owner + ': ' if owner else ''}As {protocol.name} measures",
+        caption=f"Sampled and judged by a published protocol ({protocol.source}); judge {protocol.judge}; end-of-text "
+        f"tokens that count: {protocol.end_of_text}. The exact figures are in the table above.",
+        columns=["model", "sampler", "steps", "NFE", "judge PPL", "95% interval", "unigram H", "bigram H"],
+        rows=cells,
+        left=["model", "sampler"],
+        tones=[tone(row.model) for row in rows],
+        records=[as_json(row) for row in rows],
+    )
+    return [table]

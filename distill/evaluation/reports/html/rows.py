@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from distill.evaluation.reports.cells import perplexity_text
-from distill.evaluation.results import Evaluation, Figures, Interval, Row
+from distill.evaluation.results import Evaluation, Figures, Interval, Row, at_own_temperature
 
 SHAPES = {"teacher": "circle", "student": "diamond"}
 SHOWN_STEPS = 8
@@ -18,18 +18,8 @@ def tone(model: str) -> str:
 
 
 def own_rows(evaluation: Evaluation) -> list[Row]:
-    """One row for each model and number of steps: of several temperatures the one nearest to the sampler's own."""
-    own = evaluation.sampling.sampler_settings.get("temperature", 1.0)
-    chosen: dict[tuple[str, int], Row] = {}
-    for row in evaluation.rows:
-        place = (row.model, row.steps)
-        if place not in chosen or _distance(row, own) < _distance(chosen[place], own):
-            chosen[place] = row
-    return list(chosen.values())
-
-
-def _distance(row: Row, temperature: float) -> float:
-    return abs((temperature if row.temperature is None else row.temperature) - temperature)
+    """One row for each model, sampler and number of steps: at the sampler's own temperature, or nearest to it."""
+    return at_own_temperature(evaluation.rows, evaluation.sampling.temperature)
 
 
 def by_model(rows: Iterable[Row]) -> dict[str, list[Row]]:

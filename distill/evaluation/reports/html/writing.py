@@ -24,13 +24,13 @@ def _pair(answers: Answers, number: int, steps: int) -> tuple[Text | None, Text 
     here = {one.model: _text(one, number) for one in answers.answers if one.steps == steps}
     first = steps == max(one.steps for one in answers.answers)
     if first and answers.real is not None and "student" not in here:
-        here["student"] = Text("Real text", "real", "as it goes on", answers.real[number])
+        here["student"] = Text("Real text", "real", "as it goes on", answers.real[number].strip())
     return here.get("teacher"), here.get("student")
 
 
 def _text(one: Answer, number: int) -> Text:
     cost = f"{one.nfe:.3g} passes, {one.sampler}, {one.seconds / len(one.texts):.2g} s"
-    return Text(_name(one), one.model, cost, one.texts[number])
+    return Text(_name(one), one.model, cost, one.texts[number].strip())
 
 
 def strip_blocks(answers: Answers, owner: str = "") -> list[Strip]:
