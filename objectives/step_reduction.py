@@ -14,41 +14,29 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from objectives.certainty import hidden_canvas
 from objectives.divergences import kl
 from objectives.gradients import advantage_to_go, grouped_advantage, score_function
 from objectives.objective import (
     Distillation,
     LossOutput,
     Objective,
-    ObjectiveConfig,
     Rollout,
     Surroundings,
-    labels_of,
     one_prompt_a_group,
     rows_to_write,
 )
-from objectives.ratios import DiscriminatorRatio
 from objectives.tail import weighted
-from objectives.verifiers import (
-    at_the_end,
-    causal_log_likelihood,
-    common_masks,
-    load_judge,
-    masked_log_likelihood,
-    path_log_ratio,
-    state_before,
-)
+from objectives.verdicts import Verifier, VerifierConfig
+from objectives.verifiers import at_the_end, state_before
 from students.adaptive import AdaptiveTrajectory, adaptive, mean_inverse_distance
 from students.planner import PlannedDenoiser, add_planner, commit_log_prob, summary
 from students.samplers import Planner, Threshold
 from students.samplers.planner import planned_logits
 from students.student import twin
 from teachers.canvas import Batch, Canvas
-from teachers.capability import Capability
 from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser
 from teachers.randomness import RowStreams
@@ -57,8 +45,8 @@ TOLERANCE = 0.02  # of judge perplexity, where steps are reduced [own]
 CALIBRATION_ROWS = 64  # trajectories of the start that measure its passes [own]
 
 
-class StepReductionConfig(ObjectiveConfig):
-    """Every default with its origin.
+class StepReductionConfig(VerifierConfig):
+    """Every default with its origin; those of V are in `VerifierConfig`.
 
     The policy is the run's ``sampler``: "planner" [paper] of dUltra, a head that is put on the student unless it has
     one, or "threshold".
@@ -66,13 +54,6 @@ class StepReductionConfig(ObjectiveConfig):
     Attributes:
         trains: "planner", the head alone, the tokens' law staying as it is, or "all".
         steps: M, no trajectory has more passes; a new planner starts at the ancestral rate of so many.
-        verifier: V. "teacher_path", the teacher's log-ratio to the student, pass by pass (`verifiers.path_log_ratio`):
-            the least noise, and no reward for sharpness; "own_path", the same with the student's start for a teacher:
-            what it costs to commit at once, and nothing of how the student differs from the teacher; or, of the
-            finished row, in nats a token, the "teacher"'s masked log-likelihood, a "judge"'s log-likelihood, or a
-            "discriminator"'s mean log-odds.
-        verifier_masks: random sets of positions a row, for "teacher"; the same for a whole group.
-        judge: an autoregressive model over the student's vocabulary. One that also evaluates the run flatters it.
         length_weight: λ: what the start's mean number of passes costs, in units of V.
         length_warmup: part of the run over which λ rises from 0.
         surrogate: part of the run over which the surrogate of |τ| gives way to |τ| itself; 0 for none.
@@ -85,9 +66,6 @@ class StepReductionConfig(ObjectiveConfig):
     name: Literal["step_reduction"] = "step_reduction"
     trains: Literal["planner", "all"] = "planner"  # [own]
     steps: int = Field(default=16, ge=2)  # [own]
-    verifier: Literal["teacher_path", "own_path", "teacher", "discriminator", "judge"] = "teacher_path"  # [open]
-    verifier_masks: PositiveInt = 4  # [own]
-    judge: str = "bundled:judge"
     length_weight: float = Field(default=0.3, ge=0)  # [open]
     length_warmup: float = Field(default=0.1, ge=0, le=1)  # [open]
     surrogate: float = Field(default=0.3, ge=0, le=1)  # [open]
@@ -95,10 +73,6 @@ class StepReductionConfig(ObjectiveConfig):
     advantage: Literal["leave_one_out", "grouped"] = "leave_one_out"  # [own]
     advantage_clamp: float = Field(default=3.0, gt=0)  # [code] of DiDi-Instruct
     anchor_kl: float = Field(default=0.1, ge=0)  # [open]
-    discriminator_blocks: PositiveInt = 4  # [code] of DiDi-Instruct, and below
-    discriminator_targets: tuple[float, float] = (0.9, 0.1)
-    reward_epsilon: float = Field(default=1e-6, gt=0)
-    reward_clamp: float = Field(default=8.0, gt=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -107,16 +81,6 @@ class StepReductionConfig(ObjectiveConfig):
             if isinstance(values, dict) and key in values:
                 raise ValueError(f"{key} is now the run's {new}; write sampler: {{name: planner}} or threshold there")
         return values
-
-    @property
-    def phases(self) -> tuple[str, ...]:
-        """A critic only where it is the verifier."""
-        return ("critic", "student") if self.verifier == "discriminator" else ("student",)
-
-    @property
-    def counted_blocks(self) -> int:
-        """The discriminator's."""
-        return self.discriminator_blocks if self.verifier == "discriminator" else 0
 
     @property
     def group(self) -> int:
@@ -137,11 +101,6 @@ class StepReductionConfig(ObjectiveConfig):
     def unrounded(self) -> bool:
         """The law of the tokens stays as it is loaded where the planner alone trains."""
         return self.trains == "planner"
-
-    @property
-    def capabilities(self) -> frozenset[Capability]:
-        """The discriminator's."""
-        return frozenset({"hidden states", "blocks"} if self.verifier == "discriminator" else ())
 
     def check(self, run: Surroundings) -> None:
         """What is trained is a sampler's passes, and what is measured: those of another one stay as they were."""
@@ -223,16 +182,6 @@ class StepReductionRollout(Rollout):
         return AdaptiveTrajectory(self.states, self.commits, self.sample, self.steps, self.features)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What trajectories are worth: (B, M) pass by pass; and for a discriminator what it compared, else None."""
-
-    worth: Tensor
-    fake: Canvas | None = None
-    real: Canvas | None = None
-    real_weights: Tensor | None = None
-
-
 def ramp(progress: float, until: float) -> float:
     """0 at the start, 1 from ``until`` on, both parts of a run."""
     return min(1.0, progress / until) if until > 0 else 1.0
@@ -254,26 +203,14 @@ class StepReduction(Objective[StepReductionRollout]):
             self.student.inner.requires_grad_(config.trains == "all")
         self.target = self.reference = twin(self.student)
         self.progress = 0.0
-        self.ratio = self._discriminator(distillation.start) if config.verifier == "discriminator" else None
-        self.judge = load_judge(config.judge, self.student.spec) if config.verifier == "judge" else None
-        self.needs = "nothing" if self.ratio is None else "rows"
+        self.verifier = Verifier(config, distillation, self.student, self.first)
+        self.needs = self.verifier.needs
         self._start: tuple[float, float] | None = None
-
-    def _discriminator(self, start: Denoiser) -> DiscriminatorRatio:
-        config = self.config
-        return DiscriminatorRatio(
-            start, config.discriminator_blocks, config.discriminator_targets, config.reward_epsilon, config.reward_clamp
-        )
 
     @property
     def networks(self) -> dict[str, nn.Module]:
         """The student with its planner, its start, and the verifier that it trains or loads."""
-        networks: dict[str, nn.Module] = {"student": self.student, "target": self.first}
-        if self.ratio is not None:
-            networks["critic"] = self.ratio.network
-        if self.judge is not None:
-            networks["judge"] = self.judge
-        return networks
+        return {"student": self.student, "target": self.first, **self.verifier.networks}
 
     @property
     def first(self) -> Denoiser:
@@ -327,7 +264,7 @@ class StepReduction(Objective[StepReductionRollout]):
         # 1. what the student writes, and what that is worth
         path = self._trajectory(self.student, canvas, randomness, keep_features=self.planner_alone)
         weights = self.tail.weights(path.sample, canvas.open)
-        verdict = self._verdict(batch, path, randomness, weights)
+        verdict = self.verifier.verdict(batch, path, randomness, weights)
         # 2. what its passes cost
         reward = verdict.worth - config.length_weight * ramp(self.progress, config.length_warmup) * self.cost(path)
         # 3. each pass beside those of the other rows of the group
@@ -340,44 +277,12 @@ class StepReduction(Objective[StepReductionRollout]):
             verdict.real, path.features, verdict.real_weights, weights=weights,
         )  # fmt: skip
 
-    def _verdict(
-        self, batch: Batch, path: AdaptiveTrajectory, randomness: RowStreams, weights: Tensor | None
-    ) -> Verdict:
-        config, canvas = self.config, batch.canvas
-        if config.verifier in ("teacher_path", "own_path"):
-            verifier = self.teacher if config.verifier == "teacher_path" else self.first
-            worth = path_log_ratio(
-                verifier, self.student, canvas, path, randomness, self.group, self.process, self.planner_alone, weights
-            )
-            return Verdict(worth)
-        masks = common_masks(randomness, canvas.open, config.verifier_masks, self.group)
-        if self.ratio is not None:
-            return self._odds(self.ratio, labels_of(batch), canvas, path, masks[:, 0], weights)
-        if self.judge is not None:
-            nats = causal_log_likelihood(self.judge, canvas, path.sample, weights)
-        else:
-            nats = masked_log_likelihood(self.teacher, canvas, path.sample, masks, self.process, weights)
-        return Verdict(at_the_end(nats, path.steps, config.steps))
-
-    def _odds(
-        self, ratio: DiscriminatorRatio, labels: Tensor, canvas: Canvas, path: AdaptiveTrajectory, masked: Tensor,
-        weights: Tensor | None,
-    ) -> Verdict:  # fmt: skip
-        """The mean log-odds of a row's masked tokens."""
-        ratio.refresh()
-        mask_id = self.student.spec.mask_id
-        fake, real = (hidden_canvas(x, canvas, masked, mask_id, self.process) for x in (path.sample, labels))
-        odds = weighted(ratio.reward(fake, path.sample), weights) * masked
-        mean = (odds.sum(1) / masked.sum(1).clamp(min=1)).double()
-        worth = at_the_end(mean, path.steps, self.config.steps)
-        return Verdict(worth, fake, real, self.tail.weights(labels, canvas.open))
-
     def outline(self, canvas: Canvas) -> StepReductionRollout:
         """See `Objective.outline`."""
         passes, rows = self.config.steps, len(canvas)
         states, commits = (x[:, None].repeat(1, passes, 1) for x in (canvas.tokens, canvas.open))
         steps, zeros = torch.full((rows,), passes), torch.zeros(rows, passes, dtype=torch.float64)
-        compared = None if self.ratio is None else canvas
+        compared = None if self.verifier.ratio is None else canvas
         features = None
         if self.planner_alone:
             with torch.no_grad():
@@ -398,9 +303,9 @@ class StepReduction(Objective[StepReductionRollout]):
         return self._critic_loss(rollout) if phase == "critic" else self._student_loss(rollout)
 
     def _critic_loss(self, rollout: StepReductionRollout) -> LossOutput:
-        assert self.ratio is not None
+        assert self.verifier.ratio is not None
         assert rollout.fake is not None
-        loss, sums = self.ratio.loss(
+        loss, sums = self.verifier.ratio.loss(
             rollout.fake, rollout.sample, rollout.real, weights=rollout.weights, real_weights=rollout.real_weights
         )
         return LossOutput(loss, {name: (value, self.count("critic", rollout)) for name, value in sums.items()})

@@ -25,7 +25,7 @@ from students.adaptive import adaptive, mean_inverse_distance
 from students.planner import PlannedDenoiser, add_planner, summary, surroundings
 from students.samplers import Planner, Threshold
 from students.samplers.threshold import confident
-from students.student import trainable_copy, twin
+from students.student import trainable_copy
 from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
@@ -254,7 +254,7 @@ def test_path_log_ratio_is_by_enumeration_what_it_estimates(marginalise):
 @pytest.mark.parametrize(("verifier", "nothing"), [("own_path", True), ("teacher_path", False)])
 def test_own_path_charges_what_is_committed_at_once_and_not_how_far_the_teacher_is(verifier, nothing):
     objective = small_objective(verifier=verifier, steps=LENGTH)
-    objective.target = twin(objective.student)  # the start, of which small_objective has moved away
+    objective.target.load_state_dict(objective.student.state_dict())
     for bias, alone in ((-50.0, True), (2.0, False)):
         with torch.no_grad():
             objective.student.planner.out.bias.fill_(bias)
@@ -385,11 +385,12 @@ def test_judge_scores_left_to_right_and_must_fit(tmp_path):
     small_model().save(tmp_path / "denoiser")
     objective = small_objective(verifier="judge", judge=str(tmp_path / "judge"))
     rollout = objective.rollout(batch_of(objective, None, 2), RowStreams(0, (0,), range(2)))
-    expected = says(objective.judge, rollout.sample)[:, 1:].gather(-1, rollout.sample[:, 1:, None]).mean((1, 2))
+    judge = objective.verifier.judge
+    expected = says(judge, rollout.sample)[:, 1:].gather(-1, rollout.sample[:, 1:, None]).mean((1, 2))
     torch.testing.assert_close(rollout.verdict, expected.double(), rtol=1e-4, atol=1e-5)
     changed = rollout.sample.clone()
     changed[:, 0] = 9
-    other = causal_log_likelihood(objective.judge, rollout.canvas, changed)
+    other = causal_log_likelihood(judge, rollout.canvas, changed)
     assert not torch.equal(other, rollout.verdict), "the first is context"
     with pytest.raises(UserError, match="give an autoregressive model"):
         small_objective(verifier="judge", judge=str(tmp_path / "denoiser"))

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from teachers.cache import Window
+
+_LAYERS: WeakKeyDictionary[PreTrainedModel, list[GradientCheckpointingLayer]] = WeakKeyDictionary()
 
 
 class WindowCache(Cache):
@@ -55,7 +58,7 @@ def states_in_window(model: PreTrainedModel, inputs: dict[str, Tensor | None], w
 @contextmanager
 def _computed_once(model: PreTrainedModel) -> Iterator[None]:
     """Within, no layer is one whose activations are computed again: transformers 5.17 gives such a layer no cache."""
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m.training]
+    layers = [layer for layer in _checkpointed(model) if layer.training]
     for layer in layers:
         layer.training = False
     try:
@@ -63,6 +66,13 @@ def _computed_once(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = True
+
+
+def _checkpointed(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
+    """The layers whose activations can be computed again, found once for all passes of a network."""
+    if model not in _LAYERS:
+        _LAYERS[model] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    return _LAYERS[model]
 
 
 @lru_cache
