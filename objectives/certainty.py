@@ -5,6 +5,10 @@
 summed over two canvases of each row: a block in which half the tokens are masked, and its complement; before the block
 everything is shown, after it everything is masked and not scored, as in semi-autoregressive decoding.
 
+Canvases of our own beside these, ``canvases: sampler``: what the run's sampler has still masked before one of its
+passes, when it writes the row's tokens. They are what the student meets when it writes, and the first of them shows
+nothing of the row; half-masked rows leave what a first pass writes to chance.
+
 What the released code gets wrong: its masking loop writes each row's block into *all* rows and forgets what it masked
 after the blocks of earlier rows, so it is right at batch size 1 only; where the blocks divide the row evenly, one draw
 in (blocks + 1) has an empty block and no loss; and both means run over the batch, so that accumulating gradients
@@ -29,11 +33,13 @@ from objectives.objective import (
     Objective,
     ObjectiveConfig,
     Rollout,
+    Surroundings,
     labels_of,
     rows_to_write,
     timed,
 )
 from objectives.tail import balanced, weighted
+from students.rollout import on_the_way
 from teachers.canvas import Batch, Canvas
 from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser
@@ -45,17 +51,42 @@ class CertaintyConfig(ObjectiveConfig):
     """Every default with its origin. Published beside them: a LoRA adapter of rank 128, lr 2e-5, 6 epochs [code].
 
     Attributes:
-        block: tokens of a block.
+        canvases: "random": a block of each row, masked at random, and the complement. "sampler": what the run's sampler
+            has still masked before one of its passes, when it writes the row's tokens in the order that the student
+            gives. [own]
+        steps: the step counts of that sampler that are drawn from.
+        block: tokens of a random block.
         mask: probability that a token of the block is masked on the first canvas; on the second the others are.
         entropy_weight: β.
         temperature: T.
     """
 
     name: Literal["certainty"] = "certainty"
+    canvases: Literal["random", "sampler"] = "random"  # [code]
+    steps: list[PositiveInt] = Field(default=[4, 8], min_length=1)  # [own]
     block: PositiveInt = 32  # [code]
     mask: float = Field(default=0.5, gt=0, lt=1)  # [code]
     entropy_weight: float = Field(default=2.0, ge=0)  # [code]
     temperature: float = Field(default=0.5, gt=0)  # [code]
+
+    @property
+    def most_steps(self) -> int:
+        """Of ``steps``, where these are asked for."""
+        return max(self.steps) if self.canvases == "sampler" else 1
+
+    @property
+    def fewest_steps(self) -> int | None:
+        """Of ``steps``, where these are asked for."""
+        return min(self.steps) if self.canvases == "sampler" else None
+
+    def check(self, run: Surroundings) -> None:
+        """Canvases of the run's sampler need one that a rollout can be made with."""
+        super().check(run)
+        if self.canvases == "sampler" and run.sampler.needs_critic:
+            raise ValueError(
+                f"objective.canvases is sampler, and sampler {run.sampler.label!r} cannot make training rollouts; set "
+                "canvases to random, or another sampler"
+            )
 
     def build(self, distillation: Distillation) -> Certainty:
         """See `ObjectiveConfig.build`."""
@@ -203,9 +234,21 @@ class Certainty(CertaintyObjective):
 
     def __init__(self, config: CertaintyConfig, distillation: Distillation):
         super().__init__(distillation, config.entropy_weight, config.temperature)
-        self.config = config
+        self.config, self.sampler = config, distillation.sampler
 
     def rollout(self, batch: Batch, randomness: RowStreams) -> CanvasRollout:
+        """See `CertaintyConfig.canvases`."""
+        draw = self._sampled if self.config.canvases == "sampler" else self._random
+        return draw(batch, randomness)
+
+    def _sampled(self, batch: Batch, randomness: RowStreams) -> CanvasRollout:
+        """A state of the student's sampler that holds tokens of the row, and the tokens that its next pass asks for."""
+        canvas, labels, steps = batch.canvas, labels_of(batch), self.config.steps
+        state, asked = on_the_way(self.student, self.process, canvas, self.sampler, steps, labels, randomness)
+        weights = within(self.tail.weights(labels, canvas.open), asked)
+        return CanvasRollout(canvas, labels, state.open[:, None], asked[:, None], weights=weights)
+
+    def _random(self, batch: Batch, randomness: RowStreams) -> CanvasRollout:
         """A block of each row, masked at random, and the complement."""
         open_, labels = batch.canvas.open, labels_of(batch)
         weights = self.tail.weights(labels, open_)

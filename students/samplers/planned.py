@@ -11,7 +11,9 @@ from torch import Tensor
 from students.drawing import Tokens
 from students.samplers.blocks import number_events
 from students.samplers.sampler import Asked, Sampler, Schedule, Work
+from students.session import Session
 from teachers.canvas import Canvas
+from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import Randomness, of_rows
 
@@ -30,6 +32,14 @@ class PlannedSampler(Sampler):
         Returns:
             (B, L) in [0, steps).
         """
+
+    def order(
+        self, canvas: Canvas, denoiser: Denoiser, steps: Tensor, process: MaskedProcess, randomness: Randomness
+    ) -> Tensor:
+        """The transition that writes each open position, of all of a row's: (B, L). The denoiser is not asked."""
+        work = Work(Session(denoiser, canvas, 0), canvas, steps, process, randomness)
+        self.enter(work)
+        return self.of_blocks(work)
 
     def begin(self, work: Work) -> int:
         """Number each row's transitions: pass n serves the n-th of every row that has one."""

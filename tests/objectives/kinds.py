@@ -55,6 +55,7 @@ KINDS = {
     "redi": (RediConfig(steps=3), Ancestral()),
     "redi, random": (RediConfig(steps=3, random_share=0.5), Ancestral()),
     "certainty": (CertaintyConfig(block=3), Ancestral()),
+    "certainty, sampler": (CertaintyConfig(canvases="sampler", steps=[2, 4]), Dilated()),
     "trajectory": (TrajectoryConfig(window=(4, 4)), Ancestral()),
     "t3d": (T3DConfig(guess="drawn"), Ancestral()),
     "constrained_order": (ConstrainedOrderConfig(weight="uniform"), Ancestral()),

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from objectives.certainty import CanvasRollout, CertaintyConfig, draw_block
-from objectives.objective import Distillation
+from objectives.objective import Distillation, Surroundings
+from students.fill import fill
+from students.rollout import StateRecorder
+from students.samplers import Ancestral, Dilated, Threshold
 from students.student import trainable_copy
 from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
@@ -29,9 +32,9 @@ def build(config, length=LENGTH):
     return config.build(Distillation(teacher, student, MaskedProcess(), length, teacher))
 
 
-def build_tabular(config, length=3, sharpness=1.0):
+def build_tabular(config, length=3, sharpness=1.0, sampler=Ancestral()):  # noqa: B008, frozen
     teacher = TabularDenoiser(4, length, 0, sharpness)
-    return config.build(Distillation(teacher, trainable_copy(teacher), MaskedProcess(), length, teacher))
+    return config.build(Distillation(teacher, trainable_copy(teacher), MaskedProcess(), length, teacher, sampler))
 
 
 def rows_of(rows, length=LENGTH):
@@ -164,6 +167,31 @@ def every_state(objective, rows):
     return CanvasRollout(Canvas.blank(len(labels), 3, 3), labels, scored, scored)
 
 
+@pytest.mark.parametrize("sampler", [Dilated(), Threshold(threshold=0.9)])
+def test_canvases_of_the_sampler_are_those_that_it_meets_on_the_way_to_the_rows(sampler):
+    """It gives the order, and the tokens are the row's."""
+    objective = build_tabular(CertaintyConfig(canvases="sampler", steps=[3]), sharpness=2.0, sampler=sampler)
+    real, blank = all_sequences(3, 3)[::3], Canvas.blank(9, 3, 3)
+    met, expected = set(), set()
+    for update in range(200):
+        rollout = objective.rollout(batch_of(objective, real, 9), RowStreams(0, (update,), range(9)))
+        assert not (rollout.scored & ~rollout.hidden).any()
+        assert torch.equal(rollout.scored.sum(2), torch.ones(9, 1)) or sampler.adaptive, "one token a pass"
+        met |= {(row, tuple(z)) for row, z in enumerate(shown(rollout, 3)[:, 0].tolist())}
+        recorder, streams = StateRecorder(blank, 3), RowStreams(1, (update,), range(9))
+        passes = fill(objective.student, blank, sampler, 3, streams, given=real, record=recorder).nfe.tolist()
+        expected |= {(row, tuple(z)) for row, n in enumerate(passes) for z in recorder.states[row, :n].tolist()}
+    assert met == expected
+    assert len(met) > 9, "more than the first of each row"
+
+
+def test_canvases_of_a_sampler_with_more_steps_than_tokens_are_refused():
+    config = CertaintyConfig(canvases="sampler", steps=[4, 20])
+    with pytest.raises(ValueError, match=r"objective\.steps has 20"):
+        config.check(Surroundings(10, Dilated(), Dilated(), frozenset({"student"})))
+    CertaintyConfig(steps=[20]).check(Surroundings(10, Dilated(), Dilated(), frozenset({"student"})))
+
+
 def test_without_entropy_the_minimum_is_the_law_of_the_rows_and_entropy_sharpens_it():
     rows = all_sequences(3, 3).repeat_interleave(torch.arange(1, 28) % 5 + 1, 0)  # a law with structure
     gradients = {}
@@ -180,5 +208,6 @@ def test_without_entropy_the_minimum_is_the_law_of_the_rows_and_entropy_sharpens
     assert (step.gather(1, best) > 1e-3).all()
 
 
-def test_gradient_does_not_depend_on_how_the_batch_is_split():
-    assert_splits_alike(build(CertaintyConfig(block=4)), rows_of(8))
+@pytest.mark.parametrize("config", [CertaintyConfig(block=4), CertaintyConfig(canvases="sampler", steps=[3])])
+def test_gradient_does_not_depend_on_how_the_batch_is_split(config):
+    assert_splits_alike(build(config), rows_of(8))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from students.fill import fill
-from students.rollout import k_step, one_move, two_moves
+from students.rollout import StateRecorder, k_step, on_the_way, one_move, two_moves
 from students.samplers import Ancestral, Dilated, TopK
 from teachers.canvas import Canvas
 from teachers.process import MaskedProcess
@@ -153,3 +153,20 @@ def test_collective_students_make_the_same_passes_whatever_the_rows_drew():
         assert all_of_them == min(5 - 1, L) + 1
         different.add(fewer)
     assert len(different) > 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{}, {"block_length": 2}, {"block_length": 2, "budget": "block"}])
+@pytest.mark.parametrize("rule", [Ancestral, Dilated])
+def test_a_planned_rules_states_on_given_tokens_are_those_of_filling_with_them(rule, settings):
+    """No network is asked for them, since the plan looks at no prediction."""
+    student, given, steps = TabularDenoiser(V + 1, L, seed=2), X, torch.full((len(X),), 3)
+    sampler, rows = rule(**settings), range(len(X))
+    state, asked = on_the_way(student, PROCESS, blank(len(X)), sampler, [3], given, RowStreams(0, (0,), rows))
+    streams, recorder = RowStreams(0, (0,), rows), StateRecorder(blank(len(X)), L)
+    uniform(streams, len(X), 2)  # how many steps, and how many of them are made
+    fill(student, blank(len(X)), sampler, steps, streams, given=given, record=recorder)
+    met = (recorder.states == state.tokens[:, None]).all(2) & (recorder.asked == asked[:, None]).all(2)
+    assert met.any(1).all()
+    assert torch.equal(state.open, state.tokens == MASK)
+    assert len(met.int().argmax(1).unique()) > 1
