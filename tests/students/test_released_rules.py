@@ -177,6 +177,26 @@ def test_the_first_token_of_a_block_is_alone_where_only_the_block_before_predict
     assert asked(small, 9) == [[2, 3], [4], [5], [6, 7]], "small blocks begin within the attention's"
 
 
+@pytest.mark.parametrize("rule", [Ancestral, Dilated, TopK])
+@torch.no_grad()
+def test_under_a_shift_every_token_has_the_law_of_its_canvas_whenever_a_blocks_first_one_is_written(rule):
+    """A planned rule writes it when its plan says so, from the block before; what it knows of its text is less."""
+    denoiser = stock(5, 16, MASK, attention="block", block_size=4, shift=True, sizes=shape(5, initializer_range=0.6))
+    total, late = torch.zeros(20, dtype=torch.float64), 0
+
+    def record(one):
+        nonlocal late
+        law = denoiser.log_probs(one.before).gather(-1, one.after()[..., None]).squeeze(-1).double()
+        total.index_add_(0, one.asked.rows, law.masked_fill(~one.commit, 0).sum(1))
+        others = (one.before.tokens != MASK) | one.commit
+        late += int((one.commit & others.view(-1, 4, 4)[..., 1:].any(2).repeat_interleave(4, 1))[:, ::4].sum())
+
+    sampler = rule(block_length=4, **({"order": "random"} if rule is TopK else {}))
+    filled = fill(denoiser, Canvas.blank(20, 16, MASK), sampler, 12, RowStreams(0, (), range(20)), record=record)
+    torch.testing.assert_close(filled.log_prob, total, rtol=0, atol=1e-4)
+    assert (late > 0) == (rule is not TopK)
+
+
 # --- ends -------------------------------------------------------------------------------------------------------------
 
 
