@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from distill.evaluation.reports.cells import caption, columns, table_rows
+from distill.evaluation.reports.other_figures import further_sheets
 from distill.evaluation.results import Evaluation
 from distill.runtime.tables import markdown_table
 
 
 def evaluation_markdown(evaluation: Evaluation) -> str:
-    """An evaluation's table, its caption below; for model cards."""
-    lines = markdown_table(columns(evaluation), table_rows(evaluation), ["model"])
-    return "\n".join([*lines, "", caption(evaluation)]) + "\n"
+    """An evaluation's tables, each with its caption below; for model cards."""
+    lines = [*markdown_table(columns(evaluation), table_rows(evaluation), ["model"]), "", caption(evaluation)]
+    for sheet in further_sheets(evaluation):
+        table = markdown_table(sheet.columns, sheet.rows, ["model", "measured", "sampler"])
+        lines += ["", f"{sheet.title}:", "", *table, "", sheet.caption]
+    return "\n".join(lines) + "\n"

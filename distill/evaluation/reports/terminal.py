@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from distill.evaluation.reports.cells import caption, columns, table_rows
+from distill.evaluation.reports.other_figures import further_sheets
 from distill.evaluation.results import Evaluation
 from distill.runtime.tables import add_row, new_table
 
@@ -19,3 +20,13 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         before = cells[0]
         add_row(table, cells, bold=before == "student")
     return table
+
+
+def further_tables(evaluation: Evaluation) -> list[Table]:
+    """What stands below it, see `further_sheets`."""
+    tables = []
+    for sheet in further_sheets(evaluation):
+        tables.append(new_table(sheet.title, sheet.caption, sheet.columns, ["model", "measured", "sampler"]))
+        for cells in sheet.rows:
+            add_row(tables[-1], cells, bold=cells[0] == "student")
+    return tables
