@@ -37,7 +37,8 @@ class SharedBench:
         length = self.evaluation.length or config.sequence_length
         bench = Bench(judge, self.evaluation, length, MaskedProcess(config.teacher.process))
         text = reference_text(config, self.tokenizer)
-        self._students = bench.with_text(text, self.tokenizer, teacher.spec.mask_id)
+        bench = bench.with_text(text, self.tokenizer, teacher.spec.mask_id)
+        self._students = bench.with_gauges(config.data, self.tokenizer, teacher)
         self._teacher: tuple[Denoiser, Bench] | None = None
         if with_teacher:
             # where the sampler asks a critic, the teacher, which has none, is sampled without

@@ -9,11 +9,13 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.config import DataConfig, EvaluateConfig
 from distill.evaluation.evaluate import check, evaluate
+from distill.evaluation.figures.gauges import Gauges
+from distill.evaluation.figures.loading import load_gauges
 from distill.evaluation.judge import AnyJudge
 from distill.evaluation.reference import HeldOut, held_out
 from distill.evaluation.results import Evaluation
 from distill.runtime.world import ALONE, World
-from teachers.denoiser import Denoiser
+from teachers.denoiser import Denoiser, end_ids
 from teachers.process import MaskedProcess
 
 
@@ -27,6 +29,7 @@ class Bench:
     process: MaskedProcess
     text: HeldOut = field(default_factory=HeldOut)
     world: World = ALONE
+    gauges: Gauges | None = None
 
     def check(self, teacher: Denoiser | None, student: Denoiser | None, critic: nn.Module | None = None) -> None:
         """Refuse models that can not be measured, before anything is sampled."""
@@ -39,6 +42,17 @@ class Bench:
         config = self.config
         return replace(self, text=held_out(text, config.seed, config.samples, self.length, tokenizer, mask_id))
 
+    def with_gauges(self, training: DataConfig | None, tokenizer: PreTrainedTokenizerBase, model: Denoiser) -> Bench:
+        """The same, with what texts are measured with beside the judge.
+
+        Args:
+            training: what was trained on; None where it is not known. model: whose tokens end a text.
+        """
+        gauges = load_gauges(
+            self.config, self.judge, self.text, training, self.length, tokenizer, end_ids(model), self.world
+        )
+        return replace(self, gauges=gauges)
+
     def evaluate(
         self,
         teacher: Denoiser | None,
@@ -49,5 +63,5 @@ class Bench:
         """Measure models, which are frozen and on the judge's device."""
         return evaluate(
             teacher, student, self.judge, self.config, self.length, self.text.rows, self.config.seed, self.process,
-            critic, self.world, self.text.prompts, served,
+            critic, self.world, self.text.prompts, served, self.gauges,
         )  # fmt: skip

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from distill.config import EvaluateConfig
+from distill.config.protocols import PROTOCOLS
+from distill.evaluation.figures.gauges import Gauges
 from distill.evaluation.frontier import Resampled, Scores, frontiers, resamples
 from distill.evaluation.judge import AnyJudge, ExactJudge, Judge
 from distill.evaluation.metrics import (
@@ -28,7 +30,7 @@ from distill.evaluation.metrics import (
     unigram_entropy,
 )
 from distill.evaluation.progress import Counter
-from distill.evaluation.results import Evaluation, Figures, Interval, JudgeDescription, Row, Sampling
+from distill.evaluation.results import Evaluation, Figures, Interval, JudgeDescription, Protocol, Row, Sampling
 from distill.evaluation.sample import Samples, as_served, at_precision, draw, many_steps, sampler_of, temperatures_of
 from distill.evaluation.texts import Texts
 from distill.runtime.progress import progress_bar
@@ -55,6 +57,7 @@ def evaluate(
     world: World = ALONE,
     prompts: Canvas | None = None,
     served: bool = False,
+    gauges: Gauges | None = None,
 ) -> Evaluation:
     """Measure samples of teacher and student, and real text: over the same number of tokens, or after the same prompts.
 
@@ -72,6 +75,7 @@ def evaluate(
         prompts: ``config.samples`` canvases to write on; None for masks alone.
         critic: the student's, for samplers that ask one; the teacher is the reference and goes without.
         served: whether a student is also measured as inference engines sample from it, where these can serve it.
+        gauges: what texts are measured with beside the judge; None for what needs nothing else.
 
     Raises:
         UserError: more steps than tokens, fewer than blocks, too little real text, or a length that does not fit.
@@ -79,8 +83,10 @@ def evaluate(
     check(teacher, student, judge, config, length, reference, critic, prompts)
     parts = _parts(teacher, student, config, critic)
     parts += _served(student, config) if served and student is not None else []
+    parts += _published(parts, config)
+    gauges = Gauges(end_ids(parts[0].denoiser), seed=seed) if gauges is None else gauges
     weights = resamples(config.samples, config.bootstrap, seed)
-    measured: list[tuple[Row, Resampled]] = []
+    measured: list[tuple[_Part, Row, Resampled]] = []
     with progress_bar() as bar:
         progress = Counter(bar, sum(part.passes(length) for part in parts), world.size)
         real, real_resampled = None, None
@@ -88,7 +94,8 @@ def evaluate(
             progress.say("real text")
             texts = real_texts(reference[: config.samples], prompts, parts[0].denoiser)
             scores = _score(texts, judge, config, world)
-            real = Figures(**_figures(texts, scores, None, judge, config, seed))
+            figures = _figures(texts, scores, None, judge, config, seed)
+            real = Figures(**figures, **gauges.figures(texts, distances=gauges.apart))
             same = len(texts.tokens) == config.samples  # after prompts there may be fewer
             real_weights = weights if same else resamples(len(texts.tokens), config.bootstrap, seed)
             real_resampled = Resampled.of(scores, real_weights)
@@ -100,18 +107,22 @@ def evaluate(
             )  # fmt: skip
             progress.say(f"{part.name}, {part.steps} steps, judge")
             for temperature, samples in zip(part.temperatures, drawn, strict=True):
-                scores = _score(samples.texts, judge, config, world, progress)
+                scores = _score(samples.texts, judge, part.config, world, progress)
                 figures = _figures(samples.texts, scores, samples.log_prob, judge, config, seed)
-                measured.append((_row(part, temperature, samples, figures), Resampled.of(scores, weights)))
+                figures |= gauges.figures(samples.texts, distances=temperature == part.sampler.temperature)
+                measured.append((part, _row(part, temperature, samples, figures), Resampled.of(scores, weights)))
             progress.finish(part.passes(length))
-    own = [(row, resampled) for row, resampled in measured if row.model not in SERVED]
+    own = [(row, resampled) for part, row, resampled in measured if part.kind == "own"]
     return Evaluation(
         judge=JudgeDescription(judge.name, judge.parameters, judge.retokenized, judge.source_entropy(length)),
         sampling=_sampling(config, length, seed, process, parts[0].denoiser.device, prompts is not None),
         reference=real,
         rows=tuple(row for row, _ in own),
-        served=tuple(row for row, _ in measured if row.model in SERVED) or None,
+        served=tuple(row for part, row, _ in measured if part.kind == "served") or None,
         frontier=None if real_resampled is None else frontiers(own, real_resampled, config.teacher_steps),
+        instruments=gauges.instruments(config.samples),
+        protocol=_protocol(config),
+        published=tuple(row for part, row, _ in measured if part.kind == "published") or None,
     )
 
 
@@ -121,6 +132,7 @@ class _Part:
 
     Attributes:
         temperatures: each makes a row.
+        kind: of the rows: the evaluation's own, as an engine serves, or as a paper measures.
     """
 
     name: str
@@ -129,6 +141,7 @@ class _Part:
     steps: int
     config: EvaluateConfig
     temperatures: tuple[float, ...]
+    kind: Literal["own", "served", "published"] = "own"
 
     def passes(self, length: int) -> int:
         """The most rows that may go through a network, the judge's included."""
@@ -167,9 +180,29 @@ def _served(student: Denoiser, config: EvaluateConfig) -> list[_Part]:
     settings = {engine: as_served(config, engine, student) for engine in SERVED}
     denoiser = at_precision(student, config.precision)
     return [
-        _Part(engine, denoiser, None, steps, how, (how.sampler.temperature,))
+        _Part(engine, denoiser, None, steps, how, (how.sampler.temperature,), "served")
         for engine, (how, steps) in settings.items()
     ]
+
+
+def _published(parts: Sequence[_Part], config: EvaluateConfig) -> list[_Part]:
+    """The evaluation's own parts once more, at one temperature and as ``config.protocol`` samples and judges."""
+    if config.protocol is None:
+        return []
+    how, published = PROTOCOLS[config.protocol], []
+    for part in parts:
+        if part.kind == "own":
+            sampler = part.config.sampler if how.sampler is None else how.sampler
+            changed = part.config.model_copy(update={"sampler": sampler, "end_of_text": how.end_of_text})
+            published.append(replace(part, config=changed, temperatures=(sampler.temperature,), kind="published"))
+    return published
+
+
+def _protocol(config: EvaluateConfig) -> Protocol | None:
+    if config.protocol is None:
+        return None
+    how = PROTOCOLS[config.protocol]
+    return Protocol(name=config.protocol, judge=how.judge, end_of_text=how.end_of_text, source=how.source)
 
 
 def _row(part: _Part, temperature: float, samples: Samples, figures: dict[str, Any]) -> Row:
@@ -260,10 +293,24 @@ def check(
             f"samples have {length} tokens but judge {judge.name!r} reads at most {judge.max_length}; "
             "set a smaller evaluate.length, or a judge with a longer context"
         )
+    _check_protocol(models, judge, config)
     if prompts is not None:
         check_judge(judge)
     elif reference is not None:
         _check_reference(reference, config.samples, length)
+
+
+def _check_protocol(models: Sequence[Denoiser], judge: AnyJudge, config: EvaluateConfig) -> None:
+    protocol = None if config.protocol is None else PROTOCOLS[config.protocol]
+    ends = config.end_of_text if protocol is None else protocol.end_of_text
+    if ends == "first" and isinstance(judge, ExactJudge):
+        raise UserError(
+            f"judge {judge.name!r} is a Markov source, which scores whole rows, and here only the first end-of-text "
+            "token of a text counts; set evaluate.end_of_text=all and no protocol, or an autoregressive judge"
+        )
+    if protocol is not None and protocol.sampler is not None:
+        for model in models:
+            protocol.sampler.suited(model)
 
 
 def _check_steps(
@@ -375,7 +422,7 @@ def _score(
 
     def score(batch: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         part = texts.rows(slice(batch.start, batch.stop))
-        return *judge.score(part.tokens, advance, part.written), _judge_entropies(part, judge)
+        return *judge.score(part.tokens, advance, part.written, config.end_of_text), _judge_entropies(part, judge)
 
     parts = world.share(len(texts.tokens), config.batch, score)
     nats, tokens, entropies = (np.concatenate(part) for part in zip(*parts, strict=True))

@@ -40,7 +40,7 @@ class Subject:
     Attributes:
         models: by ``teacher`` and ``student``; one may be missing.
         names: where they came from.
-        text: held-out real text; None for none.
+        text: held-out real text; None for none. training_text: what was trained on; None where it is not known.
         critic: the student's, for a sampler that asks one.
     """
 
@@ -50,6 +50,7 @@ class Subject:
     tokenizer: PreTrainedTokenizerBase
     process: MaskedProcess = field(default_factory=MaskedProcess)
     text: DataConfig | None = None
+    training_text: DataConfig | None = None
     critic: nn.Module | None = None
 
     @property
@@ -79,9 +80,10 @@ class Subject:
         judge = load_judge(config.judge, self.tokenizer, config.retokenize, world.device)
         bench = Bench(judge, config, self.length, self.process, world=world)
         bench.check(*self.parts)
-        bench = bench.with_text(self.text, self.tokenizer, next(iter(self.models.values())).spec.mask_id)
+        model = next(iter(self.models.values()))
+        bench = bench.with_text(self.text, self.tokenizer, model.spec.mask_id)
         bench.check(*self.parts)
-        return bench
+        return bench.with_gauges(self.training_text, self.tokenizer, model)
 
     def measure(self, bench: Bench) -> Evaluation:
         """The evaluation, which says where the models came from."""
@@ -144,6 +146,7 @@ def run_subject(run: RunFolder, overrides: list[str], world: World) -> Subject:
         tokenizer=tokenizer,
         process=MaskedProcess(config.teacher.process),
         text=reference_text(config, tokenizer),
+        training_text=config.data,
         critic=load_discriminator(config, checkpoint, teacher, student) if evaluation.sampler.needs_critic else None,
     )
 

@@ -37,6 +37,11 @@ class Joint(Sampler):
     whole: ClassVar[bool] = True
     name: Literal["joint"] = "joint"
 
+    @property
+    def label(self) -> str:
+        """See `Sampler.label`."""
+        return super().label + ", float32 draws" * (self.draw == "float32-gumbel")
+
     def fitted(self, denoiser: Denoiser) -> Self:
         """See `Sampler.fitted`.
 

@@ -34,7 +34,8 @@ class Gauges:
 
     Attributes:
         ends: (E,) the tokens that end a text.
-        real: real texts to compare with; None for none.
+        real: real texts to compare with; None for none. apart: whether these are other texts than those of the row
+            "real text", so that it can be compared with them too.
         featuriser: whose states and gradients are compared with those of real texts; None for none.
         training: the training text that overlaps are looked for in; None for none.
         seed, batch: as of `EvaluateConfig`. world: its processes share the featuriser's work.
@@ -42,6 +43,7 @@ class Gauges:
 
     ends: Sequence[int] = ()
     real: Texts | None = None
+    apart: bool = False
     featuriser: Judge | None = None
     training: TrainingText | None = None
     seed: int = 0

@@ -43,6 +43,7 @@ def load_gauges(
     return Gauges(
         ends=ends,
         real=(text.others or text).texts(ends),
+        apart=text.others is not None,
         featuriser=_featuriser(config, judge, tokenizer, length, world),
         training=None if training is None else _training_text(training, length, tokenizer),
         seed=config.seed,
