@@ -389,7 +389,13 @@ def test_tables_show_every_row(made, judge):
     markdown = result.markdown().splitlines()
     assert len({line.count("|") for line in markdown[:10]}) == 1, "a row has another number of columns"
     assert markdown[2].startswith("| real text |")
-    assert "exact draws, float32" in markdown[-1]
+    end = next(number for number, line in enumerate(markdown) if "exact draws, float32" in line)
+    assert markdown[end + 2] == "Other figures:"
+    assert markdown[end + 4].startswith("| model | steps | distinct-3 | distinct-4 | rep-4 | run | self- BLEU |")
+    others = markdown[end + 4 : -2]
+    assert [line.split(" | ")[0] for line in others[2:]] == ["| real text", *["| teacher"] * 4, *["| student"] * 3]
+    assert len({line.count("|") for line in others}) == 1
+    assert "rep-4: share of a text's 4-grams" in markdown[-1]
     console = Console(file=io.StringIO(), width=80)
     print_table(evaluation_table(result), console)
     printed = console.file.getvalue()

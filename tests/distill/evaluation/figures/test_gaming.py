@@ -1,4 +1,4 @@
-"""Samplers that game perplexity (2606.08417), each caught by another figure of the table, on the bundled judge's novels.
+"""Samplers that game perplexity (2606.08417), each caught by another figure of the table, on the bundled novels.
 
 A sampler games perplexity if it has a lower one than honest text and is worse. Which figure catches it, and by how much
 against real text, is what these tests hold.
