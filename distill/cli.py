@@ -253,6 +253,30 @@ def evaluate(
 
 
 @command
+def verify(
+    folder: Annotated[Path, typer.Argument(help="An exported folder, with its evaluation.json.")],
+    judge: Annotated[str | None, typer.Option(help="Where the judge is now [default: where it was].")] = None,
+    data: Annotated[str | None, typer.Option(help="Where the real text is now [default: where it was].")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="The teacher, to measure its rows too [default: the student's rows alone].")
+    ] = None,
+    steps: Annotated[
+        list[int] | None, typer.Option(help="A number of steps to measure; may be given several times [default: all].")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the new samples [default: another than the evaluation's].")
+    ] = None,
+    same_seed: Annotated[
+        bool, typer.Option("--same-seed", help="The same samples: all figures must be equal, on the same machine.")
+    ] = False,
+) -> None:
+    """Measure an export's own table again; exit code 4 if a figure is not within its interval."""
+    from distill.commands.verify import verify_command
+
+    verify_command(folder, judge, data, teacher, steps or (), seed, same_seed)
+
+
+@command
 def compare(
     words: Annotated[
         list[str],

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import cast, get_args
 
 from distill.finished import STEPS, Student
+from distill.runtime.cost import FILE as COST
+from distill.runtime.result_files import json_text
 from distill.runtime.run_folder import new_folder
 from students.export import export_student
 from teachers.denoiser import Compression, Layout
@@ -22,6 +26,7 @@ def export(
     steps: int | None = None,
     measured: str = "",
     layout: str | None = None,
+    beside: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Write a student into the new folder ``out``.
 
@@ -30,6 +35,7 @@ def export(
         steps: forward passes the export is meant for, of a canvas or as its sampler counts them; by default `STEPS`, or
             one a token where that is fewer.
         measured: Markdown for the model card.
+        beside: other files of the folder, name → text; `Student.training` is one of them in any case.
         layout: one of `LAYOUTS`; by default own, and stock for compressed weights, which its readers take.
 
     Raises:
@@ -53,6 +59,8 @@ def export(
         raise UserError(f"compress {compress} has no meaning for a student of this family; leave it out")
     words = None if isinstance(student.words, UserError) else student.words
     card = f"{student.origin}\n\n{measured}"
+    if student.training is not None:
+        beside = {**beside, COST: json_text(student.training)}
     if compress is not None:
         card += "\nFigures are of the float32 weights, before compression.\n"
     existed = Path(out).exists()
@@ -60,7 +68,7 @@ def export(
     try:
         return export_student(
             student.denoiser, words, folder, steps, cast("Compression | None", compress), card,
-            student.canvas_length, student.schedule, student.sampler, cast("Layout", layout),
+            student.canvas_length, student.schedule, student.sampler, cast("Layout", layout), beside,
         )  # fmt: skip
     except BaseException as error:
         if not existed:

@@ -127,6 +127,7 @@ def _open_model(name: str) -> Student:
         f"Exported from the model folder `{folder.name if source.revision is None else name}`.",
         "quantization_config" in checkpoint.config,
         checkpoint,
+        training=Cost.load(folder),
     )
 
 

@@ -24,10 +24,13 @@ if TYPE_CHECKING:  # for editors and type checkers: the names below, imported
     from distill.config import OptimizerConfig as Optimizer
     from distill.evaluation.results import Evaluation as Evaluation
     from distill.evaluation.tasks.results import TaskEvaluation as TaskEvaluation
+    from distill.evaluation.verification import Verification as Verification
     from distill.generation import Generated as Generated
+    from distill.runtime.cost import Cost as Cost
     from distill.runtime.exits import RunError as RunError
     from fewstep.evaluation import evaluate as evaluate
     from fewstep.evaluation import report as report
+    from fewstep.evaluation import verify as verify
     from fewstep.models import Model as Model
     from fewstep.models import Student as Student
     from fewstep.models import Teacher as Teacher
@@ -76,6 +79,7 @@ __all__ = [
     "Certainty",
     "Consistency",
     "ConstrainedOrder",
+    "Cost",
     "Daedal",
     "Data",
     "DidiInstruct",
@@ -108,6 +112,7 @@ __all__ = [
     "TopK",
     "Trajectory",
     "UserError",
+    "Verification",
     "describe",
     "distil",
     "evaluate",
@@ -116,6 +121,7 @@ __all__ = [
     "load_student",
     "load_teacher",
     "report",
+    "verify",
 ]
 
 _PLACES = {
@@ -132,6 +138,9 @@ _PLACES = {
     "Distiller": "fewstep.training",
     "evaluate": "fewstep.evaluation",
     "report": "fewstep.evaluation",
+    "verify": "fewstep.evaluation",
+    "Cost": "distill.runtime.cost",
+    "Verification": "distill.evaluation.verification",
     "Evaluation": "distill.evaluation.results",
     "TaskEvaluation": "distill.evaluation.tasks.results",
     "Generated": "distill.generation",

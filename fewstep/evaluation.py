@@ -13,11 +13,13 @@ import distill.report
 from distill.config import DataConfig, EvaluateConfig
 from distill.config.overrides import validate
 from distill.config.precision import faster_precision
+from distill.evaluation.again import measured_again
 from distill.evaluation.reference import heldout_text
 from distill.evaluation.results import Evaluation
 from distill.evaluation.subject import Subject
 from distill.evaluation.tasks.results import TaskEvaluation
 from distill.evaluation.tasks.task import check_task
+from distill.evaluation.verification import Verification
 from distill.runtime.world import World, local_device
 from fewstep.models import Model
 from fewstep.quiet import quiet
@@ -118,6 +120,7 @@ def evaluate(
         process=MaskedProcess(first.finished.schedule),
         text=_text(data, values["length"], first.tokenizer),
         critic=critic,
+        training=None if student is None else student.finished.training,
     ).on(device)
     world = World(0, 1, device)
     with quiet():
@@ -145,6 +148,39 @@ def report(*folders: str | Path, out: str | Path | None = None, prompts: int = 3
     """
     with quiet():
         return distill.report.report([Path(folder) for folder in folders], None if out is None else Path(out), prompts)
+
+
+def verify(
+    folder: str | Path,
+    judge: str | Path | None = None,
+    data: str | Path | None = None,
+    teacher: str | Path | None = None,
+    steps: Sequence[int] | None = None,
+    seed: int | None = None,
+    same_seed: bool = False,
+) -> Verification:
+    """Measure an export's own table again, on other samples, and say which figures are where they must be.
+
+    >>> verification = fewstep.verify("runs/student", steps=[8])  # doctest: +SKIP
+    >>> verification.passed, [check.figure for check in verification.failures]  # doctest: +SKIP
+    (True, [])
+    >>> print(verification.table())  # doctest: +SKIP
+
+    Args:
+        folder: what `Student.export` wrote with an ``evaluation``, or `fewstep export` of a run that was evaluated.
+        judge, data: where these are now; by default where they were.
+        teacher: measured as well; by default its rows are left out.
+        steps: those of the table to measure; by default all.
+        seed: of the samples; by default another one than the evaluation's.
+        same_seed: the evaluation's own, so that all figures must be equal. They are on the same machine and versions.
+
+    Raises:
+        UserError: there is no evaluation, or what it needs is not there.
+    """
+    places = [None if name is None else str(name) for name in (judge, data, teacher)]
+    world = World(0, 1, local_device(0))
+    with quiet():
+        return measured_again(folder, world, places[0], places[1], places[2], tuple(steps or ()), seed, same_seed)
 
 
 def _text(data: str | Path | DataConfig | None, length: int, tokenizer: PreTrainedTokenizerBase) -> DataConfig | None:

@@ -17,7 +17,10 @@ import distill.generation
 import distill.models
 from distill.config.models import TeacherConfig
 from distill.config.overrides import validate
+from distill.evaluation.reports.markdown import measured
+from distill.evaluation.results import FILE, Evaluation
 from distill.generation import Generated
+from distill.runtime.result_files import json_text
 from distill.runtime.world import local_device
 from fewstep.quiet import quiet
 from students.samplers import Sampler
@@ -132,7 +135,12 @@ class Student(Model):
     """A few-step model."""
 
     def export(
-        self, folder: str | Path, compress: str | None = None, steps: int | None = None, layout: str | None = None
+        self,
+        folder: str | Path,
+        compress: str | None = None,
+        steps: int | None = None,
+        layout: str | None = None,
+        evaluation: Evaluation | None = None,
     ) -> Path:
         """Write it into a new folder, which loads wherever its teacher did, and which `load_student` reads.
 
@@ -141,11 +149,12 @@ class Student(Model):
             steps: passes it is meant for; by default 8, or one a token where that is fewer.
             layout: "own", the format of the teacher's release; "stock", that of transformers; "sdar", that of SDAR,
                 for servers of block attention. By default own, or stock for compressed weights.
+            evaluation: of the student, which the folder carries and its card shows; see ``fewstep.verify``.
 
         Raises:
             UserError: the folder holds something, or what was written does not read back as it was.
         """
-        return export(self, folder, compress, steps, layout)
+        return export(self, folder, compress, steps, layout, evaluation)
 
 
 def load_teacher(
@@ -258,7 +267,10 @@ def export(
     compress: str | None = None,
     steps: int | None = None,
     layout: str | None = None,
+    evaluation: Evaluation | None = None,
 ) -> Path:
     """See `Student.export`; for a teacher as well."""
+    beside = {} if evaluation is None else {FILE: json_text(evaluation)}
+    card = "" if evaluation is None else measured(evaluation)
     with quiet():
-        return distill.export.export(model.finished, folder, compress, steps, layout=layout)
+        return distill.export.export(model.finished, folder, compress, steps, card, layout, beside)

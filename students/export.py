@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -39,6 +41,7 @@ def export_student(
     schedule: Schedule = "log-linear",
     sampler: Sampler | None = None,
     layout: Layout = "own",
+    beside: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Write a denoiser for other people's software, whole or not at all, and check that it reads back as it was.
 
@@ -53,6 +56,7 @@ def export_student(
         schedule: of the masked process it was trained with; ``noise_schedule`` in generation_config.json.
         sampler: what it is meant for, by default ancestral; ``sampler`` in generation_config.json.
         layout: see `teachers.denoiser.Layout`.
+        beside: other files of the folder, name → text.
 
     Raises:
         UserError: it can not be written so, or what was written does not load as its family does, or gives other
@@ -78,7 +82,8 @@ def export_student(
                 folder.name, student.spec, steps, canvas_length, schedule, sampler, layout, family, compress,
                 precision_of(partial), divergence, model_card,
             )  # fmt: skip
-        (partial / "README.md").write_text(card.text(), encoding="utf-8")
+        for name, content in {**beside, "README.md": card.text()}.items():
+            (partial / name).write_text(content, encoding="utf-8")
 
     return publish(folder, write)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from distill.evaluation.reports.markdown import measured
 from distill.evaluation.results import FILE, Evaluation
 from distill.evaluation.tasks.results import written_tasks
 from distill.export import export
 from distill.finished import open_student
 from distill.runtime.messages import say
+from distill.runtime.result_files import json_text
 from students.export import precision_of
 
 
@@ -16,7 +18,9 @@ def export_command(
     run: Path, out: Path, compress: str | None = None, steps: int | None = None, layout: str | None = None
 ) -> Path:
     """Write the student of a run folder, or a model folder, into the new folder ``out``; see `export`."""
-    folder = export(open_student(run), out, compress, steps, _measurements(run), layout)
+    evaluation = Evaluation.load(run) if (run / FILE).is_file() else None
+    beside = {} if evaluation is None else {FILE: json_text(evaluation)}
+    folder = export(open_student(run), out, compress, steps, _measurements(run, evaluation), layout, beside)
     megabytes = sum(p.stat().st_size for p in folder.iterdir()) / 1e6
     say(
         f"exported to {folder}: {megabytes:.1f} MB, {compress or precision_of(folder)}, reloaded and compared; "
@@ -25,10 +29,9 @@ def export_command(
     return folder
 
 
-def _measurements(run: Path) -> str:
-    """The table of RUN/evaluation.json and those of its tasks, or a sentence that there are none."""
-    path = run / FILE
-    tables = [Evaluation.load(path).markdown()] if path.is_file() else []
+def _measurements(run: Path, evaluation: Evaluation | None) -> str:
+    """The tables of a run's evaluation and of its tasks, or a sentence that there are none."""
+    tables = [] if evaluation is None else [measured(evaluation)]
     tables += [task.markdown() for task in written_tasks(run)]
     if not tables:
         return f"Not measured yet: `fewstep evaluate {run.name}` before the export puts a table here."

@@ -46,6 +46,21 @@ class JudgeDescription:
 
 
 @dataclass(frozen=True)
+class Method:
+    """How an evaluation was made, in full.
+
+    Attributes:
+        command: that measures the same student in this way, which is FOLDER in it.
+        settings: the config's evaluate section, every key, but for its data.
+        text: the data section of the real text, every key; None for none.
+    """
+
+    command: str
+    settings: dict[str, Any]
+    text: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How the samples were made. ``samples`` rows of ``length`` tokens, ``batch`` at a time; ``device`` by name.
 
@@ -261,6 +276,7 @@ class Evaluation:
             none serves it.
         training: what the student's run spent; None where it is not known.
         cost: what measuring took.
+        method: all that it takes to measure again; None in files of earlier versions.
         frontier: for each model, sampler, number of steps and axis, the perplexity at the entropy of real text; None
             where there was no real text.
         instruments: what the figures beside perplexity were measured with; None in files of earlier versions.
@@ -275,6 +291,7 @@ class Evaluation:
     served: tuple[Row, ...] | None = None
     training: Cost | None = None
     cost: Cost | None = None
+    method: Method | None = None
     frontier: tuple[Frontier, ...] | None = None
     instruments: Instruments | None = None
     protocol: Protocol | None = None

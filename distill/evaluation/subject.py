@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +19,15 @@ from distill.data.tokenizers import load_tokenizer
 from distill.evaluation.bench import Bench
 from distill.evaluation.judge import load_judge
 from distill.evaluation.reference import heldout_text, reference_text
-from distill.evaluation.results import Evaluation, ModelDescription
+from distill.evaluation.results import Evaluation, Method, ModelDescription
 from distill.evaluation.tasks.measure import Answers, TaskBench
 from distill.evaluation.tasks.results import TaskEvaluation
 from distill.evaluation.tasks.task import check_task, load_task
 from distill.finished import written_schedule, written_settings
 from distill.models import load_averaged, load_base, load_discriminator, load_named, load_released
 from distill.runtime.checkpoints import AVERAGE, best_checkpoint, verify_checkpoint
+from distill.runtime.cost import Cost
+from distill.runtime.resources import spent
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import World
 from students.samplers import written_sampler
@@ -42,6 +47,7 @@ class Subject:
         names: where they came from.
         text: held-out real text; None for none. training_text: what was trained on; None where it is not known.
         critic: the student's, for a sampler that asks one.
+        training: what the student's run spent; None where nobody knows.
     """
 
     config: EvaluateConfig
@@ -52,6 +58,7 @@ class Subject:
     text: DataConfig | None = None
     training_text: DataConfig | None = None
     critic: nn.Module | None = None
+    training: Cost | None = None
 
     @property
     def length(self) -> int:
@@ -86,8 +93,13 @@ class Subject:
         return bench.with_gauges(self.training_text, self.tokenizer, model)
 
     def measure(self, bench: Bench) -> Evaluation:
-        """The evaluation, which says where the models came from."""
-        return replace(bench.evaluate(*self.parts, served=True), models=self.descriptions)
+        """The evaluation, which says where the models came from, how they were measured, and what that took."""
+        start = time.monotonic()
+        evaluation = bench.evaluate(*self.parts, served=True)
+        cost = cost_of(evaluation, bench.world, time.monotonic() - start)
+        return replace(
+            evaluation, models=self.descriptions, training=self.training, cost=cost, method=method_of(self)
+        )  # fmt: skip
 
     @property
     def descriptions(self) -> dict[str, ModelDescription]:
@@ -113,6 +125,39 @@ class Subject:
         """The figures of a task, and all answers."""
         answers = bench.ask(*self.parts)
         return bench.evaluation(answers, self.descriptions, next(iter(self.models.values())).device), answers
+
+
+def cost_of(evaluation: Evaluation, world: World, seconds: float) -> Cost:
+    """What it took to measure all its rows; collective."""
+    rows = [*evaluation.rows, *(evaluation.served or ())]
+    teacher = sum(row.passes or 0 for row in rows if row.model == "teacher")
+    student = sum(row.passes or 0 for row in rows) - teacher
+    critic = sum(round(row.critic_nfe * row.samples) for row in rows)
+    here = (teacher, student, critic) if world.is_main else (0, 0, 0)
+    tokens = sum(row.samples for row in rows) * evaluation.sampling.length
+    return spent(world, seconds, here, tokens, (evaluation.sampling.seed,))
+
+
+def method_of(subject: Subject) -> Method:
+    """All that it takes to measure it again."""
+    settings = {**subject.config.model_dump(mode="json"), "length": subject.length, "data": None}
+    text = None if subject.text is None else subject.text.model_dump(mode="json")
+    return Method(command_of(settings, text), settings, text)
+
+
+def command_of(settings: dict[str, Any], text: dict[str, Any] | None) -> str:
+    """The command that measures a student named FOLDER with settings, those left out that are the defaults."""
+    words = _unusual(settings, EvaluateConfig().model_dump(mode="json"))
+    if text is None:
+        return shlex.join(["fewstep", "evaluate", "--student", "FOLDER", *words])
+    name = text["heldout"] or text["path"]
+    usual = DataConfig(path=name, heldout=name, length=text["length"]).model_dump(mode="json")
+    words += [f"data.{word}" for word in _unusual({**text, "path": name, "heldout": name}, usual)]
+    return shlex.join(["fewstep", "evaluate", "--student", "FOLDER", "--data", name, *words])
+
+
+def _unusual(values: dict[str, Any], usual: dict[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in values.items() if value != usual[key]]
 
 
 def frozen_on(model: Denoiser, device: torch.device | str) -> Denoiser:
@@ -148,6 +193,7 @@ def run_subject(run: RunFolder, overrides: list[str], world: World) -> Subject:
         text=reference_text(config, tokenizer),
         training_text=config.data,
         critic=load_discriminator(config, checkpoint, teacher, student) if evaluation.sampler.needs_critic else None,
+        training=Cost.load(run.path),
     )
 
 
@@ -204,7 +250,8 @@ def named_subject(student: str | None, teacher: str | None, overrides: list[str]
     if student and config.sampler.needs_critic:
         critic = load_released(resolve(student), getattr(torch, config.precision))
     process = MaskedProcess(written_schedule(written))
-    subject = Subject(config, models, names, tokenizer, process, critic=critic)
+    training = None if student is None else Cost.load(model_folder(student))
+    subject = Subject(config, models, names, tokenizer, process, critic=critic, training=training)
     if config.data is None:
         return subject
     return replace(subject, text=heldout_text(config.data, subject.length, tokenizer, rows))

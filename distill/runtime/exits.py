@@ -6,6 +6,8 @@ MISTAKE = 2
 """Exit code of a mistake in the input, found before anything was lost."""
 RUN_FAILED = 3
 """Exit code of a run that could not go on: a lost process, a full disk at the end, numbers that are not finite."""
+DIFFERS = 4
+"""Exit code of a verification that measured something else than is stated."""
 PREEMPTED = 75
 """Exit code of a run that a SIGTERM ended after it saved a checkpoint (EX_TEMPFAIL: try again)."""
 

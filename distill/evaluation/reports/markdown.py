@@ -15,3 +15,11 @@ def evaluation_markdown(evaluation: Evaluation) -> str:
         table = markdown_table(sheet.columns, sheet.rows, ["model", "measured", "sampler"])
         lines += ["", f"{sheet.title}:", "", *table, "", sheet.caption]
     return "\n".join(lines) + "\n"
+
+
+def measured(evaluation: Evaluation) -> str:
+    """What a model card says of an evaluation: its table, and how to measure it again."""
+    if evaluation.method is None:
+        return evaluation_markdown(evaluation)
+    again = "Measured with the command below; `fewstep verify FOLDER` measures again and compares."
+    return f"{evaluation_markdown(evaluation)}\n{again}\n\n```sh\n{evaluation.method.command}\n```\n"

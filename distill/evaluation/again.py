@@ -1,0 +1,105 @@
+"""An export's own evaluation, made again: with the same settings, on other samples."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from distill.config import DataConfig, validate
+from distill.evaluation.reports.verification import card_checks
+from distill.evaluation.results import FILE, Evaluation, Method
+from distill.evaluation.subject import Subject, named_subject
+from distill.evaluation.verification import Verification, checks_of, row_label
+from distill.finished import is_model
+from distill.runtime.world import World
+from teachers.errors import UserError
+from teachers.source import parse_source
+
+
+def measured_again(
+    folder: str | Path,
+    world: World,
+    judge: str | None = None,
+    data: str | None = None,
+    teacher: str | None = None,
+    steps: tuple[int, ...] = (),
+    seed: int | None = None,
+    same_seed: bool = False,
+) -> Verification:
+    """Measure an export as its evaluation says that it was, and compare; on every process of ``world``.
+
+    Args:
+        folder: an export with its ``evaluation.json``.
+        judge, data: where these are now; by default where they were.
+        teacher: measured as well; by default its rows are left out.
+        steps: those of the table to measure, without the teacher's many; by default all.
+        seed: of the samples; by default another one than the evaluation's.
+        same_seed: the evaluation's own, so that all figures must be equal. They are on the same machine and versions.
+
+    Raises:
+        UserError: no evaluation, one that does not say how it was made, other steps than it has, or a judge or data
+            that are not there.
+    """
+    stated, method = _stated(Path(parse_source(str(folder)).path))
+    known = method.settings["steps"]
+    if unknown := sorted(set(steps) - set(known)):
+        raise UserError(
+            f"steps {unknown[0]} has no row in the evaluation of {folder}; it has {', '.join(map(str, known))}"
+        )
+    if seed is None:
+        seed = stated.sampling.seed + (0 if same_seed else 1)
+    elif same_seed:
+        raise UserError(f"seed {seed} and the evaluation's own are two; leave out --seed or --same-seed")
+    settings = {**method.settings, "seed": seed, "judge": judge or method.settings["judge"]}
+    if steps:
+        settings |= {"steps": sorted(steps), "teacher_steps": max(steps)}
+    if not is_model(settings["judge"]):
+        raise UserError(
+            f"judge {settings['judge']!r}, which {folder} was measured with, is not here; name its folder with --judge"
+        )
+    words = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    subject = _with_text(named_subject(str(folder), teacher, words, world), method, data, str(folder))
+    measured = subject.on(world.device).measure(subject.on(world.device).bench(world))
+    again = {row_label(row) for row in measured.rows}
+    left_out = tuple(dict.fromkeys(row_label(row) for row in stated.rows if row_label(row) not in again))
+    card = Path(parse_source(str(folder)).path) / "README.md"
+    shown = card_checks(card.read_text("utf-8"), stated) if card.is_file() else []
+    checks = (*checks_of(stated, measured, same_draws=same_seed), *shown)
+    return Verification(str(folder), method.command, checks, left_out, seed, measured)
+
+
+def _stated(folder: Path) -> tuple[Evaluation, Method]:
+    if not (folder / FILE).is_file():
+        raise UserError(
+            f"{folder} has no {FILE}, so there is no table to verify; run fewstep evaluate before fewstep export"
+        )
+    stated = Evaluation.load(folder)
+    if stated.method is None:
+        raise UserError(
+            f"{folder / FILE} is of an earlier version and does not say how it was measured; run fewstep evaluate and "
+            "fewstep export again"
+        )
+    return stated, stated.method
+
+
+def _with_text(subject: Subject, method: Method, data: str | None, folder: str) -> Subject:
+    """With the real text that the evaluation had, if it is here; prompts must be."""
+    if method.text is None:
+        return subject
+    text: dict[str, Any] = dict(method.text)
+    if data is not None:
+        text |= {"path": data, "heldout": data}
+    config = validate(DataConfig, text)
+    name = config.heldout or config.path
+    if not _is_here(name):
+        if config.prompted:
+            raise UserError(f"data {name!r}, whose prompts {folder} was measured on, is not here; name it with --data")
+        return subject
+    return replace(subject, text=config)
+
+
+def _is_here(name: str) -> bool:
+    source = parse_source(name, kind="dataset")
+    return source.revision is not None or Path(source.path).exists()
