@@ -27,6 +27,7 @@ from distill.config import DistillConfig, dump_config
 from distill.data.kept_rows import writing_seconds
 from distill.evaluation.results import Evaluation
 from distill.runtime.checkpoints import verify_checkpoint
+from distill.runtime.cost import Cost
 from distill.runtime.exits import PREEMPTED
 from distill.runtime.messages import say, warn
 from distill.runtime.result_files import as_json, json_text, load_result
@@ -210,6 +211,7 @@ class Schedule:
             parameters_trained=None,
             failed=failed,
             rows=(),
+            cost=Cost.load(run.folder),
         )
         if failed is None:
             result = self._measured(run, result)

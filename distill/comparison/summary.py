@@ -1,4 +1,4 @@
-"""Means and intervals over seeds, and who is dominated."""
+"""Means and ranges over seeds, and who is dominated."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Summary:
     """One label at one number of steps.
 
     Attributes:
-        quality: what `measure` says, the mean over seeds. values: each seed's. interval: see `interval`.
-        bigram_entropy: the mean; ``entropies`` each seed's, with their ``entropy_interval``.
+        quality: what `measure` says, the mean over seeds. values: each seed's. spread: see `spread`.
+        bigram_entropy: the mean; ``entropies`` each seed's, with their ``entropy_spread``.
         excess_nats: as the other figures a mean over seeds; None where the judge knows no source.
         samples: of one seed.
         dominated_by: labels whose quality is lower, that is better, at equal or higher bigram entropy, best first.
@@ -28,9 +28,9 @@ class Summary:
     updates: int
     quality: float
     values: tuple[float, ...]
-    interval: Interval | None
+    spread: Interval | None
     entropies: tuple[float, ...]
-    entropy_interval: Interval | None
+    entropy_spread: Interval | None
     samples: int
     excess_nats: float | None
     unigram_entropy: float
@@ -77,7 +77,6 @@ def summarise(runs: Sequence[RunResult], key: str, temperature: float = 1.0) -> 
 def _summary(group: list[tuple[RunResult, Row]], key: str) -> Summary:
     run, first = group[0]
     values, entropies = (tuple(getattr(row, name) for _, row in group) for name in (key, "bigram_entropy"))
-    quality, between = _pooled(values, key)
 
     def mean_of(name: str) -> float:
         return _mean([getattr(row, name) for _, row in group])
@@ -87,11 +86,11 @@ def _summary(group: list[tuple[RunResult, Row]], key: str) -> Summary:
         steps=first.steps,
         seeds=len(group),
         updates=run.updates,
-        quality=quality,
+        quality=_pooled(values, key),
         values=values,
-        interval=between,
+        spread=spread(values),
         entropies=entropies,
-        entropy_interval=interval(entropies),
+        entropy_spread=spread(entropies),
         samples=first.samples,
         excess_nats=None if first.excess_nats is None else mean_of("excess_nats"),
         unigram_entropy=mean_of("unigram_entropy"),
@@ -105,33 +104,20 @@ def _summary(group: list[tuple[RunResult, Row]], key: str) -> Summary:
     )
 
 
-def _pooled(values: Sequence[float], key: str) -> tuple[float, Interval | None]:
-    """Mean and interval. Perplexities are averaged as nats a token: that is all seeds' samples together."""
+def _pooled(values: Sequence[float], key: str) -> float:
+    """The mean. Perplexities are averaged as nats a token: that is all seeds' samples together."""
     if key != "judge_perplexity" or not all(math.isfinite(value) for value in values):
-        return _mean(values), interval(values)
-    nats = [math.log(value) for value in values]
-    ends = interval(nats)
-    between = None if ends is None else (math.exp(ends[0]), math.exp(ends[1]))
-    return math.exp(_mean(nats)), between
+        return _mean(values)
+    return math.exp(_mean([math.log(value) for value in values]))
 
 
-def interval(values: Sequence[float]) -> Interval | None:
-    """95% t-interval of the mean over seeds; None for a single one."""
-    n = len(values)
-    if n < 2:
-        return None
-    mean = _mean(values)
-    deviation = (sum((v - mean) ** 2 for v in values) / (n - 1)) ** 0.5
-    half = t_quantile(n - 1) * deviation / n**0.5
-    return mean - half, mean + half
+def spread(values: Sequence[float]) -> Interval | None:
+    """The least and the greatest over seeds; None for a single one.
 
-
-def t_quantile(degrees: int) -> float:
-    """Student's t at 97.5%: exact to 3 digits; the Cornish–Fisher expansion from 5 degrees of freedom on."""
-    z = 1.959964
-    table = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
-    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return table.get(degrees) or z + sum(term / degrees ** (i + 1) for i, term in enumerate(terms))
+    Three seeds are too few for an interval of their mean: Student's has 4.3 standard errors then, and stands on a
+    deviation that three values hardly tell.
+    """
+    return (min(values), max(values)) if len(values) > 1 else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -52,7 +52,7 @@ def measured_again(
         seed = stated.sampling.seed + (0 if same_seed else 1)
     elif same_seed:
         raise UserError(f"seed {seed} and the evaluation's own are two; leave out --seed or --same-seed")
-    settings = {**method.settings, "seed": seed, "judge": judge or method.settings["judge"]}
+    settings = {**method.settings, "judge": judge or method.settings["judge"]}
     if steps:
         settings |= {"steps": sorted(steps), "teacher_steps": max(steps)}
     if not is_model(settings["judge"]):
@@ -61,7 +61,7 @@ def measured_again(
         )
     words = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     subject = _with_text(named_subject(str(folder), teacher, words, world), method, data, str(folder))
-    measured = subject.on(world.device).measure(subject.on(world.device).bench(world))
+    measured = _with_seed(subject.on(world.device), seed, world)
     again = {row_label(row) for row in measured.rows}
     left_out = tuple(dict.fromkeys(row_label(row) for row in stated.rows if row_label(row) not in again))
     card = Path(parse_source(str(folder)).path) / "README.md"
@@ -98,6 +98,13 @@ def _with_text(subject: Subject, method: Method, data: str | None, folder: str) 
             raise UserError(f"data {name!r}, whose prompts {folder} was measured on, is not here; name it with --data")
         return subject
     return replace(subject, text=config)
+
+
+def _with_seed(subject: Subject, seed: int, world: World) -> Evaluation:
+    """The evaluation on the same real text, and after the same prompts, with other noise."""
+    bench = subject.bench(world)
+    config = subject.config.model_copy(update={"seed": seed})
+    return replace(subject, config=config).measure(replace(bench, config=config))
 
 
 def _is_here(name: str) -> bool:

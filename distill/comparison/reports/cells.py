@@ -15,7 +15,7 @@ def columns(comparison: Comparison) -> list[str]:
     key = comparison.quality
     excess = [NAMES["excess_nats"]] if key == "divergence_nats" else []
     return [
-        "steps", "model", "seeds", NAMES[key], "95% interval", *excess, "unigram H", "bigram H", "distinct-2",
+        "steps", "model", "seeds", NAMES[key], "spread", *excess, "unigram H", "bigram H", "distinct-2",
         "NFE", "critic NFE", "seconds", "updates", "train s", "rows s", "dominated by",
     ]  # fmt: skip
 
@@ -46,8 +46,8 @@ def caption(comparison: Comparison) -> str:
     spent = "minutes of training" if budget.endswith("m") else "updates"
     return (
         f"budget {budget[:-1]} {spent}; the average after the last update; means over seeds, of "
-        "perplexity that of all their samples; interval: students t over seeds, in nats, teacher and real text "
-        "bootstrap over samples; "
+        "perplexity that of all their samples; spread: of students the least and the greatest seed, of teacher and "
+        "real text a 95% bootstrap interval over samples; "
         f"{sampling.size} a run, {sampling.sampler} sampler, "
         f"{sampling.draw} draws, {sampling.precision}, {sampling.device}; judge {judge.name} "
         f"({judge.parameters / 1e6:,.1f} M parameters{read}){bound}; entropies in nats; "
@@ -94,7 +94,7 @@ def _student_cells(one: Summary, key: str) -> list[str]:
         one.label,
         str(one.seeds),
         quality_text(one.quality, key),
-        _bounds(one.interval, key),
+        _bounds(one.spread, key),
         *_beside(one, key),
         *cost,
         f"{one.train_seconds:,.0f}",

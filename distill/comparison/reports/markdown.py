@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from distill.comparison.reports.cells import caption, columns, table_sections
 from distill.comparison.results import Comparison, RunResult
+from distill.runtime.cost import Cost
 from distill.runtime.tables import markdown_table
 
-RUN_COLUMNS = ["run", "objective", "seed", "weights trained", "updates", "planned s", "train s", "rows s"]
+SPENT = ["hours", "teacher passes", "peak GB"]
+RUN_COLUMNS = ["run", "objective", "seed", "weights trained", "updates", "planned s", "train s", "rows s", *SPENT]
 
 
 def comparison_markdown(comparison: Comparison) -> str:
@@ -30,5 +32,13 @@ def run_cells(run: RunResult) -> list[str]:
     trained = "–" if run.parameters_trained is None else f"{run.parameters_trained:,}"
     return [
         run.label, run.objective, str(run.seed), trained, f"{run.updates:,}", planned, f"{run.train_seconds:,.0f}",
-        written,
+        written, *_spent_cells(run.cost),
     ]  # fmt: skip
+
+
+def _spent_cells(cost: Cost | None) -> list[str]:
+    """Under `SPENT`."""
+    if cost is None:
+        return ["–"] * len(SPENT)
+    held = cost.peak_device_bytes or cost.peak_host_bytes
+    return [cost.hours, f"{cost.teacher_passes:,}", "–" if held is None else f"{held / 1e9:.2f}"]

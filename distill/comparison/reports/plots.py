@@ -62,7 +62,7 @@ def styles(comparison: Comparison) -> dict[str, tuple[str, str]]:
 def frontier_figure(comparison: Comparison) -> Figure:
     """Quality against bigram entropy, a panel per number of steps.
 
-    A marker is a mean over seeds with 95% t-intervals, the small ones are the seeds; below and right is better. The
+    A marker is a mean over seeds with their range, the small ones are the seeds; below and right is better. The
     limits are those of three students or more; what lies far off is drawn at the edge, with its values.
     """
     summaries = summarise(comparison.runs, comparison.quality, comparison.sampling.temperature)
@@ -80,7 +80,8 @@ def frontier_figure(comparison: Comparison) -> Figure:
         labels.append((axes, _draw_panel(axes, comparison, here, count, handles)))
     names = [_verbatim(name) for name in handles]
     figure.legend(list(handles.values()), names, loc="outside right upper", frameon=False, fontsize=9)
-    note = "large: mean over seeds, 95% t-interval; small: seeds" if comparison.command.seeds > 1 else "one seed"
+    note = f"large: mean of {comparison.command.seeds} seeds, and their range; small: seeds"
+    note = note if comparison.command.seeds > 1 else "one seed"
     figure.supxlabel(f"budget {comparison.command.budget} a run; {note}", fontsize=8.5, color=GREY)
     _label(figure, labels)
     return figure
@@ -96,8 +97,8 @@ def _draw_panel(
         colour, marker = look[one.label]
         axes.scatter(one.entropies, one.values, s=9, color=colour, alpha=0.4, linewidth=0, zorder=2)
         bars = axes.errorbar(
-            one.bigram_entropy, one.quality, _bar(one.quality, one.interval),
-            _bar(one.bigram_entropy, one.entropy_interval), color=colour, marker=marker, markersize=7,
+            one.bigram_entropy, one.quality, _bar(one.quality, one.spread),
+            _bar(one.bigram_entropy, one.entropy_spread), color=colour, marker=marker, markersize=7,
             markeredgecolor="white", markeredgewidth=0.6, elinewidth=0.7, capsize=0, linestyle="", zorder=3,
         )  # fmt: skip
         handles.setdefault(one.label, bars)

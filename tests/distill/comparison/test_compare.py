@@ -6,9 +6,7 @@ import contextlib
 import dataclasses
 import gc
 import json
-import math
 import signal
-import statistics
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +26,7 @@ from distill.comparison.reports.terminal import comparison_table
 from distill.comparison.results import Command as Asked
 from distill.comparison.results import Comparison, Machine, RunResult
 from distill.comparison.run import why_failed
-from distill.comparison.summary import interval, summarise, t_quantile
+from distill.comparison.summary import spread, summarise
 from distill.config import DataConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
 from distill.evaluation.reports.plots import save_figure
@@ -285,7 +283,7 @@ def result(label, seed, **figures):
     )  # fmt: skip
 
 
-def test_means_intervals_and_who_is_dominated():
+def test_means_ranges_and_who_is_dominated():
     results = [
         *(result("ours", s, s4=(p, 5.0), s8=(8.0, 5.0)) for s, p in enumerate((10.0, 12.0, 14.0))),
         result("dull", 0, s4=(13.0, 4.9), s8=(8.0, 4.9)),
@@ -294,22 +292,15 @@ def test_means_intervals_and_who_is_dominated():
     ]
     summary = {(one.label, one.steps): one for one in summarise(results, "judge_perplexity")}
     ours = summary["ours", 4]
-    nats = [math.log(p) for p in (10.0, 12.0, 14.0)]
-    mean, half = statistics.mean(nats), 4.303 * statistics.stdev(nats) / math.sqrt(3)
-    assert (ours.seeds, ours.quality) == (3, pytest.approx(math.exp(mean)))
-    assert ours.interval == pytest.approx((math.exp(mean - half), math.exp(mean + half)))
-    assert summary["sharp", 4].interval is None
+    assert (ours.seeds, ours.quality) == (3, pytest.approx((10.0 * 12.0 * 14.0) ** (1 / 3)))
+    assert (ours.spread, ours.entropy_spread) == ((10.0, 14.0), (5.0, 5.0))
+    assert summary["sharp", 4].spread is None
     dominated = {key: one.dominated_by for key, one in summary.items()}
     assert dominated == {
         ("ours", 4): (), ("dull", 4): ("ours",), ("sharp", 4): (),  # sharp: lower perplexity, but lower entropy too
         ("ours", 8): (), ("dull", 8): (), ("sharp", 8): ("ours",),  # dull: not better in perplexity, but not worse
     }  # fmt: skip
-    assert interval([1.0]) is None
-
-
-@pytest.mark.parametrize(("degrees", "quantile"), [(1, 12.706), (2, 4.303), (5, 2.571), (9, 2.262), (29, 2.045)])
-def test_t_quantiles_of_the_tables(degrees, quantile):
-    assert t_quantile(degrees) == pytest.approx(quantile, abs=4e-3)
+    assert spread([1.0]) is None
 
 
 def comparison(*runs):
@@ -360,7 +351,8 @@ def test_reports_of_judged_exact_and_failed_comparisons():
     judged = comparison(*(result("ours", s, s4=(10.0 + s, 5.0)) for s in (0, 1)), result("lost", 0))
     sections = table_sections(judged)
     assert [[cells[1] for cells in section] for section in sections] == [["real text", "teacher"], ["teacher", "ours"]]
-    assert sections[1][1][3] == "10.49"
+    assert sections[1][1][3:5] == ["10.49", "10.00–11.00"]
+    assert "the least and the greatest seed" in comparison_markdown(judged)
     assert "lost, seed 0, **failed**: why" in comparison_markdown(judged)
     exact = comparison(*(result("ours", s, s4=(10.0, 5.0)) for s in (0, 1)))
     exact = with_figures(exact, excess_nats=-0.001)  # an estimate may be
@@ -370,7 +362,7 @@ def test_reports_of_judged_exact_and_failed_comparisons():
     close = dataclasses.replace(close, reference=dataclasses.replace(close.reference, excess_nats=0.01))
     assert table_sections(close)[0][0][3:6] == ["–", "–", "0.0100"]
     assert table_sections(close)[1][1][3:6] == ["0.2500", "0.2500–0.2500", "-0.0010"]
-    assert "divergence nats | 95% interval | excess nats" in comparison_markdown(close)
+    assert "divergence nats | spread | excess nats" in comparison_markdown(close)
     one = dataclasses.replace(close.runs[0], rows=exact.runs[0].rows)
     partly = dataclasses.replace(close, runs=(one, close.runs[1]))
     assert table_sections(partly)[1][1][3] == "-0.0010", "they are compared by what all of them have"
