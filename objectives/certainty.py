@@ -242,11 +242,12 @@ class Certainty(CertaintyObjective):
         return draw(batch, randomness)
 
     def _sampled(self, batch: Batch, randomness: RowStreams) -> CanvasRollout:
-        """A state of the student's sampler that holds tokens of the row, and the tokens that its next pass asks for."""
+        """A state of the student's sampler that holds tokens of the row."""
         canvas, labels, steps = batch.canvas, labels_of(batch), self.config.steps
-        state, asked = on_the_way(self.student, self.process, canvas, self.sampler, steps, labels, randomness)
-        weights = within(self.tail.weights(labels, canvas.open), asked)
-        return CanvasRollout(canvas, labels, state.open[:, None], asked[:, None], weights=weights)
+        state = on_the_way(self.student, self.process, canvas, self.sampler, steps, labels, randomness)
+        hidden = state.open[:, None]
+        weights = within(self.tail.weights(labels, canvas.open), state.open)
+        return CanvasRollout(canvas, labels, hidden, hidden, weights=weights)
 
     def _random(self, batch: Batch, randomness: RowStreams) -> CanvasRollout:
         """A block of each row, masked at random, and the complement."""

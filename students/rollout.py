@@ -120,9 +120,7 @@ def k_step(
     draws = uniform(randomness, len(canvas), 2)
     budget = torch.tensor(steps, device=canvas.device)[(draws[:, 0] * len(steps)).long()]
     if sampler.adaptive:
-        states, made, total, _ = _visited(
-            student, process, canvas, sampler, budget, max(steps), draws[:, 1], randomness
-        )
+        states, made, total = _visited(student, process, canvas, sampler, budget, max(steps), draws[:, 1], randomness)
     else:
         total = sampler.transitions_of(canvas, student, budget)
         made = (draws[:, 1] * total).long()
@@ -142,35 +140,26 @@ def on_the_way(
     steps: list[int],
     given: Tensor,
     randomness: RowStreams,
-) -> tuple[Canvas, Tensor]:
+) -> Canvas:
     """A state of the student's own K-step sampler while it writes given tokens: only the order is the student's.
 
     Each row draws K from ``steps`` and one of its passes. A rule that looks at no prediction asks no network.
 
     Args:
         given: (B, L) tokens to write.
-
-    Returns:
-        the canvas before the pass; (B, L) the positions at which the pass asks.
     """
     sampler = sampler.fitted(student)
     draws = uniform(randomness, len(canvas), 2)
     budget = torch.tensor(steps, device=canvas.device)[(draws[:, 0] * len(steps)).long()]
     if not isinstance(sampler, PlannedSampler) or sampler.stop:
-        most = max(steps)
-        state, _, _, asked = _visited(
-            student, process, canvas, sampler, budget, most, draws[:, 1], randomness, given=given
-        )
-        return state, asked
-    # 1. when each position is written, and how many of the transitions are made
+        return _visited(student, process, canvas, sampler, budget, max(steps), draws[:, 1], randomness, given)[0]
+    # 1. when each position is written, and how many of the transitions are made, but never the last that writes
     order = sampler.order(canvas, student, budget, process, randomness).masked_fill(~canvas.open, -1)
     made = (draws[:, 1] * sampler.transitions_of(canvas, student, budget)).long()
-    left = order >= torch.minimum(made, order.amax(1))[:, None]  # the last ones may write nothing
-    # 2. the first of the others that writes anything
-    following = order.masked_fill(~left, order.numel()).amin(1, keepdim=True)
-    written = canvas.open & ~left
-    state = replace(canvas, tokens=torch.where(written, given, canvas.tokens), open=canvas.open & left)
-    return state, state.open & (order == following)
+    left = canvas.open & (order >= torch.minimum(made, order.amax(1))[:, None])
+    # 2. what they write
+    tokens = torch.where(canvas.open & ~left, given, canvas.tokens)
+    return replace(canvas, tokens=tokens, open=left)
 
 
 def _visited(
@@ -183,9 +172,8 @@ def _visited(
     uniforms: Tensor,
     randomness: RowStreams,
     given: Tensor | None = None,
-) -> tuple[Canvas, Tensor, Tensor, Tensor]:
-    """One of the states that each row went through, how many passes it had made, how many it made in all, and where
-    the next one asked: (B, L)."""
+) -> tuple[Canvas, Tensor, Tensor]:
+    """One of the states that each row went through, how many passes it had made, and how many it made in all."""
     recorder = StateRecorder(canvas, sampler.most_transitions(canvas.length, most))
     filled = fill(
         student, canvas, sampler, budget, randomness, process=process, passes=most, given=given, record=recorder
@@ -193,7 +181,7 @@ def _visited(
     passes = filled.nfe.clamp(min=1)
     made, row = (uniforms * passes).long(), torch.arange(len(canvas), device=canvas.device)
     open_ = canvas.open & ~recorder.written_before()[row, made]
-    return replace(canvas, tokens=recorder.states[row, made], open=open_), made, passes, recorder.asked[row, made]
+    return replace(canvas, tokens=recorder.states[row, made], open=open_), made, passes
 
 
 class StateRecorder:
@@ -202,21 +190,19 @@ class StateRecorder:
     Attributes:
         states: (B, M, L) the canvas before each pass; the finished one where a row took no pass any more.
         commits: (B, M, L) True where the pass gave an open position its token.
-        asked: (B, M, L) True where the pass asked for a token.
         features: (B, M, L, H) what the head read at the positions that were asked, 0 elsewhere; None unless kept.
     """
 
     def __init__(self, canvas: Canvas, passes: int, keep_features: bool = False):
         self.states = canvas.tokens[:, None].repeat(1, passes, 1)
         self.commits = torch.zeros_like(self.states, dtype=torch.bool)
-        self.asked = torch.zeros_like(self.commits)
         self.features: Tensor | None = None
         self.keep_features = keep_features
 
     def __call__(self, one: Pass) -> None:
         """See `students.fill.fill`."""
         rows, n = one.asked.rows, one.number
-        self.commits[rows, n], self.asked[rows, n] = one.commit, one.asked.positions
+        self.commits[rows, n] = one.commit
         self.states[rows, n] = one.before.tokens  # at first not the canvas that was given, if the rule changed it
         self.states[rows, n + 1 :] = one.after()[:, None]
         if self.keep_features:
