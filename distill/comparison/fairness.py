@@ -59,6 +59,11 @@ def load_contenders(paths: list[Path], overrides: list[str]) -> dict[str, Distil
             contenders[label] = load_config(DistillConfig, path, [*fixed, *overrides])
         except UserError as error:
             raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+        if contenders[label].evaluate.task is not None:
+            raise UserError(
+                f"{path} has evaluate.task, but a comparison judges text and asks no questions; give "
+                "evaluate.task=null here, and ask each run afterwards with fewstep evaluate RUN --task FILE"
+            )
     return contenders
 
 

@@ -204,3 +204,22 @@ def test_blocks_behind_the_students_own_text_have_its_joint_law():
     observed = torch.bincount(index, minlength=16).double()
     expected = law * rows
     assert float(((observed - expected).square() / expected).sum()) < 37.7  # 99.9% of χ² with 15 degrees of freedom
+
+
+def test_what_the_student_writes_before_its_blocks_is_kept_and_not_read_again(monkeypatch):
+    """A pass sends a block, and the one before where that was just finished; texts are those of whole passes."""
+    objective, sent = objective_of("integral_kl", prefix="student"), []
+    student, read = objective.student, objective.student.window_features
+    monkeypatch.setattr(
+        student, "window_features", lambda canvas, window: sent.append(window.width) or read(canvas, window)
+    )
+    batch, steps = Batch(Canvas.blank(TEXTS, LENGTH, MASK)), objective.steps
+    kept = objective.rollout(batch, streams()).blocks
+    assert steps > 1
+    assert len(sent) <= steps * COUNT
+    assert set(sent) == {SIZE, 2 * SIZE}, "never the whole text"
+    monkeypatch.setattr(student, "capabilities", student.capabilities - {"cache"})
+    plain = objective.rollout(batch, streams()).blocks
+    assert len(sent) <= steps * COUNT, "no more was sent so"
+    assert torch.equal(kept.canvas.prefix.text, plain.canvas.prefix.text)
+    assert torch.equal(kept.sample, plain.sample)

@@ -234,6 +234,11 @@ def test_unfair_and_mistaken_comparisons_are_refused_before_anything_is_made(mad
     check_fair(load_contenders([slow, other], ["teacher.path=bundled:teacher", "train.batch=8"]))
     refused(r"--budget '10' is not a budget; give minutes of training, 10m", slow, budget="10")
     refused(r"train.updates is set by --budget; leave it out", slow, "train.updates=3")
+    refused(
+        r"has evaluate.task, but a comparison .* asks no questions; give evaluate.task=null",
+        slow,
+        "evaluate.task.path=x",
+    )
     refused(r"would be called 'slow'.*rename", slow, slow)
     refused(r"broken.yaml: unknown key train.bach", made.configs["broken"], "train.bach=3")
     refused(r"name configs, such as", "train.batch=3")
