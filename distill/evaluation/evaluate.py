@@ -305,7 +305,7 @@ def _check_protocol(models: Sequence[Denoiser], judge: AnyJudge, config: Evaluat
     ends = config.end_of_text if protocol is None else protocol.end_of_text
     if ends == "first" and isinstance(judge, ExactJudge):
         raise UserError(
-            f"judge {judge.name!r} is a Markov source, which scores whole rows, and here only the first end-of-text "
+            f"judge {judge.name!r} is an exact source, which scores whole rows, and here only the first end-of-text "
             "token of a text counts; set evaluate.end_of_text=all and no protocol, or an autoregressive judge"
         )
     if protocol is not None and protocol.sampler is not None:

@@ -63,7 +63,7 @@ def _featuriser(
     featuriser = load_judge(config.featuriser, tokenizer, own != tokenizer.get_vocab(), world.device)
     if not isinstance(featuriser, Judge):
         raise UserError(
-            f"featuriser {config.featuriser!r} is a Markov source, which has no states; set evaluate.featuriser to an "
+            f"featuriser {config.featuriser!r} is an exact source, which has no states; set evaluate.featuriser to an "
             "autoregressive model, or to null for none"
         )
     if not featuriser.retokenized and length > featuriser.max_length:
