@@ -185,7 +185,7 @@ def _holds(ends: Interval | None, value: float) -> bool:
 def _error(result: Any, name: str) -> float:
     """The standard error of a figure, of its logarithm if `POSITIVE`; 0 where its interval says none."""
     ends = getattr(result, f"{name}_ci", None)
-    if ends is None or not all(map(math.isfinite, ends)):
+    if ends is None or not all(map(math.isfinite, ends)) or (name in POSITIVE and min(ends) <= 0):
         return 0.0
     low, high = (math.log(end) if name in POSITIVE else end for end in ends)
     return (high - low) / (2 * NormalDist().inv_cdf((1 + 0.95) / 2))

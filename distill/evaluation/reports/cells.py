@@ -59,6 +59,7 @@ def caption(evaluation: Evaluation) -> str:
     known = "" if judge.source_entropy is None else f", source entropy {judge.source_entropy:.4f} a token"
     bound = f"; {DIVERGENCE}" if _has_divergence(evaluation) else ""
     sized = f"; {LENGTH}" if _has_length(evaluation) else ""
+    trained = "" if evaluation.training is None else f"; training: {evaluation.training.words}"
     served = "".join(
         f"; {row.model}: the student as that engine samples, {row.sampler}" for row in evaluation.served or ()
     )
@@ -66,7 +67,7 @@ def caption(evaluation: Evaluation) -> str:
         f"{sampling.size} a row; {samplers(evaluation)} sampler, "
         f"{sampling.draw} draws, {sampling.precision}; judge {judge.name} "
         f"({judge.parameters / 1e6:,.1f} M parameters{read}{known}){bound}; entropies in nats; "
-        f"NFE: mean passes a sequence{sized}{served}"
+        f"NFE: mean passes a sequence{sized}{served}{trained}"
     )
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from teachers.markov import MarkovDenoiser
 
 import fewstep
 from distill.commands.evaluate import evaluate_command
@@ -28,6 +27,7 @@ from distill.evaluation.results import Evaluation, JudgeDescription, Row, Sampli
 from distill.evaluation.verification import checks_of, student_quantile
 from distill.runtime.exits import DIFFERS
 from teachers.errors import UserError
+from teachers.oracle.markov import random_source
 from tests.distill.runs import here
 
 FEW = ["samples=24", "steps=[2, 4]", "teacher_steps=4", "temperatures=null", "bootstrap=200"]
@@ -183,8 +183,7 @@ def table(source, judge, rows, seed):
 
 
 def chain(seed):
-    generator = torch.Generator().manual_seed(seed)
-    return MarkovDenoiser((1.5 * torch.randn(8, 8, generator=generator)).log_softmax(-1), length=16)
+    return random_source(8, 1, 1.5, seed, 16)
 
 
 def test_a_table_that_tells_the_truth_passes_19_times_in_20():
