@@ -9,7 +9,7 @@ from pathlib import Path
 from distill.evaluation.reports.plots import save_figure
 from distill.evaluation.reports.samples import samples_text
 from distill.evaluation.reports.tasks import task_table
-from distill.evaluation.reports.terminal import evaluation_table, further_tables
+from distill.evaluation.reports.terminal import evaluation_tables
 from distill.evaluation.results import Evaluation
 from distill.evaluation.subject import Subject, model_subject, named_subject, run_subject
 from distill.evaluation.tasks.measure import Answers
@@ -88,7 +88,7 @@ def _write(subject: Subject, evaluation: Evaluation, folder: Path) -> Path:
     path = evaluation.save(folder)
     save_figure(evaluation.plot(), folder / "evaluation.png")
     publish(folder / "samples.txt", samples_text(subject))
-    for table in (evaluation_table(evaluation), *further_tables(evaluation)):
+    for table in evaluation_tables(evaluation):
         print_table(table)
     say(f"written: {path}, evaluation.png and samples.txt")
     return path

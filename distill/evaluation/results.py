@@ -318,11 +318,11 @@ class Evaluation:
         return measure(self.rows)
 
     def table(self) -> str:
-        """The figures as text, a line a row, with captions."""
-        from distill.evaluation.reports.terminal import evaluation_table, further_tables
+        """The frontier and all figures as text, a line a row, with captions."""
+        from distill.evaluation.reports.terminal import evaluation_tables
         from distill.runtime.tables import text
 
-        return "\n".join(text(table) for table in (evaluation_table(self), *further_tables(self)))
+        return "\n".join(text(table) for table in evaluation_tables(self))
 
     def markdown(self) -> str:
         """`table` in Markdown."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distill.evaluation.results import Evaluation, Figures, Row
+from distill.evaluation.results import Evaluation, Figures, Row, at_own_temperature
 from students.samplers import SAMPLERS
 
 COLUMNS = [
@@ -22,10 +22,12 @@ def columns(evaluation: Evaluation) -> list[str]:
     """`COLUMNS`, and what is worth one more.
 
     With an adaptive sampler, whose passes differ from row to row, how they are distributed; where passes are spent on
-    the length of texts, how many; where the judge knows the source, the excess over its entropy and, where there is
-    one, the divergence from it, nats a token.
+    the length of texts, how many; where temperatures differ, which; where the judge knows the source, the excess over
+    its entropy and, where there is one, the divergence from it, nats a token.
     """
     names = list(COLUMNS)
+    if _has_temperatures(evaluation):
+        names.insert(names.index("NFE"), "temperature")
     if evaluation.judge.source_entropy is not None:
         names.insert(names.index("unigram H"), "excess")
     if _has_divergence(evaluation):
@@ -41,14 +43,18 @@ def table_rows(evaluation: Evaluation) -> list[list[str]]:
     """Cells under `columns`: real text first, then teacher, student and engines; "–" where nothing applies."""
     rows = []
     adaptive, sized, divergence = _is_adaptive(evaluation), _has_length(evaluation), _has_divergence(evaluation)
+    warm = _has_temperatures(evaluation)
     if evaluation.reference is not None:
         passes = ["–", "–"] * adaptive + ["–"] * sized
-        rows.append(["real text", "–", "–", *passes, "–", *_quality(evaluation.reference, divergence), "–", "–"])
+        rows.append(
+            ["real text", "–", *["–"] * warm, "–", *passes, "–", *_quality(evaluation.reference, divergence), "–", "–"]
+        )
     for row in (*evaluation.rows, *(evaluation.served or ())):
         spread, length = [row.nfe_median, row.nfe_p95] * adaptive, [row.length_nfe] * sized
         passes = ["–" if n is None else f"{n:.1f}" for n in (row.nfe, *spread, *length, row.critic_nfe)]
         speed = [f"{row.seconds:.1f}", f"{row.tokens_per_second:,.0f}"]
-        rows.append([row.model, str(row.steps), *passes, *_quality(row, divergence), *speed])
+        heat = ["–" if row.temperature is None else f"{row.temperature:g}"] * warm
+        rows.append([row.model, str(row.steps), *heat, *passes, *_quality(row, divergence), *speed])
     return rows
 
 
@@ -83,8 +89,9 @@ def samplers(evaluation: Evaluation) -> str:
 
 
 def curves(evaluation: Evaluation) -> tuple[dict[str, list[Row]], Row | None]:
-    """Rows by model, and the many-step teacher apart when its steps are beyond the others'."""
-    teacher, student = ([row for row in evaluation.rows if row.model == name] for name in ("teacher", "student"))
+    """Rows by model at the sampler's own temperature, and the many-step teacher apart when it has the most steps."""
+    own = at_own_temperature(evaluation.rows, evaluation.sampling.temperature)
+    teacher, student = ([row for row in own if row.model == name] for name in ("teacher", "student"))
     limit = None
     if len(teacher) > 1 and (not student or teacher[-1].steps > student[-1].steps):
         limit = teacher.pop()
@@ -99,6 +106,10 @@ def perplexity_text(value: float) -> str:
 def _is_adaptive(evaluation: Evaluation) -> bool:
     kind = SAMPLERS.get(evaluation.sampling.sampler)  # a file may name one of another version
     return kind is not None and kind.adaptive
+
+
+def _has_temperatures(evaluation: Evaluation) -> bool:
+    return any(row.temperature not in (None, 1) for row in evaluation.rows)
 
 
 def _has_length(evaluation: Evaluation) -> bool:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from distill.evaluation.reports.cells import caption, columns, table_rows
+from distill.evaluation.reports.frontier import TITLE, frontier_caption, frontier_columns, frontier_rows
 from distill.evaluation.reports.other_figures import further_sheets
 from distill.evaluation.results import Evaluation
 from distill.runtime.tables import markdown_table
 
 
 def evaluation_markdown(evaluation: Evaluation) -> str:
-    """An evaluation's tables, each with its caption below; for model cards."""
-    lines = [*markdown_table(columns(evaluation), table_rows(evaluation), ["model"]), "", caption(evaluation)]
+    """An evaluation's tables, each with its caption below, the frontier first; for model cards."""
+    lines = []
+    if cells := frontier_rows(evaluation):
+        lines += markdown_table(frontier_columns(evaluation), cells, ["entropy", "model"])
+        lines += ["", f"{TITLE}: {frontier_caption(evaluation)}", ""]
+    lines += [*markdown_table(columns(evaluation), table_rows(evaluation), ["model"]), "", caption(evaluation)]
     for sheet in further_sheets(evaluation):
         table = markdown_table(sheet.columns, sheet.rows, ["model", "measured", "sampler"])
         lines += ["", f"{sheet.title}:", "", *table, "", sheet.caption]
