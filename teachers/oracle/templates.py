@@ -86,9 +86,9 @@ class Templates(Source):
         """See `Source.log_prob`."""
         owner = self.owner.expand(len(rows), -1, -1).gather(2, rows[..., None]).squeeze(2)
         counts = torch.zeros(len(rows), self.tokens, dtype=torch.float64, device=rows.device)
-        return self._log_prob_of(counts.scatter_add_(1, owner, torch.ones_like(owner, dtype=torch.float64)))
+        return self.log_prob_of(counts.scatter_add_(1, owner, torch.ones_like(owner, dtype=torch.float64)))
 
-    def _log_prob_of(self, counts: Tensor) -> Tensor:
+    def log_prob_of(self, counts: Tensor) -> Tensor:
         """log p of rows with (…, T) tokens of each template: (…,)."""
         floor = math.log(self.noise / self.tokens)
         return (self.odds * counts).logsumexp(-1) + counts.sum(-1) * floor - math.log(self.tokens)
@@ -96,12 +96,15 @@ class Templates(Source):
     def entropy(self, length: int) -> float:
         """−Σ p log p over how many tokens are of each template, in any order; see `Source.entropy`."""
         counts = torch.tensor(list(partitions(length, self.tokens)), dtype=torch.float64)
-        log_p = self._log_prob_of(counts)
-        # rows of such counts, and the orders of the counts among the templates
-        log_rows = math.lgamma(length + 1) - torch.lgamma(counts + 1).sum(1)
+        log_p = self.log_prob_of(counts)
+        return float(-((self.log_rows(counts) + log_p).exp() * log_p).sum())
+
+    def log_rows(self, counts: Tensor) -> Tensor:
+        """log of how many rows have (N, T) tokens of each template, whichever template has which number: (N,)."""
+        length = int(counts[0].sum())
+        orders = math.lgamma(length + 1) - torch.lgamma(counts + 1).sum(1)
         repeats = (counts[..., None] == torch.arange(length + 1)).sum(1).double()
-        log_orders = math.lgamma(self.tokens + 1) - torch.lgamma(repeats + 1).sum(1)
-        return float(-((log_rows + log_orders + log_p).exp() * log_p).sum())
+        return orders + math.lgamma(self.tokens + 1) - torch.lgamma(repeats + 1).sum(1)
 
 
 def partitions(total: int, parts: int) -> Iterator[tuple[int, ...]]:

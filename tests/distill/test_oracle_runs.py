@@ -3,10 +3,12 @@
 import itertools
 import json
 import math
+import sys
 
 import pytest
 import torch
 
+from distill import cli
 from distill.commands.distil import distil
 from distill.commands.evaluate import evaluate_command
 from distill.commands.generate import generate_command
@@ -29,6 +31,7 @@ from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families import load_denoiser
 from teachers.families.stock.loading import create_denoiser
+from teachers.oracle.denoiser import SourceDenoiser
 from tests.networks import shape
 
 LENGTH = 8
@@ -167,6 +170,63 @@ def test_bad_flags_are_refused_before_there_is_a_folder(flags, words, tmp_path):
     with pytest.raises(UserError) as refusal:
         oracle_command("markov", tmp_path / "out", **{"rows": 4, "heldout": 4} | flags)
     refused(refusal, *words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["copies", "brackets", "templates"])
+def test_a_source_with_dependence_at_a_distance_reads_back_and_judges_itself(kind, tmp_path):
+    out = oracle_command(kind, tmp_path / kind, length=6, rows=200, heldout=40, seed=1)
+    source, tokenizer = load_denoiser(str(out)), load_tokenizer(str(out))
+    assert isinstance(source, SourceDenoiser)
+    assert (source.source.kind, source.spec.max_length, len(tokenizer)) == (kind, 6, source.spec.vocabulary)
+    paths = {"path": str(out / "train.jsonl"), "heldout": str(out / "heldout.jsonl")}
+    rows = load_corpus(DataConfig(**paths, length=6, pack=False), tokenizer).batch(0, range(200))
+    mean, error = source.excess_nats(rows)
+    assert abs(mean) < 4 * error
+    text = json.loads((out / "train.jsonl").read_text().splitlines()[0])["text"]
+    assert set(text) <= set("([)] " if kind == "brackets" else "abdefghijklmnoprstuvwyz ")
+    path = evaluate_command(
+        None, teacher=str(out), judge=str(out), data=str(out / "heldout.jsonl"), out=tmp_path / "out",
+        overrides=["samples=40", "steps=[1,2]", f"teacher_steps={2**20}", "bootstrap=50"],
+    )  # fmt: skip
+    result = Evaluation.load(path)
+    many = next(row for row in result.rows if row.steps == 2**20)
+    assert many.divergence_nats == pytest.approx(0, abs=1e-5), "a token a pass is the source"
+    assert result.rows[0].divergence_nats > 0.1
+    with pytest.raises(UserError) as refusal:
+        evaluate_command(
+            None, teacher=str(out), judge=str(out), out=tmp_path / "other",
+            overrides=["samples=40", "steps=[1]", "length=4"],
+        )  # fmt: skip
+    refused(refusal, "4 tokens", f"source of {kind}", "rows of 6")
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "words"),
+    [
+        ("copis", {}, ["source 'copis' is unknown", "did you mean 'copies'", "templates"]),
+        ("copies", {"order": 1}, ["--order is no setting", "kind copies", "--noise", "leave it out"]),
+        ("copies", {"text": "bundled:novels", "tokenizer": "bundled:teacher"}, ["--text", "markov"]),
+        ("copies", {"length": 7}, ["length is 7", "even"]),
+        ("brackets", {"depth": 12}, ["stacks", "less depth"]),
+        ("brackets", {"stray": 0.0}, ["stray is 0.0", "more than 0"]),
+        ("templates", {"noise": 1.5}, ["noise is 1.5", "less than 1"]),
+        ("templates", {"tokens": 1}, ["at least two positions by two templates"]),
+    ],
+)
+def test_bad_flags_of_other_sources_are_refused_before_there_is_a_folder(kind, flags, words, tmp_path):
+    with pytest.raises(UserError) as refusal:
+        oracle_command(kind, tmp_path / "out", **flags)
+    refused(refusal, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_refuses_with_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["fewstep", "oracle", "copies", "--out", str(tmp_path / "out"), "--noise", "2"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: noise is 2.0; it must be more than 0 and less than 1\n"
     assert not (tmp_path / "out").exists()
 
 
