@@ -54,6 +54,8 @@ class StepReductionConfig(VerifierConfig):
     Attributes:
         trains: "planner", the head alone, the tokens' law staying as it is, or "all".
         steps: M, no trajectory has more passes; a new planner starts at the ancestral rate of so many.
+        start_confidence: a probability, at which a new planner starts as a soft threshold, see
+            `students.planner.PlannerHead`; None: it starts at the rate alone.
         length_weight: λ: what the start's mean number of passes costs, in units of V.
         length_warmup: part of the run over which λ rises from 0.
         surrogate: part of the run over which the surrogate of |τ| gives way to |τ| itself; 0 for none.
@@ -66,6 +68,7 @@ class StepReductionConfig(VerifierConfig):
     name: Literal["step_reduction"] = "step_reduction"
     trains: Literal["planner", "all"] = "planner"  # [own]
     steps: int = Field(default=16, ge=2)  # [own]
+    start_confidence: float | None = Field(default=None, gt=0, lt=1)  # [own]
     length_weight: float = Field(default=0.3, ge=0)  # [open]
     length_warmup: float = Field(default=0.1, ge=0, le=1)  # [open]
     surrogate: float = Field(default=0.3, ge=0, le=1)  # [open]
@@ -115,10 +118,12 @@ class StepReductionConfig(VerifierConfig):
             raise ValueError(
                 "sampler 'threshold' has no planner to train; set objective.trains=all, or sampler=planner"
             )
-        if not (sampler.blind and sampler.exact and sampler.plain):
+        drawn = sampler.exact or (sampler.draw == "greedy" and self.trains == "planner")
+        if not (sampler.blind and drawn and sampler.plain):
             raise ValueError(
                 f"sampler {sampler.label!r} is not blind to what it draws, or does not draw exactly at temperature 1, "
-                "which step_reduction needs; leave its confidence, draw, temperature, top_k and top_p out"
+                "which step_reduction needs; leave its confidence, draw, temperature, top_k and top_p out. Where the "
+                "planner alone is trained, draw may be greedy"
             )
         if isinstance(sampler.block_length, int) and sampler.block_length < run.length:
             self._check_blocks(sampler)
@@ -199,7 +204,7 @@ class StepReduction(Objective[StepReductionRollout]):
         self.student, self.sampler, self.tail = distillation.student, distillation.sampler, distillation.tail
         if isinstance(self.sampler, Planner):
             if not isinstance(self.student, PlannedDenoiser):
-                self.student = add_planner(self.student, config.steps)
+                self.student = add_planner(self.student, config.steps, confidence=config.start_confidence)
             self.student.inner.requires_grad_(config.trains == "all")
         self.target = self.reference = twin(self.student)
         self.progress = 0.0

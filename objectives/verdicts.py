@@ -90,6 +90,7 @@ class Verifier:
     def __init__(self, config: StepReductionConfig, distillation: Distillation, student: Denoiser, first: Denoiser):
         self.config, self.student, self.first = config, student, first
         self.teacher, self.process, self.tail = distillation.teacher, distillation.process, distillation.tail
+        self.greedy = distillation.sampler.draw == "greedy"
         self.ratio = _discriminator(config, distillation.start) if config.verifier == "discriminator" else None
         self.judge = load_judge(config.judge, student.spec) if config.verifier == "judge" else None
 
@@ -121,8 +122,9 @@ class Verifier:
             verifier = self.teacher if config.verifier == "teacher_path" else self.first
             alone = config.trains == "planner"
             worth = path_log_ratio(
-                verifier, self.student, canvas, path, randomness, config.group_size, self.process, alone, weights
-            )
+                verifier, self.student, canvas, path, randomness, config.group_size, self.process, alone, weights,
+                self.greedy,
+            )  # fmt: skip
             return Verdict(worth)
         masks = common_masks(randomness, canvas.open, config.verifier_masks, config.group_size)
         if self.ratio is not None:

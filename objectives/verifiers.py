@@ -100,6 +100,7 @@ def path_log_ratio(
     process: MaskedProcess,
     marginalise: bool,
     weights: Tensor | None = None,
+    greedy: bool = False,
 ) -> Tensor:
     """log p_teacher(x_S | z) − Σ_{i∈S} log p_ν(x_i | z) of each pass: (B, M) nats a token, float64.
 
@@ -115,6 +116,7 @@ def path_log_ratio(
         marginalise: read not the hidden tokens that were drawn but the expectation over them, which are independent
             of everything else that is read. It leaves the gradient of the planner unbiased, not that of the tokens.
         weights: as in `masked_log_likelihood`.
+        greedy: the tokens were not drawn but are the most probable ones, so that p_ν of them is 1.
     """
     rows, passes, length = path.commits.shape
     # 1. what is hidden of each pass's commits: (B, M, L)
@@ -126,7 +128,10 @@ def path_log_ratio(
     chunks = chunk_count(rows * length, teacher.spec.vocabulary)
 
     def ratios(theirs: Tensor, ours: Tensor, tokens: Tensor) -> tuple[Tensor]:
-        theirs, ours = teacher.head(theirs), student.head(ours)
+        theirs = teacher.head(theirs)
+        if greedy:
+            return (theirs.gather(-1, tokens[:, None]).squeeze(-1),)
+        ours = student.head(ours)
         if marginalise:
             return (-kl(ours, theirs),)
         return (log_ratio(theirs, ours).gather(-1, tokens[:, None]).squeeze(-1),)

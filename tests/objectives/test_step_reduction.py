@@ -215,8 +215,11 @@ def test_shared_draws_and_marginalised_verdicts_leave_the_planners_gradient_unbi
     assert abs(float(exact)) > 6 * error, "too noisy to tell"
 
 
-def path_by_hand(teacher, student, states, commits, samples, made):
-    """log p_teacher(τ's tokens, each set in the mean over orders) − log p_ν(them): (N,) nats a token, 2 positions."""
+def path_by_hand(teacher, student, states, commits, samples, made, greedy=False):
+    """log p_teacher(τ's tokens, each set in the mean over orders) − log p_ν(them): (N,) nats a token, 2 positions.
+
+    A greedy draw is sure of its tokens: the second term is 0.
+    """
     verdict = torch.zeros(len(made), dtype=torch.float64)
     for row in range(len(made)):
         for n in range(int(made[row])):
@@ -226,26 +229,29 @@ def path_by_hand(teacher, student, states, commits, samples, made):
                 canvas = z.clone()
                 for token, i in order:
                     theirs, ours = says(teacher, canvas)[0, i, token], says(student, z)[0, i, token]
-                    verdict[row] += (theirs - ours) / math.factorial(len(places)) / 2
+                    verdict[row] += (theirs - (0 if greedy else ours)) / math.factorial(len(places)) / 2
                     canvas[0, i] = token
     return verdict
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("marginalise", [False, True])
-def test_path_log_ratio_is_by_enumeration_what_it_estimates(marginalise):
+@pytest.mark.parametrize(("marginalise", "draw"), [(False, "exact"), (True, "exact"), (True, "greedy")])
+def test_path_log_ratio_is_by_enumeration_what_it_estimates(marginalise, draw):
     torch.manual_seed(0)
+    greedy = draw == "greedy"
     student, teacher = add_planner(TabularDenoiser(3, 2, 0, 2.0), 2).double(), TabularDenoiser(3, 2, 1, 2.0)
     canvas = Canvas.blank(800, 2, 2)
-    found = adaptive(student, MaskedProcess(), canvas, PLANNER, 2, RowStreams(0, (0,), range(800)))
+    found = adaptive(student, MaskedProcess(), canvas, Planner(draw=draw), 2, RowStreams(0, (0,), range(800)))
 
     def ratios(teacher):
         streams = RowStreams(0, (1,), range(800))
-        return path_log_ratio(teacher, student, canvas, found, streams, 1, MaskedProcess(), marginalise)
+        return path_log_ratio(teacher, student, canvas, found, streams, 1, MaskedProcess(), marginalise, greedy=greedy)
 
     estimate = ratios(teacher).sum(1)
-    exact = path_by_hand(teacher, student, found.states, found.commits, found.sample, found.steps)
+    exact = path_by_hand(teacher, student, found.states, found.commits, found.sample, found.steps, greedy)
     assert float(estimate.mean()) == pytest.approx(float(exact.mean()), abs=4 * float((estimate - exact).std()) / 28)
+    if greedy:
+        return
     same = ratios(student)
     alone = found.commits.sum(-1) == 1
     assert same[alone].abs().max() < 1e-12, "a student that is its teacher loses nothing where it commits one by one"
@@ -465,6 +471,7 @@ def test_config_asks_for_a_critic_and_for_the_sampler_that_is_trained():
     refused(r"passes of 'planner' are trained; leave evaluate\.sampler out", evaluate={"sampler": "ancestral"})
     refused(r"has no planner to train; set objective\.trains=all", sampler="threshold")
     refused(r"not blind to what it draws", sampler={"name": "threshold", "confidence": "drawn"}, trains="all")
+    refused(r"draw exactly at temperature 1", sampler={"name": "planner", "draw": "greedy"}, trains="all")
     refused(r"draw exactly at temperature 1", sampler={"name": "planner", "temperature": 0.5})
     refused(r"leave its confidence, draw, temperature, top_k", sampler={"name": "planner", "top_p": 0.9})
     refused(r"blocks of 8' plans blocks, .* whole rows", sampler={"name": "planner", "block_length": 8})

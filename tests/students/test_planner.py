@@ -13,6 +13,7 @@ from students.fill import fill
 from students.planner import (
     PLANNER_FILE,
     PlannedDenoiser,
+    PlannerHead,
     add_planner,
     base_logits,
     commit_log_prob,
@@ -190,6 +191,16 @@ def test_untrained_planner_is_the_ancestral_rate_with_and_without_a_head():
     fewer = fill(planned, canvas, Planner(bias=1.0), 8, torch.Generator().manual_seed(2))
     assert float(fewer.nfe.double().mean()) < 6
     assert (Planner().label, Planner(bias=-0.5).label) == ("planner", "planner, bias -0.5")
+
+
+def test_planner_that_starts_confident_commits_what_reaches_its_threshold_beside_the_rate():
+    head = PlannerHead(4, 8, confidence=0.9)
+    where = surroundings(torch.tensor([[True] * 4]))
+    p = torch.tensor([0.5, 0.85, 0.9, 0.95])
+    summaries = torch.stack([torch.zeros(4), p.log()], 1)
+    with torch.no_grad():
+        above = head(torch.zeros(4, 4), summaries, where) - base_logits(where[:, 0], 8)
+    torch.testing.assert_close(above.float(), 60 * (p / 0.9).log())
 
 
 def test_threshold_commits_what_reaches_it_and_always_the_most_confident():
