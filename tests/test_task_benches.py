@@ -134,6 +134,19 @@ def test_gsm8k_keeps_the_working_without_its_notes(tmp_path, files):
     assert gsm8k.answer("#### -5") == "-5"
 
 
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("He sells 500 + 700 = 1,200 of them, for 2*$3 = $5.\n#### 5", 0.5),
+        ("10/3 = 3.33 and 1/0 = 0 and 7 - 2=5", 2 / 3),
+        ("2+3+4=10, and 3+4=7", 1.0),
+        ("#### 5", 0.0),
+    ],
+)
+def test_equations_of_a_worked_answer_are_checked(text, part):
+    assert gsm8k.equations("", text, "") == pytest.approx(part)
+
+
 def test_the_same_seed_writes_the_same_files(files):
     first = files("sums", "--train", 20, "--test", 5)
     assert files("sums", "--train", 20, "--test", 5) == first
