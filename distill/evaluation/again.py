@@ -52,22 +52,30 @@ def measured_again(
         seed = stated.sampling.seed + (0 if same_seed else 1)
     elif same_seed:
         raise UserError(f"seed {seed} and the evaluation's own are two; leave out --seed or --same-seed")
-    settings = {**method.settings, "judge": judge or method.settings["judge"]}
-    if steps:
-        settings |= {"steps": sorted(steps), "teacher_steps": max(steps)}
-    if not is_model(settings["judge"]):
-        raise UserError(
-            f"judge {settings['judge']!r}, which {folder} was measured with, is not here; name its folder with --judge"
-        )
-    words = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    judge = judge or str(method.settings["judge"])
+    if not is_model(judge):
+        raise UserError(f"judge {judge!r}, which {folder} was measured with, is not here; name its folder with --judge")
+    fewer = {"steps": sorted(steps), "teacher_steps": max(steps)} if steps else {}
+    words = [f"{key}={json.dumps(value)}" for key, value in {**method.settings, "judge": judge, **fewer}.items()]
     subject = _with_text(named_subject(str(folder), teacher, words, world), method, data, str(folder))
     measured = _with_seed(subject.on(world.device), seed, world)
-    again = {row_label(row) for row in measured.rows}
-    left_out = tuple(dict.fromkeys(row_label(row) for row in stated.rows if row_label(row) not in again))
+    left_out = _left_out(stated, measured)
     card = Path(parse_source(str(folder)).path) / "README.md"
     shown = card_checks(card.read_text("utf-8"), stated) if card.is_file() else []
     checks = (*checks_of(stated, measured, same_draws=same_seed), *shown)
     return Verification(str(folder), method.command, checks, left_out, seed, measured)
+
+
+def _left_out(stated: Evaluation, measured: Evaluation) -> tuple[str, ...]:
+    """What was not measured again: all of a model, or rows."""
+    there = {row_label(row) for row in measured.rows}
+    models = {row.model for row in measured.rows}
+    names = (
+        row_label(row) if row.model in models else f"the {row.model}'s rows"
+        for row in stated.rows
+        if row_label(row) not in there
+    )  # fmt: skip
+    return tuple(dict.fromkeys(names))
 
 
 def _stated(folder: Path) -> tuple[Evaluation, Method]:

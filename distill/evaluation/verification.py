@@ -112,11 +112,9 @@ def checks_of(stated: Evaluation, measured: Evaluation, same_draws: bool = False
             checks.append(_equal(label, "samples", then.samples, now.samples))
         loose = 0.0 if same_draws or now is measured.reference else quantile  # real text is the same
         checks += [_check(label, name, then, now, loose) for name in _estimated(now)]
-    known = {_key(row) for row in _rows(stated)}
-    checks += [
-        Check(row_label(row), "steps", None, row.steps, None) for row in _rows(measured) if _key(row) not in known
-    ]
-    return tuple(checks)
+    known = _rows(stated)
+    new = {key: row for key, row in _rows(measured).items() if key not in known}
+    return (*checks, *(Check(key[0], "steps", None, row.steps, None) for key, row in new.items()))
 
 
 def row_label(row: Row) -> str:
@@ -140,10 +138,10 @@ def _pairs(stated: Evaluation, measured: Evaluation) -> Iterator[tuple[str, Any,
     """What both measured: a name, and the results that hold its figures."""
     if stated.reference is not None and measured.reference is not None:
         yield "real text", stated.reference, measured.reference
-    known = {_key(row): row for row in _rows(stated)}
-    for row in _rows(measured):
-        if _key(row) in known:
-            yield row_label(row), known[_key(row)], row
+    known = _rows(stated)
+    for key, row in _rows(measured).items():
+        if key in known:
+            yield key[0], known[key], row
     points = {(p.model, p.sampler, p.steps, p.axis): p for p in stated.frontier or () if p.reached}
     for point in measured.frontier or ():
         then = points.get((point.model, point.sampler, point.steps, point.axis))
@@ -151,12 +149,11 @@ def _pairs(stated: Evaluation, measured: Evaluation) -> Iterator[tuple[str, Any,
             yield f"{point.model}, {point.steps} steps, at real text's {point.axis} entropy", then, point
 
 
-def _rows(evaluation: Evaluation) -> list[Row]:
-    return [*evaluation.rows, *(evaluation.served or ())]
-
-
-def _key(row: Row) -> tuple[str, str, int, float | None]:
-    return row.model, row.sampler, row.steps, row.temperature
+def _rows(evaluation: Evaluation) -> dict[tuple[str, str], Row]:
+    """Every row, by its label and its sampler."""
+    rows = {(row_label(row), row.sampler): row for row in (*evaluation.rows, *(evaluation.served or ()))}
+    published = {(f"{row_label(row)}, as published", row.sampler): row for row in evaluation.published or ()}
+    return rows | published
 
 
 def _estimated(result: Any) -> Iterable[str]:

@@ -60,7 +60,7 @@ def test_an_export_passes(export, capsys):
     said = capsys.readouterr()
     assert "as fewstep evaluate --student FOLDER --data bundled:novels" in said.err
     assert "all within" in said.out
-    assert "not measured: teacher, 2 steps" in " ".join(said.out.split())
+    assert "not measured: the teacher's rows" in " ".join(said.out.split())
 
 
 def test_the_same_seed_gives_equal_figures(export):
