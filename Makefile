@@ -16,13 +16,14 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
 
-# distil the bundled teacher, measure student and teacher, export the student, write some text
+# distil the bundled teacher, measure student and teacher, show both on a page, export the student, write some text
 quickstart: install
 	$(LAUNCH) distill configs/quickstart.yaml --run-dir runs/quickstart
 	$(LAUNCH) evaluate runs/quickstart
+	$(BIN)/fewstep report runs/quickstart
 	$(BIN)/fewstep export runs/quickstart --out runs/quickstart/export
 	$(BIN)/fewstep generate runs/quickstart/export --steps 8 --num 3
-	@echo "table and plot: runs/quickstart/evaluation.json, runs/quickstart/evaluation.png; checkpoint: runs/quickstart/export"
+	@echo "page: runs/quickstart/report.html; table and plot: runs/quickstart/evaluation.json, runs/quickstart/evaluation.png; checkpoint: runs/quickstart/export"
 
 clean-quickstart:
 	rm -rf runs/quickstart

@@ -39,7 +39,8 @@ def test_fewstep_commands_run_as_printed(tmp_path):
         ran.append(words[1])
         if words[1] == "generate":
             assert written.count("It was a dark") == 2
-    assert ran == ["distill", "evaluate", "export", "generate"]
+    assert ran == ["distill", "evaluate", "report", "export", "generate"]
+    assert (tmp_path / "mine" / "report.html").is_file()
     assert (tmp_path / "mine" / "evaluation.png").stat().st_size > 10_000
     assert (tmp_path / "mine-int8" / "model.safetensors").is_file()
 

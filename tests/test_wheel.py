@@ -57,6 +57,9 @@ def test_it_writes_distils_and_is_imported_from_nowhere_else(installed, tmp_path
         installed / "python", "-c", "import distill, fewstep; print(fewstep.__file__, distill.__file__)", cwd=tmp_path
     )
     assert all(str(installed.parent) in place for place in where.split())
+    shutil.copy(ROOT / "docs" / "novels-seeds.json", tmp_path / "comparison.json")
+    run(installed / "fewstep", "report", tmp_path, cwd=tmp_path)  # of templates, which are no Python
+    assert "<svg" in (tmp_path / "report.html").read_text("utf-8")
     text = run(
         installed / "fewstep", "generate", "bundled:teacher", "--steps", 2, "--length", 16, "--seed", 0, cwd=tmp_path
     )
