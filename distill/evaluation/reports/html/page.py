@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from distill.config import EvaluateConfig
 from distill.evaluation.answers import Answers
 from distill.evaluation.reports.html.claim import cards, claim
 from distill.evaluation.reports.html.frontier import frontier_charts, frontier_table
 from distill.evaluation.reports.html.quality import (
-    evaluation_table,
+    evaluation_tables,
     other_charts,
-    published_table,
     quality_charts,
     telling_charts,
 )
@@ -27,6 +27,7 @@ from distill.pages.chart import Chart, alike
 from distill.pages.page import Page
 from distill.runtime.cost import Cost
 
+Part = TypeVar("Part")
 LEAD = (
     "A diffusion language model writes a text by filling a blank canvas in many passes of its network; a student has "
     "been trained to fill it in a few. This page shows how good and how varied the student's text is beside its "
@@ -60,57 +61,72 @@ class Report:
 
 def report_page(reports: Sequence[Report]) -> Page:
     """One page; runs stand side by side, in plots with the same limits."""
-    return Page(
-        title=" and ".join(report.name for report in reports),
-        lead=LEAD,
-        sections=[
-            Section("claim", "In short", "", _each(reports, _claim)),
-            Section(
-                "frontier", "Quality against diversity",
-                "A text that repeats itself is easy to predict, so a low perplexity alone proves nothing. Here it is "
-                "plotted over how varied the text is: models are compared where they are as varied as real text.",
-                (*_side_by_side(reports, _frontier), *_each(reports, _frontier_table)),
-            ),
-            Section(
-                "cost", "What a pass buys",
-                "A pass is one run of the network over the whole text. Fewer passes are what a student is for.",
-                _side_by_side(reports, _quality),
-            ),
-            Section(
-                "figures", "More than perplexity",
-                "Repetition, templates and low temperatures lower a perplexity without improving a text. Each of them "
-                "shows in at least one of these figures.",
-                (*_side_by_side(reports, _telling), *_folded("Other figures of the texts", reports, _others)),
-            ),
-            Section(
-                "tasks", "Right answers",
-                "The same questions, answered by teacher and student in various numbers of passes.",
-                (*_side_by_side(reports, _tasks), *_each(reports, _task_tables)),
-            ),
-            Section(
-                "texts", "What they write",
-                "The same prompts from held-out text, continued by the teacher in many and few passes and by the "
-                "student in few; equal numbers of steps face each other. Nothing was picked.",
-                _each(reports, _answers),
-            ),
-            Section(
-                "canvas", "How a canvas fills",
-                "The first of these texts, pass by pass. Play it, or move the slider with the arrow keys.",
-                _each(reports, _strips),
-            ),
-            Section(
-                "training", "How the student was trained",
-                "The loss does not show whether a student collapses onto a few texts; the watch does, which samples "
-                "it now and then.",
-                (*_side_by_side(reports, _training), *_folded("All that was logged", reports, _logged)),
-            ),
-            Section(
-                "tables", "All figures", "Choose a heading to sort by it. The files hold all digits.",
-                _each(reports, _tables),
-            ),
-            Section("settings", "Settings, versions and cost", "", _each(reports, _settings)),
-        ],
-    )  # fmt: skip
+    title = " and ".join(report.name for report in reports)
+    return Page(title, LEAD, [*_measured(reports), *_read(reports), *_looked_up(reports)])
+
+
+def _measured(reports: Sequence[Report]) -> list[Section]:
+    """What was measured of the texts."""
+    curves, costs, telling, others = (
+        _of_evaluation(charts) for charts in (frontier_charts, quality_charts, telling_charts, other_charts)
+    )
+    return [
+        Section("claim", "In short", "", _each(reports, _claim)),
+        Section(
+            "frontier", "Quality against diversity",
+            "A text that repeats itself is easy to predict, so a low perplexity alone proves nothing. Here it is "
+            "plotted over how varied the text is: models are compared where they are as varied as real text.",
+            (*_side_by_side(reports, curves), *_each(reports, _of_evaluation(frontier_table))),
+        ),
+        Section(
+            "cost", "What a pass buys",
+            "A pass is one run of the network over the whole text. Fewer passes are what a student is for.",
+            _side_by_side(reports, costs),
+        ),
+        Section(
+            "figures", "More than perplexity",
+            "Repetition, templates and low temperatures lower a perplexity without improving a text. Each of them "
+            "shows in at least one of these figures.",
+            (*_side_by_side(reports, telling), *_folded("Other figures of the texts", reports, others)),
+        ),
+        Section(
+            "tasks", "Right answers",
+            "The same questions, answered by teacher and student in various numbers of passes.",
+            (*_side_by_side(reports, _tasks), *_each(reports, _task_tables)),
+        ),
+    ]  # fmt: skip
+
+
+def _read(reports: Sequence[Report]) -> list[Section]:
+    """What people read and look at."""
+    return [
+        Section(
+            "texts", "What they write",
+            "The same prompts from held-out text, continued by the teacher in many and few passes and by the student "
+            "in few; equal numbers of steps face each other. Nothing was picked.",
+            _each(reports, _answers),
+        ),
+        Section(
+            "canvas", "How a canvas fills",
+            "The first of these texts, pass by pass. Play it, or move the slider with the arrow keys.",
+            _each(reports, _strips),
+        ),
+        Section(
+            "training", "How the student was trained",
+            "The loss does not show whether a student collapses onto a few texts; the watch does, which samples it now "
+            "and then.",
+            (*_side_by_side(reports, _training), *_folded("All that was logged", reports, _logged)),
+        ),
+    ]  # fmt: skip
+
+
+def _looked_up(reports: Sequence[Report]) -> list[Section]:
+    """Tables and settings."""
+    tables = _each(reports, _of_evaluation(evaluation_tables))
+    return [
+        Section("tables", "All figures", "Choose a heading to sort by it. The files hold all digits.", tables),
+        Section("settings", "Settings, versions and cost", "", _each(reports, _settings)),
+    ]
 
 
 def _owned(reports: Sequence[Report]) -> list[tuple[Report, str]]:
@@ -133,6 +149,11 @@ def _side_by_side(reports: Sequence[Report], charts: Callable[[Report, str], lis
     return (Charts(ordered, across=min(len(reports), 3) if len(reports) > 1 else 2),) if ordered else ()
 
 
+def _of_evaluation(parts: Callable[[Evaluation, str], list[Part]]) -> Callable[[Report, str], list[Part]]:
+    """What is made of a run's evaluation; nothing where it has none."""
+    return lambda report, owner: [] if report.evaluation is None else parts(report.evaluation, owner)
+
+
 def _folded(name: str, reports: Sequence[Report], charts: Callable[[Report, str], list[Chart]]) -> tuple[Block, ...]:
     blocks = _side_by_side(reports, charts)
     return (Folded(name, blocks),) if blocks else ()
@@ -146,26 +167,6 @@ def _claim(report: Report, owner: str) -> list[Block]:
 
 def _named(owner: str) -> list[Block]:
     return [Heading(owner)] if owner else []
-
-
-def _frontier(report: Report, owner: str) -> list[Chart]:
-    return [] if report.evaluation is None else frontier_charts(report.evaluation, owner)
-
-
-def _frontier_table(report: Report, owner: str) -> list[Block]:
-    return [] if report.evaluation is None else [*frontier_table(report.evaluation, owner)]
-
-
-def _quality(report: Report, owner: str) -> list[Chart]:
-    return [] if report.evaluation is None else quality_charts(report.evaluation, owner)
-
-
-def _telling(report: Report, owner: str) -> list[Chart]:
-    return [] if report.evaluation is None else telling_charts(report.evaluation, owner)
-
-
-def _others(report: Report, owner: str) -> list[Chart]:
-    return [] if report.evaluation is None else other_charts(report.evaluation, owner)
 
 
 def _tasks(report: Report, owner: str) -> list[Chart]:
@@ -190,11 +191,6 @@ def _training(report: Report, owner: str) -> list[Chart]:
 
 def _logged(report: Report, owner: str) -> list[Chart]:
     return other_training_charts(report.lines, owner)
-
-
-def _tables(report: Report, owner: str) -> list[Block]:
-    evaluation = report.evaluation
-    return [] if evaluation is None else [evaluation_table(evaluation, owner), *published_table(evaluation, owner)]
 
 
 def _settings(report: Report, owner: str) -> list[Block]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 from distill.evaluation.reports.cells import AXES, caption, columns, perplexity_text, table_rows
 from distill.evaluation.reports.html.rows import SHAPES, by_model, ends_text, note, own_rows, tone
-from distill.evaluation.results import Evaluation, Figures, Row
+from distill.evaluation.results import Evaluation, Figures, Protocol, Row
 from distill.pages.blocks import Table
 from distill.pages.chart import Axis, Chart, Curve, Level, Mark
 from distill.runtime.result_files import as_json
@@ -99,14 +99,12 @@ def _chart(evaluation: Evaluation, name: str, key: str, across: str, caption: st
     )
 
 
-def evaluation_table(evaluation: Evaluation, owner: str = "") -> Table:
-    """All rows, those of real text first."""
-    parts = ([] if evaluation.reference is None else [evaluation.reference]) + [
-        *evaluation.rows,
-        *(evaluation.served or ()),
-    ]
+def evaluation_tables(evaluation: Evaluation, owner: str = "") -> list[Table]:
+    """All rows, those of real text first; and those that were measured as a paper does, where there are any."""
+    real = [] if evaluation.reference is None else [evaluation.reference]
+    parts = [*real, *evaluation.rows, *(evaluation.served or ())]
     names = [part.model if isinstance(part, Row) else "real text" for part in parts]
-    return Table(
+    table = Table(
         name=f"{owner + ': ' if owner else ''}All rows",
         caption=caption(evaluation),
         columns=columns(evaluation),
@@ -115,13 +113,11 @@ def evaluation_table(evaluation: Evaluation, owner: str = "") -> Table:
         tones=["real" if name == "real text" else tone(name) for name in names],
         records=[{"model": name} | as_json(part) for name, part in zip(names, parts, strict=True)],
     )
+    published, protocol = evaluation.published, evaluation.protocol
+    return [table] if published is None or protocol is None else [table, _published(published, protocol, owner)]
 
 
-def published_table(evaluation: Evaluation, owner: str = "") -> list[Table]:
-    """The rows that were sampled and judged as a paper's code does; nothing where there are none."""
-    if not evaluation.published or evaluation.protocol is None:
-        return []
-    protocol, rows = evaluation.protocol, evaluation.published
+def _published(rows: Sequence[Row], protocol: Protocol, owner: str) -> Table:
     cells = [
         [
             row.model, row.sampler, f"{row.steps:,}", f"{row.nfe:.1f}", perplexity_text(row.judge_perplexity),
@@ -130,7 +126,7 @@ def published_table(evaluation: Evaluation, owner: str = "") -> list[Table]:
         ]
         for row in rows
     ]  # fmt: skip
-    table = Table(
+    return Table(
         name=f"{owner + ': ' if owner else ''}As {protocol.name} measures",
         caption=f"Sampled and judged by a published protocol ({protocol.source}); judge {protocol.judge}; end-of-text "
         f"tokens that count: {protocol.end_of_text}. The exact figures are in the table above.",
@@ -140,4 +136,3 @@ def published_table(evaluation: Evaluation, owner: str = "") -> list[Table]:
         tones=[tone(row.model) for row in rows],
         records=[as_json(row) for row in rows],
     )
-    return [table]
