@@ -120,9 +120,9 @@ def test_rows_as_a_paper_measures_have_a_table_of_their_own(quickstart):
     protocol = Protocol(name="mdlm", judge="gpt2-large", end_of_text="first", source="<2406.07524>")
     root = read(replace(quickstart, protocol=protocol, published=quickstart.rows[:2]).to_html())
     table = root.all("section", id="tables")[0].all("figure", class_="table")[1]
-    assert table.all("strong")[0].text == "As mdlm measures"
+    assert table.all("strong")[0].text == "As published, and exactly"
     assert "<2406.07524>" in table.all("figcaption")[0].text
-    assert len(table.all("tbody")[0].all("tr")) == 2
+    assert len(table.all("tbody")[0].all("tr")) == 4
 
 
 def test_curves_over_temperatures_are_joined_and_reach_the_plot_of_their_own(quickstart):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
 
-from distill.evaluation.reports.cells import AXES, caption, columns, perplexity_text, table_rows
-from distill.evaluation.reports.html.rows import SHAPES, by_model, ends_text, note, own_rows, tone
-from distill.evaluation.results import Evaluation, Figures, Protocol, Row
+from distill.evaluation.reports.cells import AXES, caption, columns, table_rows
+from distill.evaluation.reports.html.rows import SHAPES, by_model, note, own_rows, tone
+from distill.evaluation.reports.other_figures import Sheet, further_sheets
+from distill.evaluation.results import Evaluation, Figures, Row
 from distill.pages.blocks import Table
 from distill.pages.chart import Axis, Chart, Curve, Level, Mark
 from distill.runtime.result_files import as_json
@@ -100,39 +102,25 @@ def _chart(evaluation: Evaluation, name: str, key: str, across: str, caption: st
 
 
 def evaluation_tables(evaluation: Evaluation, owner: str = "") -> list[Table]:
-    """All rows, those of real text first; and those that were measured as a paper does, where there are any."""
+    """All rows, those of real text first; and what stands below them, see `further_sheets`."""
     real = [] if evaluation.reference is None else [evaluation.reference]
     parts = [*real, *evaluation.rows, *(evaluation.served or ())]
     names = [part.model if isinstance(part, Row) else "real text" for part in parts]
-    table = Table(
-        name=f"{owner + ': ' if owner else ''}All rows",
-        caption=caption(evaluation),
-        columns=columns(evaluation),
-        rows=table_rows(evaluation),
-        left=["model", "sampler"],
-        tones=["real" if name == "real text" else tone(name) for name in names],
-        records=[{"model": name} | as_json(part) for name, part in zip(names, parts, strict=True)],
-    )
-    published, protocol = evaluation.published, evaluation.protocol
-    return [table] if published is None or protocol is None else [table, _published(published, protocol, owner)]
+    records = [{"model": name} | as_json(part) for name, part in zip(names, parts, strict=True)]
+    first = Sheet("All rows", columns(evaluation), table_rows(evaluation), caption(evaluation))
+    tables = [_table(first, owner, records)]
+    for sheet in further_sheets(evaluation):
+        tables.append(_table(sheet, owner, [dict(zip(sheet.columns, row, strict=True)) for row in sheet.rows]))
+    return tables
 
 
-def _published(rows: Sequence[Row], protocol: Protocol, owner: str) -> Table:
-    cells = [
-        [
-            row.model, row.sampler, f"{row.steps:,}", f"{row.nfe:.1f}", perplexity_text(row.judge_perplexity),
-            ends_text(row.judge_perplexity_ci, "judge_perplexity"), f"{row.unigram_entropy:.3f}",
-            f"{row.bigram_entropy:.3f}",
-        ]
-        for row in rows
-    ]  # fmt: skip
+def _table(sheet: Sheet, owner: str, records: list[dict[str, Any]]) -> Table:
     return Table(
-        name=f"{owner + ': ' if owner else ''}As {protocol.name} measures",
-        caption=f"Sampled and judged by a published protocol ({protocol.source}); judge {protocol.judge}; end-of-text "
-        f"tokens that count: {protocol.end_of_text}. The exact figures are in the table above.",
-        columns=["model", "sampler", "steps", "NFE", "judge PPL", "95% interval", "unigram H", "bigram H"],
-        rows=cells,
-        left=["model", "sampler"],
-        tones=[tone(row.model) for row in rows],
-        records=[as_json(row) for row in rows],
+        name=f"{owner + ': ' if owner else ''}{sheet.title}",
+        caption=sheet.caption,
+        columns=sheet.columns,
+        rows=sheet.rows,
+        left=["model", "measured", "sampler"],
+        tones=["real" if row[0] == "real text" else tone(row[0]) for row in sheet.rows],
+        records=records,
     )
