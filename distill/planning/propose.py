@@ -33,7 +33,8 @@ def plan(config: DistillConfig, gpus: int, memory: float) -> Plan:
     """
     shapes, base, limit = Shapes(config), setup_of(config, gpus), memory * GB * HEADROOM
     options, proposal = tuple(stages(shapes, base, limit)), propose(shapes, base, limit)
-    return Plan(shapes.networks().by_name(), shapes.vocabulary, gpus, memory * GB, HEADROOM, options, proposal)
+    networks, blocks = shapes.networks().by_name(), shapes.block_size
+    return Plan(networks, shapes.vocabulary, gpus, memory * GB, HEADROOM, options, proposal, blocks)
 
 
 def stages(shapes: Shapes, base: Setup, limit: float) -> list[Option]:

@@ -55,6 +55,7 @@ class Plan:
         gpus: devices, one a process. memory: bytes of each. headroom: part of it that may be filled.
         options: the config at each ZeRO stage.
         proposal: the cheapest way that fits; None if none does.
+        block_size: of a student that writes in blocks, whose passes are counted as those of whole rows; else None.
     """
 
     networks: dict[str, Network]
@@ -64,6 +65,7 @@ class Plan:
     headroom: float
     options: tuple[Option, ...]
     proposal: Option | None
+    block_size: int | None = None
 
     def save(self, path: Path) -> Path:
         """Write every term as JSON, whole or not at all."""
@@ -74,6 +76,7 @@ class Plan:
         return {
             "networks": {name: asdict(network) for name, network in self.networks.items()},
             "gpus": self.gpus, "memory": self.memory, "headroom": self.headroom,
+            "block_size": self.block_size,
             "options": [option.as_json() for option in self.options],
             "proposal": None if self.proposal is None else self.proposal.as_json(),
         }  # fmt: skip

@@ -122,6 +122,7 @@ class Shapes:
             raise UserError(
                 f"rows of {config.sequence_length} tokens are longer than the teacher's {longest} positions"
             )
+        self.block_size = config.blocks.size or teacher.spec.block_size
         self._passes: dict[tuple[Any, ...], Passes] = {}
 
     def networks(self, config: DistillConfig | None = None) -> Networks:
