@@ -148,6 +148,17 @@ def test_what_can_not_be_verified_is_refused(export, tmp_path):
         fewstep.verify(export, seed=3, same_seed=True)
 
 
+def test_a_student_in_memory_is_exported_with_its_evaluation(export, tmp_path):
+    student = fewstep.load_student(export)
+    assert student.finished.training.updates == 1
+    evaluation = fewstep.evaluate(student, steps=[2], samples=16, temperatures=None, bootstrap=50)
+    assert (evaluation.cost.student_passes, evaluation.cost.seeds) == (evaluation.rows[0].passes, (0,))
+    assert evaluation.training == student.finished.training
+    assert "training:" in evaluation.table()
+    folder = student.export(tmp_path / "out", evaluation=evaluation)
+    assert fewstep.verify(folder, same_seed=True).passed
+
+
 def test_an_evaluation_of_an_earlier_version_is_refused(export, tmp_path):
     copy = changed(export, tmp_path, lambda values: values.pop("method"))
     with pytest.raises(UserError, match="of an earlier version and does not say how it was measured"):
