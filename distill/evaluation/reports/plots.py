@@ -6,20 +6,74 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis as Scale
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from distill.evaluation.reports.cells import AXES, curves, samplers
-from distill.evaluation.results import Evaluation, Row
+from distill.evaluation.reports.frontier import is_curved
+from distill.evaluation.results import Axis, Evaluation, Frontier, Row
 from teachers.files import publish
 
 COLOURS = {"teacher": "#3b6fb6", "student": "#d1495b", "real text": "#4f7a52"}
 GREY = "#555555"
+POINTS, LINES = "osD^vP", ("-", "--", ":", "-.")
+"""Of a model's curves, from the fewest steps on."""
 
 
 def evaluation_figure(evaluation: Evaluation) -> Figure:
+    """What of these an evaluation has: perplexity against entropy over temperatures, or against steps."""
+    return frontier_figure(evaluation) if is_curved(evaluation) else steps_figure(evaluation)
+
+
+def frontier_figure(evaluation: Evaluation) -> Figure:
+    """Judge perplexity against each entropy, a curve over temperatures a model and number of steps.
+
+    Real text is a vertical line, and a curve is read where it crosses this.
+    """
+    figure = new_figure(11, 4.8)
+    for axes, axis in zip(figure.subplots(1, 2, sharey=True), ("bigram", "unigram"), strict=True):
+        _draw_frontier(axes, evaluation, axis)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    figure.axes[0].set_ylabel("judge perplexity (lower is better)")
+    figure.supxlabel(
+        f"{evaluation.sampling.size}, {samplers(evaluation)} sampler, {evaluation.sampling.draw} draws; a point a "
+        "temperature; bars: 95% bootstrap intervals where the entropy is that of real text",
+        fontsize=8.5, color=GREY,
+    )  # fmt: skip
+    return figure
+
+
+def _draw_frontier(axes: Axes, evaluation: Evaluation, axis: Axis) -> None:
+    """Perplexity against one entropy."""
+    axes.set_yscale("log")
+    shown = [one for one in evaluation.frontier or () if one.axis == axis]
+    counts = {model: [one.steps for one in shown if one.model == model] for model in ("teacher", "student")}
+    for one in shown:
+        rows = [row for row in evaluation.rows if _curve(row) == _curve(one)]
+        place = counts[one.model].index(one.steps)
+        axes.plot(
+            [row.entropy(axis) for row in rows], [row.judge_perplexity for row in rows], color=COLOURS[one.model],
+            marker=POINTS[place % len(POINTS)], linestyle=LINES[place % len(LINES)], markersize=5, linewidth=1.7,
+            label=f"{one.model}, {one.steps:,} steps",
+        )  # fmt: skip
+        if one.judge_perplexity is not None and one.judge_perplexity_ci is not None:
+            axes.plot([one.entropy] * 2, one.judge_perplexity_ci, color=COLOURS[one.model], linewidth=4, alpha=0.5)
+    if shown:
+        axes.axvline(shown[0].entropy, color=COLOURS["real text"], linestyle=":", linewidth=1.8, label="real text")
+    axes.set_xlabel(f"{axis} entropy (nats)")
+    plain_log_ticks(axes.yaxis)
+    lighten(axes)
+
+
+def _curve(part: Row | Frontier) -> tuple[str, str, int]:
+    """Which curve a row is a point of, and a frontier a reading."""
+    return part.model, part.sampler, part.steps
+
+
+def steps_figure(evaluation: Evaluation) -> Figure:
     """Quality (see `Evaluation.quality`) and bigram entropy against steps.
 
     The teacher at more steps than the student is tried at is a horizontal line, and so is real text.
@@ -119,7 +173,7 @@ def lighten(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def plain_log_ticks(axis: Axis) -> None:
+def plain_log_ticks(axis: Scale) -> None:
     """Label a log axis with plain numbers, densely enough for a range of less than a decade."""
     low, high = axis.get_view_interval()
     digits = (1, 1.5, 2, 3, 4, 5, 6, 8) if high / low < 10 else (1, 2, 5) if high / low < 1000 else (1,)
