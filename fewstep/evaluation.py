@@ -106,7 +106,7 @@ def evaluate(
     }
     if task is not None:
         values["task"] = dict(task) if isinstance(task, Mapping) else {"path": str(task)}
-    config = validate(EvaluateConfig, {k: v for k, v in (values | settings).items() if v is not None})
+    config = validate(EvaluateConfig, {k: v for k, v in values.items() if v is not None} | settings)
     check_task(config)
     if config.precision == "auto":
         config = config.model_copy(update={"precision": faster_precision()})

@@ -50,7 +50,9 @@ def test_a_student_in_ten_lines(tmp_path, monkeypatch, capfd):
     teacher = fewstep.load_teacher("bundled:teacher")
     student = fewstep.distil(teacher, fewstep.IntegralKL(), updates=2, batch=4, length=16)
     generated = student.generate("The boat", num=2, steps=4, seed=0)
-    evaluation = fewstep.evaluate(student, teacher, steps=[2, 4], samples=8, teacher_steps=8, bootstrap=10)
+    evaluation = fewstep.evaluate(
+        student, teacher, steps=[2, 4], samples=8, teacher_steps=8, bootstrap=10, temperatures=None
+    )
     table, figure = evaluation.table(), evaluation.plot()
     student.export("student")
     again = fewstep.load_student("student").generate("The boat", num=2, steps=4, seed=0)
