@@ -45,6 +45,12 @@ def frontier(**changes):
     return Frontier(**(values | changes))
 
 
+def varied(evaluation, **changes):
+    """The same at a second temperature as well."""
+    rows = tuple(replace(row, temperature=t) for row in evaluation.rows for t in (0.9, 1.0))
+    return replace(evaluation, rows=rows, **changes)
+
+
 def claims(evaluation):
     root = read(report_page([Report("run", evaluation)]).html())
     check(root)
@@ -54,7 +60,7 @@ def claims(evaluation):
 
 def test_the_claim_is_the_student_against_its_teacher_at_the_entropy_of_real_text(quickstart):
     bigram = frontier(axis="bigram", entropy=5.471, to_teacher=1.04, to_teacher_ci=(1.01, 1.07))
-    first, unigram, second, _ = claims(replace(quickstart, frontier=(frontier(), bigram)))
+    first, unigram, second, _ = claims(varied(quickstart, frontier=(frontier(), bigram)))
     assert first == (
         "In 8 passes and as varied as real text, the student's perplexity is 18% lower (−21% to −15%) than its "
         "teacher's."
@@ -69,20 +75,21 @@ def test_where_a_curve_does_not_reach_that_entropy_nothing_is_claimed(quickstart
     nothing = dict.fromkeys(
         ("judge_perplexity", "judge_perplexity_ci", "to_teacher", "to_teacher_ci", "to_many", "to_many_ci")
     )
-    first, unigram, _ = claims(replace(quickstart, frontier=(frontier(reached=False, **nothing),)))
+    first, unigram, _ = claims(varied(quickstart, frontier=(frontier(reached=False, **nothing),)))
     assert "nothing is claimed" in first
     assert "does not reach it" in unigram
     assert "lower" not in first + unigram
 
 
 def test_a_teacher_that_does_not_reach_it_is_no_comparison(quickstart):
-    first, unigram, _ = claims(replace(quickstart, frontier=(frontier(to_teacher=None, to_teacher_ci=None),)))
+    first, unigram, _ = claims(varied(quickstart, frontier=(frontier(to_teacher=None, to_teacher_ci=None),)))
     assert first.endswith("has a perplexity of 12.60; its teacher's text is not as varied in as many steps.")
     assert "does not reach it" in unigram
 
 
 def test_without_a_frontier_both_are_named_with_their_entropies(quickstart):
-    first, second = claims(quickstart)
+    first, second = claims(replace(quickstart, frontier=(frontier(reached=False, judge_perplexity=None),)))
+    assert (first, second) == tuple(claims(quickstart)), "one temperature is no curve"
     rows = {row.model: row for row in quickstart.rows if row.steps == 8}
     for row in rows.values():
         assert f"a perplexity of {row.judge_perplexity:.2f} at {row.bigram_entropy:.3f} nats" in first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distill.evaluation.reports.cells import AXES, curves
+from distill.evaluation.reports.frontier import is_curved
 from distill.evaluation.reports.html.rows import ends_text, own_rows, quality_text, shown_steps, tone
 from distill.evaluation.results import Axis, Evaluation, Figures, Frontier, Interval, Row
 from distill.pages.blocks import Card, Cards, Prose
@@ -14,10 +15,10 @@ def claim(evaluation: Evaluation) -> Prose:
     """The claim, and what to know before believing it."""
     if not any(row.model == "student" for row in evaluation.rows):
         return Prose(("There is no student here: these are figures of a teacher alone.",), big=True)
-    frontier = [one for one in evaluation.frontier or () if one.model == "student"]
+    curves_of_student = [one for one in evaluation.frontier or () if one.model == "student"]
     steps = shown_steps(evaluation)
-    here = {one.axis: one for one in frontier if one.steps == steps}
-    if not here:
+    here = {one.axis: one for one in curves_of_student if one.steps == steps}
+    if not here or not is_curved(evaluation):
         return Prose((_plain(evaluation, steps), _missing(evaluation)), big=True)
     first = here.get("unigram") or here["bigram"]
     how = (

@@ -6,7 +6,8 @@ import math
 from itertools import groupby
 
 from distill.evaluation.reports.cells import AXES
-from distill.evaluation.reports.html.rows import SHAPES, by_model, ends_text, note, own_rows, quality_text, tone
+from distill.evaluation.reports.frontier import TITLE, frontier_caption, frontier_columns, frontier_rows
+from distill.evaluation.reports.html.rows import SHAPES, by_model, note, own_rows, tone
 from distill.evaluation.results import Axis, Evaluation, Row
 from distill.pages.blocks import Table
 from distill.pages.chart import Axis as ChartAxis
@@ -67,45 +68,18 @@ def _curves(rows: list[Row], axis: Axis, key: str) -> list[Curve]:
 
 
 def frontier_table(evaluation: Evaluation, owner: str = "") -> list[Table]:
-    """The perplexity where each curve has the entropy of real text; nothing where there is no frontier."""
-    if not evaluation.frontier:
+    """The perplexity where each curve has the entropy of real text; nothing where there is no curve."""
+    rows = frontier_rows(evaluation)
+    if not rows:
         return []
-    rows = [
-        [
-            one.model,
-            one.sampler,
-            f"{one.steps:,}",
-            f"{one.nfe:.1f}",
-            one.axis,
-            f"{one.entropy:.3f}",
-            "not reached" if one.judge_perplexity is None else quality_text(one.judge_perplexity, "judge_perplexity"),
-            ends_text(one.judge_perplexity_ci, "judge_perplexity"),
-            _ratio(one.to_teacher),
-            _ratios(one.to_teacher_ci),
-            _ratio(one.to_many),
-            _ratios(one.to_many_ci),
-        ]
-        for one in evaluation.frontier
-    ]
+    names = frontier_columns(evaluation)
     table = Table(
-        name=f"{owner + ': ' if owner else ''}Perplexity at the entropy of real text",
-        caption="Interpolated between the temperatures of each curve; lower is better. A curve that never has that "
-        "entropy has no figure. The ratios divide by the teacher's figure in as many steps, and in its many.",
-        columns=[
-            "model", "sampler", "steps", "passes", "entropy", "nats", "judge PPL", "95% interval",
-            "over teacher's, same steps", "its interval", "over teacher's, many steps", "interval of that",
-        ],
+        name=f"{owner + ': ' if owner else ''}{TITLE}",
+        caption=frontier_caption(evaluation),
+        columns=names,
         rows=rows,
-        left=["model", "sampler", "entropy"],
-        tones=[tone(one.model) for one in evaluation.frontier],
-        records=[as_json(one) for one in evaluation.frontier],
-    )  # fmt: skip
+        left=["entropy", "model"],
+        tones=[tone(row[names.index("model")]) for row in rows],
+        records=[as_json(one) for one in evaluation.frontier or ()],
+    )
     return [table]
-
-
-def _ratio(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _ratios(ends: tuple[float, float] | None) -> str:
-    return "–" if ends is None else f"{ends[0]:.3f}–{ends[1]:.3f}"
