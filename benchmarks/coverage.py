@@ -2,9 +2,9 @@
 
     python -m benchmarks.coverage [--repetitions 200] [--samples 256] [--out docs/coverage.json]
 
-A Markov source is teacher, judge and real text at once, and every repetition is a whole evaluation with noise and real
-text of its own. The truth about real text is the entropy of the source, in closed form; that about a sampler is a very
-large sample, whose own error is a few percent of an interval. Of 95% intervals, 90% to 99% have to contain it.
+A Markov source is teacher, judge and real text at once, and every repetition has samples and real text of its own. The
+truth about real text is the entropy of the source, in closed form; that about a sampler is a large sample, whose own
+error is a few percent of an interval. Of 95% intervals, 90% to 99% have to contain it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -26,19 +27,18 @@ from torch import Tensor
 from distill.commands.oracle import oracle_command
 from distill.config import EvaluateConfig
 from distill.data.tokenizers import load_tokenizer
-from distill.evaluation.evaluate import evaluate
-from distill.evaluation.frontier import Resampled, Scores, reading
+from distill.evaluation.frontier import Resampled, Scores, figure, matched, resamples
 from distill.evaluation.judge import AnyJudge, load_judge
 from distill.evaluation.metrics import sample_bigrams, unigram_entropies
-from distill.evaluation.results import Evaluation, Interval
+from distill.evaluation.results import Axis, Interval
 from distill.evaluation.sample import draw
-from distill.runtime.progress import progress_bar
 from students.samplers import Ancestral, Dilated, Sampler
 from teachers.denoiser import ExactLaw
 from teachers.families import load_denoiser
 from teachers.files import publish
 
 LENGTH, TRUTH, BATCH = 32, 50_000, 10_000
+AT = "at the {} entropy of real text"
 CASES: dict[str, tuple[Sampler, int, list[float]]] = {
     "dilated, 4 steps": (Dilated(), 4, [0.9, 1.0, 1.1]),
     "ancestral, 8 steps": (Ancestral(), 8, [0.7, 0.85, 1.0]),
@@ -84,63 +84,78 @@ def coverage(
     """Every figure of some cases.
 
     Args:
-        samples: of an evaluation. truth: of what the true values are read off.
+        samples: of a repetition. truth: of what the true values are read off.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = str(oracle_command("markov", Path(folder) / "source", length=LENGTH, rows=1, heldout=1))
         source, judge = load_denoiser(path), load_judge(path, load_tokenizer(path))
     assert isinstance(source, ExactLaw)
     for case in cases:
-        sampler, steps, temperatures = CASES[case]
-        config = EvaluateConfig(
-            sampler=sampler, steps=[steps], teacher_steps=steps, temperatures=temperatures, samples=samples,
-            batch=samples, bootstrap=bootstrap,
-        )  # fmt: skip
-        found = [Coverage(case, name, value) for name, value in true_values(source, judge, config, truth).items()]
-        with progress_bar() as bar:
-            for seed in bar.track(range(repetitions), description=case):
-                real = source.sample(samples, torch.Generator().manual_seed(seed))
-                intervals = intervals_of(evaluate(source, None, judge, config, LENGTH, real, seed=seed + 1))
-                for one in found:
-                    one.add(intervals[one.figure])
+        drawn = Drawn.of(source, case, repetitions * samples, 1)
+        truths = true_values(source, judge, Drawn.of(source, case, truth, 2))
+        found = [Coverage(case, name, value) for name, value in truths.items()]
+        for seed in range(repetitions):
+            part = slice(seed * samples, (seed + 1) * samples)
+            intervals = intervals_of(drawn.rows(part), judge, resamples(samples, bootstrap, seed))
+            for one in found:
+                one.add(intervals[one.figure])
         yield from found
 
 
-def true_values(source: ExactLaw, judge: AnyJudge, config: EvaluateConfig, samples: int) -> dict[str, float]:
+@dataclass
+class Drawn:
+    """Rows at each temperature, one of which is 1, and real ones: (N, L) each."""
+
+    temperatures: list[float]
+    texts: list[Tensor]
+    real: Tensor
+
+    @staticmethod
+    def of(source: ExactLaw, case: str, count: int, seed: int) -> Drawn:
+        """So many rows, each independent of the others at its own temperature."""
+        sampler, steps, temperatures = CASES[case]
+        config = EvaluateConfig(sampler=sampler, batch=min(BATCH, count))
+        drawn = draw(source, config, steps, count, LENGTH, seed, temperatures=temperatures)
+        real = source.sample(count, torch.Generator().manual_seed(seed), length=LENGTH)
+        return Drawn(temperatures, [one.texts.tokens for one in drawn], real)
+
+    def rows(self, part: slice) -> Drawn:
+        """Some of them."""
+        return Drawn(self.temperatures, [tokens[part] for tokens in self.texts], self.real[part])
+
+
+def curve_of(drawn: Drawn, judge: AnyJudge, weights: np.ndarray) -> tuple[dict[str, Resampled], list[Resampled]]:
+    """Real text and temperature 1 by their names, and all temperatures."""
+    curve = [Resampled.of(scores(tokens, judge), weights) for tokens in drawn.texts]
+    real = Resampled.of(scores(drawn.real, judge), weights)
+    return {"real text": real, "temperature 1": curve[drawn.temperatures.index(1.0)]}, curve
+
+
+def true_values(source: ExactLaw, judge: AnyJudge, drawn: Drawn) -> dict[str, float]:
     """Perplexities by the names of `intervals_of`."""
-    ones, [steps] = np.ones((1, samples)), config.steps
-    large = config.model_copy(update={"batch": min(BATCH, samples)})
-    drawn = draw(source, large, steps, samples, LENGTH, 0, temperatures=config.temperatures)
-    curve = [Resampled.of(scores(one.texts.tokens, judge), ones) for one in drawn]
-    real = Resampled.of(scores(source.sample(samples, torch.Generator().manual_seed(2**32)), judge), ones)
-    own = curve[(config.temperatures or []).index(config.sampler.temperature)]
-    values = np.stack([one.log_perplexity for one in curve])
-    matched = {
-        f"at the {axis} entropy of real text": reading(
-            np.stack([one.entropy[axis] for one in curve]), values, real.entropy[axis]
-        ).item()
-        for axis in real.entropy
-    }
-    logs = {"real text": source.entropy(LENGTH) / LENGTH, "temperature 1": own.log_perplexity.item(), **matched}
+    plain, curve = curve_of(drawn, judge, np.ones((1, len(drawn.real))))
+    logs = {"real text": source.entropy(LENGTH) / LENGTH, "temperature 1": plain["temperature 1"].log_perplexity.item()}
+    for axis in get_args(Axis):
+        value = matched(curve, plain["real text"], axis)
+        assert value is not None, "temperatures are on both sides of real text"
+        logs[AT.format(axis)] = value.item()
     return {name: math.exp(value) for name, value in logs.items()}
+
+
+def intervals_of(drawn: Drawn, judge: AnyJudge, weights: np.ndarray) -> dict[str, Interval | None]:
+    """Those of the perplexities, by what they are of, as `evaluate` has them."""
+    plain, curve = curve_of(drawn, judge, weights)
+    out: dict[str, Interval | None] = {name: figure(one.log_perplexity)[1] for name, one in plain.items()}
+    for axis in get_args(Axis):
+        value = matched(curve, plain["real text"], axis)
+        out[AT.format(axis)] = None if value is None else figure(value)[1]
+    return out
 
 
 def scores(tokens: Tensor, judge: AnyJudge) -> Scores:
     """What frontiers are made of."""
     rows = tokens.numpy()
     return Scores(*judge.score(tokens), unigram_entropies(rows), sample_bigrams(rows))
-
-
-def intervals_of(evaluation: Evaluation) -> dict[str, Interval | None]:
-    """Those of the perplexities, by what they are of."""
-    assert evaluation.reference is not None
-    [own] = [row for row in evaluation.rows if row.temperature == 1]
-    matched = {f"at the {one.axis} entropy of real text": one.judge_perplexity_ci for one in evaluation.frontier or ()}
-    return {
-        "real text": evaluation.reference.judge_perplexity_ci,
-        "temperature 1": own.judge_perplexity_ci,
-        **matched,
-    }
 
 
 def main() -> None:

@@ -69,7 +69,7 @@ def resamples(count: int, number: int, seed: int) -> np.ndarray:
 def reading(entropy: np.ndarray, value: np.ndarray, at: np.ndarray) -> np.ndarray:
     """A curve through points, linear between neighbours in the order of their entropy, where the entropy is ``at``.
 
-    A resample's curve that ends before its ``at`` is continued as it ends.
+    A resample's curve that ends before its ``at`` is continued as it ends, once as far as its last segment.
 
     Args:
         entropy, value: (T, S) T ≥ 2 points of S curves. at: (S,).
@@ -88,7 +88,7 @@ def reading(entropy: np.ndarray, value: np.ndarray, at: np.ndarray) -> np.ndarra
     # 3. a part of the way along it; halfway where it has no width
     width = x1 - x0
     share = np.divide(at - x0, width, out=np.full_like(width, 0.5), where=width > 0)
-    return y0 + share * (y1 - y0)
+    return y0 + share.clip(-1, 2) * (y1 - y0)
 
 
 def reaches(entropy: Sequence[float], at: float) -> bool:
@@ -108,7 +108,7 @@ def frontiers(measured: Sequence[tuple[Row, Resampled]], real: Resampled, many: 
         curves.setdefault((row.model, row.sampler, row.steps), []).append((row, figures))
     out = []
     for axis in get_args(Axis):
-        read = {key: _read(curve, real, axis) for key, curve in curves.items()}
+        read = {key: matched([part for _, part in curve], real, axis) for key, curve in curves.items()}
         reference = [key for key in read if (key[0], key[2]) == ("teacher", many)]
         for key, curve in curves.items():
             _, sampler, steps = key
@@ -118,13 +118,17 @@ def frontiers(measured: Sequence[tuple[Row, Resampled]], real: Resampled, many: 
     return tuple(out)
 
 
-def _read(curve: Sequence[tuple[Row, Resampled]], real: Resampled, axis: Axis) -> np.ndarray | None:
+def matched(curve: Sequence[Resampled], real: Resampled, axis: Axis) -> np.ndarray | None:
     """(1 + R,) log-perplexity at the entropy of real text; None where the curve does not reach it."""
-    at = real.entropy[axis]
-    entropy = np.stack([figures.entropy[axis] for _, figures in curve])
+    at, entropy = real.entropy[axis], np.stack([part.entropy[axis] for part in curve])
     if not reaches(entropy[:, 0].tolist(), float(at[0])):
         return None
-    return reading(entropy, np.stack([figures.log_perplexity for _, figures in curve]), at)
+    return reading(entropy, np.stack([part.log_perplexity for part in curve]), at)
+
+
+def figure(logs: np.ndarray) -> tuple[float, Interval]:
+    """exp of the first of (1 + R,) logs, with the 95% interval that the others give it."""
+    return float(np.exp(logs[0])), quantiles(np.exp(logs[1:]))
 
 
 def _frontier(
@@ -158,8 +162,4 @@ def _frontier(
 
 
 def _figure(logs: np.ndarray | None) -> tuple[float | None, Interval | None]:
-    """exp of the first of (1 + R,) logs, with the 95% interval that the others give it."""
-    if logs is None:
-        return None, None
-    low, high = quantiles(np.exp(logs[1:]))
-    return float(np.exp(logs[0])), (low, high)
+    return (None, None) if logs is None else figure(logs)

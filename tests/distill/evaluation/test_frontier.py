@@ -50,8 +50,8 @@ def test_a_curve_is_read_linearly_between_neighbours_in_entropy():
     entropy, value = np.array([[3.0], [1.0], [2.0]]), np.array([[7.0], [1.0], [2.0]])  # in any order
     for at, expected in ((1.0, 1.0), (1.5, 1.5), (2.0, 2.0), (2.25, 3.25), (3.0, 7.0)):
         assert reading(entropy, value, np.array([at])) == pytest.approx(expected)
-    outside = [reading(entropy, value, np.array([at])).item() for at in (0.0, 4.0)]
-    assert outside == pytest.approx([0.0, 12.0]), "a resample's curve goes on as it ends"
+    outside = [reading(entropy, value, np.array([at])).item() for at in (0.5, 0.0, -9.0, 4.0, 99.0)]
+    assert outside == pytest.approx([0.5, 0.0, 0.0, 12.0, 12.0]), "a resample's curve goes on as it ends, once as far"
 
 
 def test_each_resample_is_read_on_its_own_curve_and_a_flat_one_in_the_middle():

@@ -33,7 +33,7 @@ COST = Cost(
 
 @pytest.fixture(scope="module")
 def quickstart():
-    return Evaluation.load(DOCS / "quickstart.json")
+    return Evaluation.load(DOCS / "quickstart-steps.json")
 
 
 def frontier(**changes):

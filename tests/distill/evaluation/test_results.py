@@ -19,12 +19,12 @@ DOCS = Path(__file__).parents[3] / "docs"
 
 @pytest.fixture
 def quickstart():
-    return Evaluation.load(DOCS / "quickstart.json")
+    return Evaluation.load(DOCS / "quickstart-steps.json")
 
 
 def published():
     """Every evaluation in docs, exact sources and adaptive samplers among them."""
-    for name in ("novels-temperature", "rgas", "step-reduction"):
+    for name in ("novels-temperature", "rgas", "step-reduction", "quickstart-seeds"):
         for label, values in json.loads((DOCS / f"{name}.json").read_text("utf-8")).items():
             yield pytest.param(values, id=f"{name}, {label}")
 
@@ -33,7 +33,7 @@ def test_what_was_written_is_read_and_written_again_byte_for_byte(quickstart, tm
     assert quickstart.save(tmp_path / "new" / "folder") == tmp_path / "new" / "folder" / "evaluation.json"
     path = quickstart.save(tmp_path)
     assert path == tmp_path / "evaluation.json"
-    assert path.read_bytes() == (DOCS / "quickstart.json").read_bytes()
+    assert path.read_bytes() == (DOCS / "quickstart-steps.json").read_bytes()
     assert Evaluation.load(tmp_path) == Evaluation.load(str(path)) == quickstart
     assert quickstart.rows[-1].steps == 64
 
@@ -49,7 +49,7 @@ def test_published_evaluations_keep_every_key_and_its_order(values):
 def test_neither_torch_nor_matplotlib_is_needed():
     heavy = "{'torch', 'matplotlib', 'transformers', 'rich'} & set(sys.modules)"
     program = f"import sys; from distill.evaluation.results import Evaluation; print({heavy})"
-    program += f"; Evaluation.load('{DOCS / 'quickstart.json'}'); print({heavy})"
+    program += f"; Evaluation.load('{DOCS / 'quickstart-steps.json'}'); print({heavy})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["set()", "set()"]
 
@@ -65,7 +65,7 @@ def test_neither_torch_nor_matplotlib_is_needed():
 )
 def test_a_damaged_file_is_named_with_a_remedy(tmp_path, damage, reason):
     path = tmp_path / "evaluation.json"
-    path.write_text(damage((DOCS / "quickstart.json").read_text("utf-8")), "utf-8")
+    path.write_text(damage((DOCS / "quickstart-steps.json").read_text("utf-8")), "utf-8")
     with pytest.raises(UserError, match="is not a whole evaluation; run fewstep evaluate again, or remove it") as error:
         Evaluation.load(tmp_path)
     assert reason in str(error.value)
