@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ from students.samplers import Joint
 from teachers.errors import UserError
 from tests.distill.evaluation.test_evaluate import LENGTH, SMALL, judge, made, rows, tiny  # noqa: F401
 
-PUBLISHED = SMALL | {"steps": [4], "judge": "bundled:judge", "length": LENGTH}
+PUBLISHED: dict[str, Any] = SMALL | {"steps": [4], "judge": "bundled:judge", "length": LENGTH}
 
 
 def test_a_protocol_sets_what_is_not_set_and_asks_for_its_judge():
