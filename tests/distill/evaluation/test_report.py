@@ -62,13 +62,22 @@ def test_the_claim_is_the_student_against_its_teacher_at_the_entropy_of_real_tex
     bigram = frontier(axis="bigram", entropy=5.471, to_teacher=1.04, to_teacher_ci=(1.01, 1.07))
     first, unigram, second, _ = claims(varied(quickstart, frontier=(frontier(), bigram)))
     assert first == (
-        "In 8 passes and as varied as real text, the student's perplexity is 18% lower (−21% to −15%) than its "
-        "teacher's."
-    )
+        "In 8 passes and at the bigram entropy of real text, the student's perplexity is 4% higher (+1% to +7%) than "
+        "its teacher's."
+    ), "of two axes the one that claims less"
     assert "2.887 nats: the student has a perplexity of 12.60 (95% interval 12.10–13.10)" in unigram
     assert "not clearly different (−7% to +3%) from the teacher's with its many steps" in unigram
     assert "5.471 nats" in second
     assert "4% higher (+1% to +7%) than" in second
+
+
+def test_cards_show_the_curves_at_the_entropy_of_real_text_on_the_axis_of_the_claim(quickstart):
+    bigram = frontier(axis="bigram", entropy=5.471, judge_perplexity=13.1, to_teacher=0.9)
+    page = report_page([Report("run", varied(quickstart, frontier=(frontier(), bigram)))]).html()
+    texts = {card.all("h3")[0].text: card.text for card in read(page).all("li", class_="card")}
+    assert "13.10" in texts["Student, 8 steps"]
+    assert "5.471 nats" in texts["Student, 8 steps"]
+    assert f"{quickstart.reference.judge_perplexity:.2f}" in texts["Real text"]
 
 
 def test_where_a_curve_does_not_reach_that_entropy_nothing_is_claimed(quickstart):

@@ -15,17 +15,26 @@ def claim(evaluation: Evaluation) -> Prose:
     """The claim, and what to know before believing it."""
     if not any(row.model == "student" for row in evaluation.rows):
         return Prose(("There is no student here: these are figures of a teacher alone.",), big=True)
-    curves_of_student = [one for one in evaluation.frontier or () if one.model == "student"]
-    steps = shown_steps(evaluation)
-    here = {one.axis: one for one in curves_of_student if one.steps == steps}
-    if not here or not is_curved(evaluation):
+    steps, here = shown_steps(evaluation), _frontiers(evaluation)
+    if not here:
         return Prose((_plain(evaluation, steps), _missing(evaluation)), big=True)
-    first = here.get("unigram") or here["bigram"]
     how = (
         "Text that says the same over and over has a low perplexity, so models are compared where their text is as "
         "varied as real text: the curve of each over temperatures is read at that entropy."
     )
-    return Prose((_headline(first), *map(_at_real_entropy, here.values()), how), big=True)
+    return Prose((_headline(_modest(here)), *map(_at_real_entropy, here.values()), how), big=True)
+
+
+def _frontiers(evaluation: Evaluation) -> dict[Axis, Frontier]:
+    """The student's at the number of steps that is looked at first, by axis; none without a curve."""
+    own = [one for one in evaluation.frontier or () if one.model == "student"] if is_curved(evaluation) else []
+    return {one.axis: one for one in own if one.steps == shown_steps(evaluation)}
+
+
+def _modest(here: dict[Axis, Frontier]) -> Frontier:
+    """Of a student's frontiers the one that claims least, among those that can claim something."""
+    compared = [one for one in here.values() if one.to_teacher is not None]
+    return max(compared, key=lambda one: one.to_teacher or 0.0) if compared else next(iter(here.values()))
 
 
 def _headline(one: Frontier) -> str:
@@ -36,13 +45,13 @@ def _headline(one: Frontier) -> str:
             f"{where} the student's text is at none of the measured temperatures as varied as real text, so nothing is "
             "claimed of it there."
         )
+    where += f" and at the {one.axis} entropy of real text,"
     if one.to_teacher is None:
         return (
-            f"{where} and as varied as real text, the student has a perplexity of "
-            f"{quality_text(one.judge_perplexity, PERPLEXITY)}; its teacher's text is not as varied in as many steps."
+            f"{where} the student has a perplexity of {quality_text(one.judge_perplexity, PERPLEXITY)}; its teacher's "
+            "text is not as varied in as many steps."
         )
-    change = _ratio(one.to_teacher, one.to_teacher_ci)
-    return f"{where} and as varied as real text, the student's perplexity is {change} its teacher's."
+    return f"{where} the student's perplexity is {_ratio(one.to_teacher, one.to_teacher_ci)} its teacher's."
 
 
 def _at_real_entropy(one: Frontier) -> str:
@@ -105,17 +114,38 @@ def _missing(evaluation: Evaluation) -> str:
 
 
 def cards(evaluation: Evaluation) -> Cards:
-    """Student and teacher at the same number of steps, the teacher at its many, and real text."""
+    """Student and teacher at the same number of steps, the teacher at its many, and real text.
+
+    Where there are curves over temperatures, their figures are read off these, on the axis of the headline.
+    """
     own, steps, key = own_rows(evaluation), shown_steps(evaluation), evaluation.quality
     _, limit = curves(evaluation)
     shown = [row for row in own if row.steps == steps]
     shown.sort(key=lambda row: row.model != "student")
-    many = [row for row in own if limit is not None and (row.model, row.steps) == ("teacher", limit.steps)]
-    parts = [_card(row, f"{row.model.capitalize()}, {row.steps:,} steps", tone(row.model), key) for row in shown + many]
+    shown += [row for row in own if limit is not None and (row.model, row.steps) == ("teacher", limit.steps)]
+    axis = _modest(here).axis if (here := _frontiers(evaluation)) else None
+    read = {(one.model, one.steps): one for one in evaluation.frontier or () if one.axis == axis}
+    parts = [_card_of(row, read.get((row.model, row.steps)), key) for row in shown]
     real = evaluation.reference
     if real is not None and getattr(real, key) is not None:
         parts.append(_card(real, "Real text", "real", key))
     return Cards(tuple(parts))
+
+
+def _card_of(row: Row, read: Frontier | None, key: str) -> Card:
+    """A model's, by its curve where there is one."""
+    name, colour = f"{row.model.capitalize()}, {row.steps:,} steps", tone(row.model)
+    if read is None:
+        return _card(row, name, colour, key)
+    value = "–" if read.judge_perplexity is None else quality_text(read.judge_perplexity, PERPLEXITY)
+    facts = (
+        ("95% interval", ends_text(read.judge_perplexity_ci, PERPLEXITY)),
+        (f"{read.axis} entropy", f"{read.entropy:.3f} nats"),
+        ("passes", f"{read.nfe:.1f}"),
+        ("time for one text", f"{row.seconds / row.samples:.3g} s"),
+        ("texts a temperature", f"{row.samples:,}"),
+    )
+    return Card(name, colour, value, f"{AXES[PERPLEXITY]} at real text's entropy", facts)
 
 
 def _card(row: Figures, name: str, colour: str, key: str) -> Card:
