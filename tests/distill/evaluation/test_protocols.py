@@ -69,7 +69,7 @@ def test_only_the_first_end_of_a_text_is_scored_where_that_is_asked(made, judge)
 
 
 def test_published_rows_stand_beside_the_exact_ones(made, judge):  # noqa: F811
-    config = EvaluateConfig(**PUBLISHED, protocol="sdtt", featuriser=None, retokenize=False)
+    config = validate(EvaluateConfig, PUBLISHED | {"protocol": "sdtt", "featuriser": None, "retokenize": False})
     found = evaluate(tiny(made.tokenizer, 1), tiny(made.tokenizer, 2), judge, config, LENGTH)
     plain = evaluate(
         tiny(made.tokenizer, 1), tiny(made.tokenizer, 2), judge, config.model_copy(update={"protocol": None}), LENGTH
@@ -93,7 +93,7 @@ def test_published_rows_stand_beside_the_exact_ones(made, judge):  # noqa: F811
 
 def test_a_featuriser_may_be_another_model_of_other_tokens(made, judge):  # noqa: F811
     text = HeldOut(rows(12), others=HeldOut(rows(12, seed=1)))
-    config = EvaluateConfig(**(PUBLISHED | {"featuriser": str(made.root / "other-judge")}))
+    config = validate(EvaluateConfig, PUBLISHED | {"featuriser": str(made.root / "other-judge")})
     ends = (made.tokenizer.eos_token_id,)
     gauges = load_gauges(config, judge, text, None, LENGTH, made.tokenizer, ends, ALONE)
     assert gauges.featuriser is not None
@@ -133,6 +133,6 @@ def test_states_are_those_of_the_measured_tokens_and_gradients_have_no_bias(judg
 def test_an_exact_source_scores_whole_rows(made):  # noqa: F811
     exact = ExactJudge.__new__(ExactJudge)
     exact.name = "source"
-    config = EvaluateConfig(**(PUBLISHED | {"end_of_text": "first"}))
+    config = validate(EvaluateConfig, PUBLISHED | {"end_of_text": "first"})
     with pytest.raises(UserError, match=r"exact source.*set evaluate\.end_of_text=all"):
         check(tiny(made.tokenizer, 1), None, exact, config, LENGTH, None)
