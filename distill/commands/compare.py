@@ -16,7 +16,7 @@ from distill.comparison.fairness import check_fair, check_same_command, load_con
 from distill.comparison.reports.html.page import comparison_page
 from distill.comparison.reports.markdown import comparison_markdown
 from distill.comparison.reports.plots import frontier_figure, speed_figure
-from distill.comparison.reports.terminal import comparison_table
+from distill.comparison.reports.terminal import comparison_tables
 from distill.comparison.results import FILE, Command, Comparison
 from distill.comparison.schedule import Schedule
 from distill.config import DistillConfig
@@ -101,7 +101,8 @@ def _report(comparison: Comparison, schedule: Schedule, out: Path) -> None:
     save_figure(frontier_figure(comparison), out / "frontier.png")
     save_figure(speed_figure(comparison), out / "speed.png")
     publish(out / "report.html", comparison_page(comparison, out.resolve().name).html())
-    print_table(comparison_table(comparison))
+    for table in comparison_tables(comparison):
+        print_table(table)
     files = {run.name: run.result for run in schedule.runs}
     for run in comparison.failures:
         warn(f"{run.name}: {run.failed}; remove {files[run.name]} to try again", "failed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from distill.comparison.reports import frontier
 from distill.comparison.reports.cells import caption, columns, table_sections
 from distill.comparison.results import Comparison, RunResult
 from distill.runtime.cost import Cost
@@ -14,7 +15,11 @@ RUN_COLUMNS = ["run", "objective", "seed", "weights trained", "updates", "planne
 def comparison_markdown(comparison: Comparison) -> str:
     """The table, its caption, the runs, where their settings differ, and those that failed."""
     rows = [cells for section in table_sections(comparison) for cells in section]
-    lines = markdown_table(columns(comparison), rows, ["model", "dominated by"])
+    lines = []
+    if matched := frontier.frontier_rows(comparison):
+        lines += markdown_table(frontier.COLUMNS, matched, ["entropy", "model"])
+        lines += ["", f"{frontier.TITLE}: {frontier.CAPTION}", ""]
+    lines += markdown_table(columns(comparison), rows, ["model", "dominated by"])
     lines += ["", caption(comparison), ""]
     lines += markdown_table(RUN_COLUMNS, [run_cells(run) for run in comparison.runs], ["run", "objective"])
     lines += [""] + [

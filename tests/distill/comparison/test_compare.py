@@ -35,7 +35,7 @@ from distill.runtime.result_files import as_json
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.tables import text
 from teachers.errors import UserError
-from tests.distill.evaluation.test_evaluate import LENGTH, ROW, tiny
+from tests.distill.evaluation.test_evaluate import DISTANCES, LENGTH, OVERLAPS, ROW, tiny
 from tests.distill.runs import final_weights, wait_for_updates
 from tests.forks import Command
 
@@ -144,7 +144,7 @@ def test_killed_and_restarted_it_goes_on_and_a_run_that_fails_is_a_row(made, tmp
     assert [(row["label"], row["steps"]) for row in result["rows"]] == [*[(r["label"], r["steps"]) for r in done],
         ("fast", 1), ("fast", 4)]  # fmt: skip
     for row in result["rows"]:
-        assert set(row) == RESULT | (ROW if row["steps"] else {"steps"})
+        assert set(row) == RESULT | (ROW | DISTANCES | OVERLAPS | {"cost"} if row["steps"] else {"steps"})
         assert row["objective"] == "integral_kl"
         assert row["updates"] == 30
         assert row["train_seconds"] > 0
