@@ -42,8 +42,11 @@ AT = "at the {} entropy of real text"
 CASES: dict[str, tuple[Sampler, int, list[float]]] = {
     "dilated, 4 steps": (Dilated(), 4, [0.9, 1.0, 1.1]),
     "ancestral, 8 steps": (Ancestral(), 8, [0.7, 0.85, 1.0]),
+    "dilated, 4 steps, farther temperatures": (Dilated(), 4, [0.6, 1.0, 1.5]),
+    "ancestral, 8 steps, farther temperatures": (Ancestral(), 8, [0.4, 0.7, 1.0, 1.5]),
 }
-"""Rules, steps and temperatures on both sides of real text: one that is nearly exact, and one that is not."""
+"""Rules, steps and temperatures on both sides of real text: one that is nearly exact, and one that is not; near, where
+unigram entropy hardly moves and is often not reached, and farther."""
 
 
 @dataclass
