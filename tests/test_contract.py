@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from distill.evaluation.first_pass import FirstPass
 from distill.evaluation.progress import Watched
 from objectives import DISTILLERS
 from objectives.objective import Distillation, Objective, ObjectiveConfig, Rollout
@@ -158,6 +159,7 @@ METHODS = sorted(name for name in METHODS if not name.startswith("_") and name n
 OWN = {
     DelegatingDenoiser: set(),
     PlannedDenoiser: {"commit_logits", "repulsion", "save", "laid_out"},
+    FirstPass: {"features_at"},
     Watched: {"features", "window_features"},
 }
 """What wrappers do themselves."""

@@ -97,6 +97,7 @@ def test_student_and_discriminator_are_adapters_on_one_base(teacher, tmp_path):
 
 def test_a_discriminator_guides_what_is_evaluated(teacher, tmp_path):
     measured = CONFIG["evaluate"] | {"sampler": {"name": "rgas", "candidates": 2}, "steps": [4]}
+    measured["temperatures"] = None
     described = config(teacher, DIDI, TRAIN | CRITIC, evaluate=measured, **SAMPLES)
     run = distil(described, tmp_path / "run")
     rows = json.loads(evaluate_command(run).read_text("utf-8"))["rows"]

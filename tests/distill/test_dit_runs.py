@@ -253,13 +253,12 @@ def test_a_released_discriminator_guides_its_student(beside, with_tokenizer, tmp
     student = fewstep.load_student(folder)
     guided = student.generate(num=3, steps=4, seed=1, length=14, sampler="rgas")
     assert guided.texts == texts[0]
-    few = ["samples=8", "steps=[4]", "length=14", "sampler=rgas", f"judge={beside(48).folder / 'judge'}"]
+    judge = beside(48).folder / "judge"
+    few = ["samples=8", "steps=[4]", "temperatures=null", "length=14", "sampler=rgas", f"judge={judge}"]
     path = evaluate_command(None, student=folder, out=tmp_path / "out", overrides=few)
     (row,) = json.loads(path.read_text("utf-8"))["rows"]
     assert row["critic_nfe"] > 0
-    figures = fewstep.evaluate(
-        student, steps=[4], samples=8, length=14, sampler="rgas", judge=beside(48).folder / "judge"
-    )
+    figures = fewstep.evaluate(student, steps=[4], samples=8, temperatures=None, length=14, sampler="rgas", judge=judge)
     assert figures.rows[0].critic_nfe == row["critic_nfe"]
     with pytest.raises(UserError, match=r"asks a trained discriminator, and there is none.*DiDi-Instruct's does"):
         generate_command(str(with_tokenizer_but_no_discriminator(folder)), sampler="rgas")

@@ -187,7 +187,7 @@ def test_a_source_with_dependence_at_a_distance_reads_back_and_judges_itself(kin
     assert set(text) <= set("([)] " if kind == "brackets" else "abdefghijklmnoprstuvwyz ")
     path = evaluate_command(
         None, teacher=str(out), judge=str(out), data=str(out / "heldout.jsonl"), out=tmp_path / "out",
-        overrides=["samples=40", "steps=[1,2]", f"teacher_steps={2**20}", "bootstrap=50"],
+        overrides=["samples=40", "steps=[1,2]", "temperatures=null", f"teacher_steps={2**20}", "bootstrap=50"],
     )  # fmt: skip
     result = Evaluation.load(path)
     many = next(row for row in result.rows if row.steps == 2**20)
@@ -311,7 +311,9 @@ def test_the_divergence_is_the_bound_of_the_enumeration_and_only_the_source_has_
     length, many = 3, 2**20
     folder = oracle_command("markov", tmp_path / "source", tokens=3, length=length, rows=1, heldout=1, seed=4)
     source = load_denoiser(str(folder))
-    config = EvaluateConfig(steps=[1, 2, 3], teacher_steps=many, samples=20_000, batch=10_000, bootstrap=200)
+    config = EvaluateConfig(
+        steps=[1, 2, 3], temperatures=None, teacher_steps=many, samples=20_000, batch=10_000, bootstrap=200
+    )
     rows, judge = source.all_rows(length), load_judge(str(folder), load_tokenizer(str(folder)))
 
     def measured(**changes):
@@ -343,7 +345,7 @@ def test_the_divergence_is_the_bound_of_the_enumeration_and_only_the_source_has_
 def test_evaluated_by_name_with_held_out_rows(folder, tmp_path):
     path = evaluate_command(
         None, teacher=str(folder), judge=str(folder), data=str(folder / "heldout.jsonl"), out=tmp_path / "out",
-        overrides=["samples=40", "steps=[2]", "teacher_steps=8", "bootstrap=50"],
+        overrides=["samples=40", "steps=[2]", "teacher_steps=8", "temperatures=null", "bootstrap=50"],
     )  # fmt: skip
     result = json.loads(path.read_text())
     assert [row["model"] for row in result["rows"]] == ["teacher", "teacher"]

@@ -23,7 +23,7 @@ from distill.evaluation.texts import Texts
 from distill.models import load_named
 from teachers.source import model_folder
 
-TEXTS, LENGTH = 64, 128
+TEXTS, LENGTH = 96, 128
 
 
 @pytest.fixture(scope="module")
