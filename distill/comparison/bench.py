@@ -24,7 +24,7 @@ class SharedBench:
     """One judge, one text, one noise.
 
     Raises:
-        UserError: teacher or students can not be measured so; see `distill.evaluation.evaluate.check`.
+        UserError: teacher or students can not be measured so; see `distill.evaluation.checks.check`.
     """
 
     def __init__(self, config: DistillConfig, with_teacher: bool):

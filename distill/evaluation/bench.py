@@ -8,7 +8,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from distill.config import DataConfig, EvaluateConfig
-from distill.evaluation.evaluate import check, evaluate
+from distill.evaluation.checks import check
+from distill.evaluation.evaluate import evaluate
 from distill.evaluation.figures.gauges import Gauges
 from distill.evaluation.figures.loading import load_gauges
 from distill.evaluation.judge import AnyJudge

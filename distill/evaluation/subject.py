@@ -81,7 +81,7 @@ class Subject:
         """What it is measured with, checked against it before and after the text is read.
 
         Raises:
-            UserError: see `distill.evaluation.evaluate.check` and `load_judge`.
+            UserError: see `distill.evaluation.checks.check` and `load_judge`.
         """
         config = self.config
         judge = load_judge(config.judge, self.tokenizer, config.retokenize, world.device)

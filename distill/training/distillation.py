@@ -18,7 +18,7 @@ from distill.config.deepspeed import deepspeed_section
 from distill.data.batches import Data, load_data
 from distill.data.prompted import PromptedCorpus
 from distill.data.teacher_rows import training_rows
-from distill.evaluation.evaluate import check_length
+from distill.evaluation.checks import check_length
 from distill.models import as_distillation, check_networks, find_checkpoints, load_frozen, load_student, load_teacher
 from distill.runtime.messages import say
 from distill.runtime.run_folder import RunFolder

@@ -11,7 +11,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from distill.config import DistillConfig
-from distill.evaluation.evaluate import check_judge, quick_figures
+from distill.evaluation.checks import check_judge
+from distill.evaluation.evaluate import quick_figures
 from distill.evaluation.judge import load_judge
 from distill.evaluation.reference import held_out, reference_text
 from distill.evaluation.sample import at_precision

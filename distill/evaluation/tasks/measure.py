@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.completions import Completion, check_prompts, complete
 from distill.config import EvaluateConfig
-from distill.evaluation.evaluate import check_length, check_same_tokens
+from distill.evaluation.checks import check_length, check_same_tokens
 from distill.evaluation.progress import Counter, Watched
 from distill.evaluation.results import ModelDescription
 from distill.evaluation.sample import at_precision

@@ -10,7 +10,8 @@ import torch
 from distill.config import EvaluateConfig
 from distill.config.overrides import validate
 from distill.config.protocols import PROTOCOLS
-from distill.evaluation.evaluate import check, evaluate
+from distill.evaluation.checks import check
+from distill.evaluation.evaluate import evaluate
 from distill.evaluation.figures.featuriser import dot, gradient_moment, gradients, states
 from distill.evaluation.figures.loading import load_gauges
 from distill.evaluation.judge import ExactJudge

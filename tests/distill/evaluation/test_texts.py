@@ -8,7 +8,8 @@ import torch
 
 from distill.config import DataConfig, EvaluateConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
-from distill.evaluation.evaluate import check, evaluate, quick_figures
+from distill.evaluation.checks import check
+from distill.evaluation.evaluate import evaluate, quick_figures
 from distill.evaluation.judge import ExactJudge, load_judge
 from distill.evaluation.metrics import bigram_entropy, distinct_2, unigram_entropy
 from distill.evaluation.texts import Texts
