@@ -132,7 +132,9 @@ class Writer:
     def __init__(self, subject: Subject, prompts: int):
         """Take so many prompts of the subject's text; blank canvases where it has none."""
         self.subject, self.tokenizer = subject, subject.tokenizer
-        spec = next(iter(subject.models.values())).spec
+        precision = subject.config.precision
+        self.denoisers = {name: at_precision(model, precision) for name, model in subject.models.items()}
+        spec = next(iter(self.denoisers.values())).spec
         self.canvas, self.labels = _canvases(subject, prompts, spec.mask_id)
 
     def begin(self, asked: dict[str, Any]) -> Answers:
@@ -170,8 +172,7 @@ class Writer:
         )
 
     def _how(self, model: str, steps: int) -> tuple[Denoiser, Sampler, nn.Module | None]:
-        subject = self.subject
-        denoiser = at_precision(subject.models[model], subject.config.precision)
+        subject, denoiser = self.subject, self.denoisers[model]
         many = model == "teacher" and steps == subject.config.teacher_steps
         config = many_steps(subject.config, denoiser) if many else subject.config
         critic = subject.critic if model == "student" else None
