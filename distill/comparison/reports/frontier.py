@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from statistics import geometric_mean
 
 from distill.comparison.results import Comparison
 from distill.evaluation.reports.cells import perplexity_text
@@ -17,19 +19,41 @@ CAPTION = (
 )
 
 Cell = tuple[float, list[str]]
+Group = tuple[str, int, str]
+"""An axis, a number of steps, and a label or "teacher"."""
+
+
+def frontier_groups(comparison: Comparison) -> dict[Group, list[Frontier]]:
+    """The teacher's, and those of each label with all seeds that came through."""
+    named = [("teacher", one) for one in comparison.frontier or ()]
+    named += [(run.label, one) for run in comparison.runs for one in run.frontier or ()]
+    groups: dict[Group, list[Frontier]] = {}
+    for name, one in named:
+        groups.setdefault((one.axis, one.steps, name), []).append(one)
+    return groups
+
+
+def perplexities(seeds: Sequence[Frontier]) -> list[float]:
+    """Of those that reach the entropy of real text."""
+    return [one.judge_perplexity for one in seeds if one.judge_perplexity is not None]
+
+
+def mean_perplexity(seeds: Sequence[Frontier]) -> float | None:
+    """The mean in nats; None unless every seed reaches it, since those that do may be the better ones."""
+    values = perplexities(seeds)
+    return geometric_mean(values) if values and len(values) == len(seeds) else None
+
+
+def range_text(values: Sequence[float]) -> str:
+    """The least and the greatest."""
+    return f"{perplexity_text(min(values))}–{perplexity_text(max(values))}"
 
 
 def frontier_rows(comparison: Comparison) -> list[list[str]]:
     """Cells under `COLUMNS`, by entropy and steps, the best first; none where nobody reaches real text."""
     groups: dict[tuple[str, int], list[Cell]] = {}
-    students: dict[tuple[str, int, str], list[Frontier]] = {}
-    for run in comparison.runs:
-        for one in run.frontier or ():
-            students.setdefault((one.axis, one.steps, run.label), []).append(one)
-    for (axis, steps, label), seeds in students.items():
-        groups.setdefault((axis, steps), []).append(_student(label, seeds))
-    for one in comparison.frontier or ():
-        groups.setdefault((one.axis, one.steps), []).append(_teacher(one))
+    for (axis, steps, name), ones in frontier_groups(comparison).items():
+        groups.setdefault((axis, steps), []).append(_teacher(ones[0]) if name == "teacher" else _student(name, ones))
     if not any(math.isfinite(value) for cells in groups.values() for value, _ in cells):
         return []
     return [
@@ -40,12 +64,10 @@ def frontier_rows(comparison: Comparison) -> list[list[str]]:
 
 
 def _student(label: str, seeds: list[Frontier]) -> Cell:
-    values = [one.judge_perplexity for one in seeds if one.judge_perplexity is not None]
-    if len(values) < len(seeds):
+    values, mean = perplexities(seeds), mean_perplexity(seeds)
+    if mean is None:
         return math.inf, [label, str(len(seeds)), f"{len(values)} of {len(seeds)} reach it", "–"]
-    mean = math.exp(sum(map(math.log, values)) / len(values))
-    spread = f"{perplexity_text(min(values))}–{perplexity_text(max(values))}"
-    return mean, [label, str(len(seeds)), perplexity_text(mean), spread]
+    return mean, [label, str(len(seeds)), perplexity_text(mean), range_text(values)]
 
 
 def _teacher(one: Frontier) -> Cell:

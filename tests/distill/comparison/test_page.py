@@ -90,6 +90,14 @@ def test_students_are_curves_over_temperatures_and_read_at_the_entropy_of_real_t
     mean = (10.0 * 11.0 * 12.0) ** (1 / 3)
     assert f"perplexities are: {first} {mean:.2f}; teacher 15.00." in claim
     assert f"Never as varied as real text in 8 steps: {second}." in claim
-    rows = [[cell.text for cell in row.all("td")] for row in root.all("table")[0].all("tr")[1:]]
+    rows = table_cells(root)
     assert [first, "8", "unigram", "2.887", f"{mean:.2f}", "10.00–12.00", "3 of 3"] in rows
     assert [second, "8", "unigram", "2.887", "not reached", "–", "0 of 3"] in rows
+    some = replace(runs[0], frontier=(replace(one, reached=False, judge_perplexity=None),))
+    root = read(comparison_page(replace(comparison, runs=(some, *runs[1:])), "seeds").html())
+    assert [first, "8", "unigram", "2.887", "not reached", "–", "2 of 3"] in table_cells(root), "no mean of the luckier"
+    assert f"only with some seeds: {first} with 2 of 3 seeds." in root.all("section", id="claim")[0].text
+
+
+def table_cells(root):
+    return [[cell.text for cell in row.all("td")] for row in root.all("table")[0].all("tr")[1:]]
