@@ -1,0 +1,85 @@
+"""The count of stops and launches, against operations whose count is known."""
+
+import torch
+
+from benchmarks.launches import CASES, Case, Watcher, case_config, count
+
+DEVICE = torch.device("cpu")  # a device that code is handed; code that means the host's memory names none, or "cpu"
+
+
+def stops_of(watcher):
+    return {
+        kind: sum(n for (of, _), n in watcher.counts.stops.items() if of == kind) for kind, _ in watcher.counts.stops
+    }
+
+
+def test_what_stops_a_gpu_and_what_does_not():
+    values, where = torch.arange(6.0, device=DEVICE), torch.arange(6, device=DEVICE) % 2 == 0
+    for what, stops in (
+        (lambda: float(values.sum()), {"a value is read": 1}),
+        (lambda: bool(where.any()), {"a value is read": 1}),
+        (lambda: torch.equal(values, values), {"a value is read": 1}),
+        (lambda: values[where], {"a size depends on values": 1}),
+        (lambda: where.nonzero(), {"a size depends on values": 1}),
+        (lambda: values.masked_select(where), {"a size depends on values": 1}),
+        (lambda: values.tolist(), {"copy to the host": 1}),
+        (lambda: values.to("cpu"), {"copy to the host": 1}),
+        (lambda: torch.tensor([1.0, 2.0], device=DEVICE), {"copy to the device": 1}),
+        (lambda: torch.tensor([1.0, 2.0]).to(DEVICE), {"copy to the device": 1}),
+        (lambda: values.clone().masked_fill_(where, 0.0), {}),
+        (lambda: values[torch.tensor([0, 3], device=DEVICE)], {"copy to the device": 1}),
+        (lambda: torch.where(where, values, 0.0), {}),
+        (lambda: values.view(2, 3).gather(1, torch.zeros(2, 1, dtype=torch.int64, device=DEVICE)), {}),
+        # what was on the host all the time
+        (lambda: torch.tensor([1.0, 2.0]).sum().item(), {}),
+        (lambda: torch.arange(4).mul(2).tolist(), {}),
+    ):
+        with Watcher() as watcher:
+            what()
+        assert stops_of(watcher) == stops
+
+
+def test_the_backward_pass_counts_and_what_is_computed_again_in_it():
+    weights = torch.ones(4, device=DEVICE, requires_grad=True)
+    where = torch.tensor([True, False, True, True], device=DEVICE)
+
+    def loss(x):
+        return x[where].square().sum()
+
+    with Watcher() as watcher:
+        total = loss(weights)
+        forward = watcher.counts.launches.total()
+        total.backward()
+    assert stops_of(watcher) == {"a size depends on values": 2}  # its gradient is put back at as many places
+    assert forward == 3
+    assert watcher.counts.launches.total() > 2 * forward
+    with Watcher() as watcher:
+        torch.utils.checkpoint.checkpoint(loss, weights, use_reentrant=False).backward()
+    assert stops_of(watcher) == {"a size depends on values": 3}
+
+
+def test_views_launch_nothing_and_whole_tensors_of_both_memories_are_told():
+    values = torch.ones(2, 3, device=DEVICE)
+    with Watcher() as watcher:
+        values.t().unsqueeze(0)[:, 1:].expand(2, 2, 2)
+        torch.empty_like(values)
+    assert watcher.counts.launches.total() == 0
+    with Watcher() as watcher:
+        values + torch.ones(3)
+    assert watcher.counts.mixes.total() == 1
+    with Watcher() as watcher:
+        values + torch.ones(())  # a number, as any
+    assert watcher.counts.mixes.total() == 0
+
+
+def test_an_update_launches_in_proportion_to_the_depth_and_stops_as_often(tmp_path):
+    counts = []
+    for layers in (1, 2, 3):
+        case = Case(layers, CASES["integral_kl, 4 layers"].sections)
+        config = case_config(case, tmp_path / str(layers), updates=1)
+        counts.append(count(config, tmp_path / f"run-{layers}"))
+    launches = [found.launches.total() for found in counts]
+    assert launches[2] - launches[1] == launches[1] - launches[0] > 0
+    assert len({found.stops.total() for found in counts}) == 1
+    assert all(found.updates == 1 for found in counts)
+    assert not counts[0].mixes, "a GPU would refuse these"
