@@ -300,10 +300,12 @@ def case_config(case: Case, folder: Path, updates: int = 4) -> DistillConfig:
         "updates": updates + 2, "batch": 8, "precision": "float32", "log_every": 10**6, "checkpoint_every": 10**6,
         "student": {"lr": 1e-5}, "critic": {"lr": 1e-5}, **case.sections.get("train", {}),
     }  # fmt: skip
-    values = {"teacher": {"path": str(folder / "teacher")}, "length": 64, **case.sections, "train": train}
     if case.sections["objective"]["name"] == "sdtt":
         del train["critic"]
-        values["teacher_sample_steps"] = 8
+    values = {
+        "teacher": {"path": str(folder / "teacher")}, "length": 64, "teacher_samples": 16, "teacher_sample_steps": 8,
+        **case.sections, "train": train,
+    }  # fmt: skip
     return validate(DistillConfig, values)
 
 
