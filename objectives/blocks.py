@@ -104,7 +104,7 @@ class InBlocks(Objective[BlocksRollout]):
         self.ends = whole.tail.ends or end_ids(whole.student)
         self.phases, self.group, self.candidates = objective.phases, objective.group, objective.candidates
         self.student, self.target, self.reference = objective.student, objective.target, objective.reference
-        self.asks, self.needs = objective.asks, objective.needs
+        self.asks, self.needs, self.uses = objective.asks, objective.needs, objective.uses
         if config.prefix == "teacher" and objective.needs != "trajectories":
             self.needs = "written rows"
         elif config.prefix == "data" and objective.needs == "nothing":
@@ -131,10 +131,18 @@ class InBlocks(Objective[BlocksRollout]):
         # 2. its blocks, and of each block as many rows as the group has, (B · N,)
         blocks = self._blocks(texts)
         blocks = blocks.rows(torch.arange(len(blocks), device=device).repeat_interleave(self.group))
-        # 3. a stream for each of them, in the same order: groups, blocks, rows of a group
-        order = torch.arange(len(blocks), device=device).view(-1, self.group, count).transpose(1, 2).flatten()
-        streams = randomness.split(count).take(order)
-        return BlocksRollout(self.objective.rollout(blocks, streams), count)
+        # 3. a stream for each of them
+        return BlocksRollout(self.objective.rollout(blocks, self._streams(randomness, count)), count)
+
+    def again(self, rollout: BlocksRollout, randomness: RowStreams) -> BlocksRollout:
+        """The objective's, behind the same texts."""
+        streams = self._streams(randomness, rollout.each)
+        return replace(rollout, blocks=self.objective.again(rollout.blocks, streams))
+
+    def _streams(self, randomness: RowStreams, count: int) -> RowStreams:
+        """One for each block, in the order of the rows: groups, blocks of a text, rows of a group."""
+        order = torch.arange(len(randomness) * count, device=randomness.device)
+        return randomness.split(count).take(order.view(-1, self.group, count).transpose(1, 2).flatten())
 
     def _written(self, canvas: Canvas, randomness: RowStreams) -> Tensor:
         """(B, L) what the student writes."""

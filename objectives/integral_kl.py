@@ -36,6 +36,7 @@ from objectives.regularisers import Regularisers
 from objectives.rollouts import AnyRollout, KStep, Start, recorded
 from objectives.tail import weighted
 from students.adapters import AdapterConfig
+from students.rollout import Trajectory, redrawn
 from teachers.canvas import Batch, Canvas
 from teachers.capability import Capability
 from teachers.chunks import chunk_count, in_chunks, row_sums
@@ -168,10 +169,11 @@ class IntegralKLRollout(Rollout):
 
     Attributes:
         canvas: what was to be written.
-        states, revealed: (B, M, L), see `students.rollout.Trajectory`; time: (B,) of the last state.
+        states, revealed: (B, M, L), see `students.rollout.Trajectory`; time: (B,) of the last state; next_time: (B,).
         sample: (B, L) the student's clean tokens.
         fake: the sample corrupted at t, open where it is masked.
         real: a real row, corrupted alike, for a discriminator; else None.
+        labels: (B, L) the real row as it is, where ``real`` is given.
         weight: (B,) ω(t), over π(t) where importance is asked for.
         real_weights: (B, L) `weights` of the real row; those are the sample's.
     """
@@ -180,11 +182,18 @@ class IntegralKLRollout(Rollout):
     states: Tensor
     revealed: Tensor
     time: Tensor
+    next_time: Tensor
     sample: Tensor
     fake: Canvas
     real: Canvas | None
     weight: Tensor
+    labels: Tensor | None = None
     real_weights: Tensor | None = None
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """What the student did."""
+        return Trajectory(self.states, self.revealed, self.sample, self.time, self.next_time)
 
     def moves(self) -> list[Move]:
         """The M moves, with what the corruption hides of them."""
@@ -200,7 +209,7 @@ class IntegralKL(Objective[IntegralKLRollout]):
     phases = ("critic", "student")
 
     def __init__(self, config: IntegralKLConfig, distillation: Distillation):
-        self.config, self.group = config, config.group
+        self.config, self.group, self.uses = config, config.group, config.rollout.times_used
         self.teacher, self.student = distillation.teacher, distillation.student
         self.process, self.sampler, self.tail = distillation.process, distillation.sampler, distillation.tail
         self.ratio = config.ratio.build(self.teacher, distillation.start)
@@ -216,28 +225,46 @@ class IntegralKL(Objective[IntegralKLRollout]):
     def rollout(self, batch: Batch, randomness: RowStreams) -> IntegralKLRollout:
         """Let the student write, then corrupt what it wrote (and real rows alike)."""
         config, batch, rows = self.config, one_prompt_a_group(batch, self.group), len(batch)
-        canvas = batch.canvas
         self.ratio.refresh()
-        # 1. the student's moves
         drawn = config.time.draw(rows, self.group, randomness)
-        start = Start(self.student, self.process, canvas, self.sampler, batch.labels, drawn, randomness)
+        start = Start(self.student, self.process, batch.canvas, self.sampler, batch.labels, drawn, randomness)
         trajectory = config.rollout.draw(start)
-        # 2. the time at which its sample is masked again, and where
         if config.corruption.redraws and config.rollout.timed:  # the first made the state
             drawn = config.time.draw(rows, self.group, randomness)
+        labels = labels_of(batch) if config.ratio.needs_data else None
+        return self._corrupted(batch.canvas, trajectory, labels, drawn, randomness)
+
+    @torch.no_grad()
+    def again(self, rollout: IntegralKLRollout, randomness: RowStreams) -> IntegralKLRollout:
+        """Another sample from the same states, and its corruption."""
+        self.ratio.refresh()
+        trajectory = redrawn(self.student, rollout.canvas, rollout.trajectory, randomness)
+        drawn = self.config.time.draw(len(rollout), self.group, randomness)
+        return self._corrupted(rollout.canvas, trajectory, rollout.labels, drawn, randomness)
+
+    def _corrupted(
+        self, canvas: Canvas, trajectory: Trajectory, labels: Tensor | None, drawn: Tensor, randomness: RowStreams
+    ) -> IntegralKLRollout:
+        """The sample of a trajectory, and real rows, masked alike.
+
+        Args:
+            labels: (B, L) of the real rows, if there are any. drawn: (B,) times from π.
+        """
+        config = self.config
+        # 1. at what time, and where
         t = config.corruption.time(trajectory, drawn, config.time)
         hidden = config.corruption.hidden(canvas, trajectory, t, self.process, randomness)
-        # 3. the sample, and real rows, masked alike
+        # 2. the sample, and real rows
         fake = self._masked(canvas, trajectory.sample, hidden, t)
         real, real_weights = None, None
-        if config.ratio.needs_data:
-            real = self._masked(canvas, labels_of(batch), hidden, t)
-            real_weights = self.tail.weights(labels_of(batch), canvas.open)
-        # 4. how much each counts
+        if labels is not None:
+            real = self._masked(canvas, labels, hidden, t)
+            real_weights = self.tail.weights(labels, canvas.open)
+        # 3. how much each counts
         weight = config.weight.at(t, config.time, self.process).float()
         return IntegralKLRollout(
-            canvas, trajectory.states, trajectory.revealed, trajectory.time, trajectory.sample, fake, real, weight,
-            real_weights, weights=self.tail.weights(trajectory.sample, canvas.open),
+            canvas, trajectory.states, trajectory.revealed, trajectory.time, trajectory.next_time, trajectory.sample,
+            fake, real, weight, labels, real_weights, weights=self.tail.weights(trajectory.sample, canvas.open),
         )  # fmt: skip
 
     def _masked(self, canvas: Canvas, tokens: Tensor, hidden: Tensor, t: Tensor) -> Canvas:
@@ -248,7 +275,7 @@ class IntegralKL(Objective[IntegralKLRollout]):
         moves, time = self.config.rollout.moves, torch.ones(len(canvas), dtype=torch.float64, device=canvas.device)
         states, revealed = (x[:, None].repeat(1, moves, 1) for x in (canvas.tokens, canvas.open))
         real = canvas if self.config.ratio.needs_data else None
-        return IntegralKLRollout(canvas, states, revealed, time, canvas.tokens, canvas, real, time.float())
+        return IntegralKLRollout(canvas, states, revealed, time, time, canvas.tokens, canvas, real, time.float())
 
     def count(self, phase: str, rollout: IntegralKLRollout) -> Tensor:
         """Masked tokens for the critic, rows for the student."""

@@ -217,8 +217,9 @@ class Objective(ABC, Generic[OneRollout]):
     """One training method.
 
     Once per update the loop calls `begin`, then `rollout` on the rows of this process; then, phase by phase, it sums
-    `count` over all rows of all processes, and calls `loss` on each micro-batch. No ``.backward()``, logging or device
-    calls here: whoever runs it puts `networks` where, and in which precision, they are used.
+    `count` over all rows of all processes, calls `loss` on each micro-batch, and makes a step. Where ``uses`` is more
+    than 1, it calls `again` and goes through the phases once more, until each made so many steps. No ``.backward()``,
+    logging or device calls here: whoever runs it puts `networks` where, and in which precision, they are used.
 
     Attributes:
         phases: names in order, each owning one optimiser, e.g. ``("critic", "student")``.
@@ -227,6 +228,7 @@ class Objective(ABC, Generic[OneRollout]):
             teacher writes if need be; "written rows", labels that the teacher writes in any case; or "trajectories",
             the labels and the pass at which the teacher unmasked each.
         candidates: trajectories the teacher tries for each row; the one of the largest ELBO is kept.
+        uses: steps that each phase makes of what one `rollout` went through.
         asks: the networks that `rollout` sends the rows through, one after the other; a name of `networks`, or
             "teacher".
         student: what trains in the phase of that name.
@@ -239,6 +241,7 @@ class Objective(ABC, Generic[OneRollout]):
     group: int = 1
     needs: Needs = "nothing"
     candidates: int = 1
+    uses: int = 1
     asks: tuple[str, ...] = ("student",)
     student: Denoiser
     target: Denoiser | None = None
@@ -271,6 +274,16 @@ class Objective(ABC, Generic[OneRollout]):
                 are not open: they are read, and neither corrupted, counted nor learned.
             randomness: one stream a row.
         """
+
+    def again(self, rollout: OneRollout, randomness: RowStreams) -> OneRollout:
+        """Draw anew, with the networks as they are now, what a rollout has behind the states that it went through.
+
+        Only asked of objectives whose ``uses`` is more than 1.
+
+        Args:
+            rollout: of this update. randomness: the streams it was drawn from.
+        """
+        raise NotImplementedError(f"{type(self).__name__} uses a rollout once")
 
     @abstractmethod
     def outline(self, canvas: Canvas) -> OneRollout:

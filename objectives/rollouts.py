@@ -81,6 +81,11 @@ class RolloutPart(Part, ABC):
         """The smallest number of steps that it trains the run's sampler for; None where it does not ask that."""
         return None
 
+    @property
+    def times_used(self) -> int:
+        """Steps that each network makes at the states of one rollout."""
+        return 1
+
     @abstractmethod
     def draw(self, start: Start) -> Trajectory:
         """Let the student write."""
@@ -117,13 +122,19 @@ class TwoMoves(RolloutPart):
 class KStep(RolloutPart):
     """A state of the student's own sampler, and a full draw from it [own].
 
+    A gradient is only of the last move, so that the states may be those of a student some steps ago: the sample is
+    drawn from them again by the student as it is, and needs no importance weight.
+
     Attributes:
         steps: the step counts K that are drawn from.
+        uses: steps that each network makes at the states of one rollout, each on a sample of its own. An update then is
+            as many steps. More of them save the passes that lead to the states, and train at fewer states.
     """
 
     samples: ClassVar[bool] = True
     name: Literal["k_step"] = "k_step"
     steps: list[PositiveInt] = Field(default=[8, 16], min_length=1)  # [own]
+    uses: PositiveInt = 1  # [own]
 
     @property
     def most_steps(self) -> int:
@@ -134,6 +145,11 @@ class KStep(RolloutPart):
     def fewest_steps(self) -> int:
         """Of ``steps``."""
         return min(self.steps)
+
+    @property
+    def times_used(self) -> int:
+        """``uses``."""
+        return self.uses
 
     def draw(self, start: Start) -> Trajectory:
         """See `students.rollout.k_step`."""

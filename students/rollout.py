@@ -132,6 +132,17 @@ def k_step(
     return Trajectory(states.tokens[:, None], states.open[:, None], sample, time, next_time)
 
 
+def redrawn(student: Denoiser, canvas: Canvas, trajectory: Trajectory, randomness: RowStreams) -> Trajectory:
+    """The same single move with another sample: what the student, as it is now, draws from the recorded state.
+
+    Args:
+        canvas: what the trajectory was written on.
+    """
+    (tokens,), (open_,) = trajectory.states.unbind(1), trajectory.revealed.unbind(1)
+    state = replace(canvas, tokens=tokens, open=open_, time=trajectory.time)
+    return replace(trajectory, sample=complete(student, state, randomness).tokens)
+
+
 def on_the_way(
     student: Denoiser,
     process: MaskedProcess,

@@ -39,9 +39,10 @@ class Ledger:
         Raises:
             RunError: too many in a row were skipped.
         """
+        self.meter.updates += 1
         self.meter.tokens += self.tokens
         self.account.add(self.tokens)
-        for phase, step in update.steps.items():
+        for phase, step in update.steps:
             if step.moved:
                 self.meter.add(phase, step.loss, step.norm, step.outs)
             else:

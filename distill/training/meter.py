@@ -13,7 +13,7 @@ from objectives.objective import LossOutput
 
 
 class Meter:
-    """Averages between two log lines: losses over updates, metrics over their own counts, rates over the clock."""
+    """Averages between two log lines: losses over steps, metrics over their own counts, rates over the clock."""
 
     def __init__(self, world: World):
         self.world = world
@@ -21,13 +21,13 @@ class Meter:
         self._reset()
 
     def _reset(self) -> None:
-        self.since, self.tokens = time.monotonic(), 0
+        self.since, self.updates, self.tokens = time.monotonic(), 0, 0
         self.values: defaultdict[str, list[float]] = defaultdict(list)
         self.sums: defaultdict[str, Tensor | float] = defaultdict(float)
         self.counts: defaultdict[str, Tensor | float] = defaultdict(float)
 
     def add(self, phase: str, loss: float, norm: float, outs: list[LossOutput]) -> None:
-        """Add an update's loss and gradient norm, and this process's metrics."""
+        """Add a phase's loss and gradient norm, and this process's metrics."""
         self.values[f"{phase}/loss"].append(loss)
         self.values[f"{phase}/grad_norm"].append(norm)
         for out in outs:
@@ -43,11 +43,10 @@ class Meter:
             total = self.world.sum(torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in values])).tolist()
             counts = total[len(self.sums) :]
             line |= {name: value / max(n, 1e-12) for name, value, n in zip(self.sums, total, counts, strict=False)}
-        updates = max((len(v) for v in self.values.values()), default=0)
         seconds = time.monotonic() - self.since
         line |= {
             "seconds": round(time.monotonic() - self.start, 3),
-            "updates_per_second": updates / seconds,
+            "updates_per_second": self.updates / seconds,
             "tokens": self.tokens,
             "tokens_per_second": self.tokens / seconds,
         }

@@ -46,16 +46,16 @@ class Update:
 
     Attributes:
         number: from 1.
-        steps: phase → what it did.
+        steps: the phases in the order in which they were made, and what each did.
     """
 
     number: int
-    steps: dict[str, Step]
+    steps: list[tuple[str, Step]]
 
     @property
     def moved(self) -> bool:
         """Whether every phase moved its network."""
-        return all(step.moved for step in self.steps.values())
+        return all(step.moved for _, step in self.steps)
 
 
 class Trainer:
@@ -115,7 +115,10 @@ class Trainer:
             fill_average(self.target, self.ema, self.engines["student"])
         streams = RowStreams(self.config.seed, (update,), self.rows, self.world.device)
         rollout = self.objective.rollout(batch, streams)
-        steps = {phase: self._step(phase, rollout) for phase in self.objective.phases}
+        steps = [(phase, self._step(phase, rollout)) for phase in self.objective.phases]
+        for _ in range(1, self.objective.uses):
+            rollout = self.objective.again(rollout, streams)
+            steps += [(phase, self._step(phase, rollout)) for phase in self.objective.phases]
         self.done += 1
         return Update(self.done, steps)
 

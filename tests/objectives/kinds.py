@@ -33,6 +33,7 @@ KINDS = {
     "integral_kl": (IntegralKLConfig(rollout={"steps": [2, 4]}), Ancestral()),
     "integral_kl, dilated": (IntegralKLConfig(rollout={"steps": [2, 4]}, gradient="logit"), Dilated()),
     "integral_kl, adaptive": (IntegralKLConfig(rollout={"steps": [4]}), Threshold(threshold=0.2)),
+    "integral_kl, states twice": (IntegralKLConfig(rollout={"steps": [2, 4], "uses": 2}), Ancestral()),
     "integral_kl, nested": (
         IntegralKLConfig(corruption="nested", rollout={"steps": [2, 4]}, gradient={"exact_share": 0.5}), Ancestral(),
     ),

@@ -144,6 +144,20 @@ def test_a_text_does_not_depend_on_those_beside_it(name):
     assert torch.equal(whole.rows(part).blocks.sample, alone.blocks.sample)
 
 
+def test_blocks_are_written_again_behind_the_same_texts():
+    objective = objective_of("integral_kl, states twice", prefix="student")
+    first, one = objective.rollout(batch_of(), streams()), streams()
+    objective.rollout(batch_of(), one)
+    again, part = objective.again(first, one), slice(2, 5)
+    assert objective.uses == 2
+    assert torch.equal(first.blocks.states, again.blocks.states)
+    assert torch.equal(first.blocks.canvas.prefix.text, again.blocks.canvas.prefix.text)
+    assert not torch.equal(first.blocks.sample, again.blocks.sample)
+    own = RowStreams(0, (5,), range(2, 5))
+    alone = objective.rollout(batch_of().rows(part), own)
+    assert torch.equal(objective.again(alone, own).blocks.sample, again.rows(part).blocks.sample)
+
+
 # --- what they are given -------------------------------------------------------------------------------------------
 
 

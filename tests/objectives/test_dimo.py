@@ -149,7 +149,7 @@ def test_the_forward_kl_form_is_stationary_at_the_mean_of_the_teachers_predictio
         chance = law[torch.arange(3), x].prod(-1).repeat(len(patterns)) / 8
         canvas, time = Canvas.blank(len(fake), 3, 3), torch.ones(len(fake))
         revealed, fake = torch.ones_like(start).bool(), Canvas.of(fake, 3)
-        rollout = IntegralKLRollout(canvas, start, revealed, time, x.repeat(8, 1), fake, None, chance)
+        rollout = IntegralKLRollout(canvas, start, revealed, time, time, x.repeat(8, 1), fake, None, chance)
         (gradient,) = torch.autograd.grad(objective.loss("student", rollout).sum, student.table)
         norms.append(float(gradient.norm()))
     assert norms[0] < 1e-9

@@ -232,6 +232,40 @@ def test_training_brings_a_one_step_student_closer_to_its_teacher(config):
     assert after < 0.8 * before
 
 
+def test_states_that_are_used_again_get_the_draws_of_the_student_as_it_is():
+    """From each recorded state a new sample, by the law of the weights of now; what the state showed stays."""
+    teacher, student, rows = TabularDenoiser(4, 3, 0), TabularDenoiser(4, 3, 1), 30_000
+    config = IntegralKLConfig(rollout={"steps": [3], "uses": 2})
+    objective = config.build(Distillation(teacher, student, MaskedProcess(), 3, teacher))
+    streams = RowStreams(0, (0,), range(rows))
+    first = objective.rollout(batch_of(objective, None, rows), streams)
+    with torch.no_grad():
+        student.table.add_(torch.randn(student.table.shape, generator=torch.Generator().manual_seed(7)).double())
+    again = objective.again(first, streams)
+    state, open_ = again.states[:, 0], again.revealed[:, 0]
+    assert objective.uses == 2
+    assert torch.equal(state, first.states[:, 0])
+    assert torch.equal(again.sample[~open_], state[~open_])
+    law = says(student, state).exp()  # (rows, 3, 4)
+    drawn = torch.nn.functional.one_hot(again.sample, 4)
+    for i in range(3):
+        at = open_[:, i] & (state == state[open_[:, i]][0]).all(1)  # one state among many
+        assert at.sum() > 500
+        torch.testing.assert_close(drawn[at, i].double().mean(0), law[at, i].mean(0), rtol=0, atol=0.05)
+    # a corruption of its own too, of the new sample
+    assert not torch.equal(again.fake.open, first.fake.open)
+    assert torch.equal(again.fake.tokens, torch.where(again.fake.open, 3, again.sample))
+
+
+def test_states_that_are_used_again_keep_the_real_rows():
+    config = IntegralKLConfig(ratio="discriminator", gradient="per_token", rollout={"steps": [2, 4], "uses": 3})
+    objective, streams = small_objective(config), RowStreams(0, (0,), range(8))
+    again = objective.again(objective.rollout(batch_of(objective, real_rows(8), 8), streams), streams)
+    assert again.real is not None
+    assert torch.equal(again.real.tokens[~again.real.open], real_rows(8)[~again.real.open])
+    assert torch.equal(again.real.open, again.fake.open)
+
+
 @pytest.mark.parametrize(("horizon", "ahead"), [(1, 1 / 4), (2, 2 / 4), (None, 1)])
 def test_nested_corruption_hides_only_what_the_next_steps_could_have_revealed(horizon, ahead):
     objective = small_objective(
