@@ -27,9 +27,9 @@ from torch import Tensor
 from distill.commands.oracle import oracle_command
 from distill.config import EvaluateConfig
 from distill.data.tokenizers import load_tokenizer
-from distill.evaluation.frontier import Resampled, Scores, figure, matched, resamples
+from distill.evaluation.frontier import Resampled, Scores, figure, matched
 from distill.evaluation.judge import AnyJudge, load_judge
-from distill.evaluation.metrics import sample_bigrams, unigram_entropies
+from distill.evaluation.metrics import resamples, sample_bigrams
 from distill.evaluation.results import Axis, Interval
 from distill.evaluation.sample import draw
 from students.samplers import Ancestral, Dilated, Sampler
@@ -157,8 +157,7 @@ def intervals_of(drawn: Drawn, judge: AnyJudge, weights: np.ndarray) -> dict[str
 
 def scores(tokens: Tensor, judge: AnyJudge) -> Scores:
     """What frontiers are made of."""
-    rows = tokens.numpy()
-    return Scores(*judge.score(tokens), unigram_entropies(rows), sample_bigrams(rows))
+    return Scores(*judge.score(tokens), sample_bigrams(tokens.numpy()))
 
 
 def main() -> None:

@@ -14,17 +14,18 @@ from distill.config import EvaluateConfig
 from distill.config.protocols import PROTOCOLS
 from distill.evaluation.checks import check
 from distill.evaluation.figures.gauges import Gauges
-from distill.evaluation.frontier import Resampled, Scores, frontiers, resamples
-from distill.evaluation.judge import AnyJudge, Judge
+from distill.evaluation.frontier import Resampled, Scores, frontiers
+from distill.evaluation.judge import AnyJudge
 from distill.evaluation.metrics import (
     bigram_entropy,
     bigrams_without_each,
     distinct_2,
     jackknife_interval,
     mean_interval,
-    nats_interval,
+    nats_a_token,
     perplexity,
-    perplexity_interval,
+    quantiles,
+    resamples,
     sample_bigrams,
     unigram_entropies,
     unigram_entropy,
@@ -94,11 +95,11 @@ def evaluate(
             progress.say("real text")
             texts = real_texts(reference[: config.samples], prompts, parts[0].denoiser)
             scores = _score(texts, judge, config, world)
-            figures = _figures(texts, scores, None, judge, config, seed)
-            real = Figures(**figures, **gauges.figures(texts, distances=gauges.apart))
             same = len(texts.tokens) == config.samples  # after prompts there may be fewer
             real_weights = weights if same else resamples(len(texts.tokens), config.bootstrap, seed)
             real_resampled = Resampled.of(scores, real_weights)
+            figures = _figures(texts, scores, real_resampled, judge)
+            real = Figures(**figures, **gauges.figures(texts, distances=gauges.apart))
         for part in parts:
             progress.say(f"{part.name}, {part.steps} steps")
             drawn = draw(
@@ -108,9 +109,12 @@ def evaluate(
             progress.say(f"{part.name}, {part.steps} steps, judge")
             for temperature, samples in zip(part.temperatures, drawn, strict=True):
                 scores = _score(samples.texts, judge, part.config, world, progress)
-                figures = _figures(samples.texts, scores, samples.log_prob, judge, config, seed)
+                resampled = Resampled.of(scores, weights)
+                figures = _figures(samples.texts, scores, resampled, judge)
+                if samples.log_prob is not None and judge.source_entropy(length) is not None:
+                    figures |= _divergence(samples.log_prob + scores.nats, scores.tokens, weights)
                 figures |= gauges.figures(samples.texts, distances=temperature == part.sampler.temperature)
-                measured.append((part, _row(part, temperature, samples, figures), Resampled.of(scores, weights)))
+                measured.append((part, _row(part, temperature, samples, figures), resampled))
             progress.finish(part.passes(length))
     own = [(row, resampled) for part, row, resampled in measured if part.kind == "own"]
     return Evaluation(
@@ -202,25 +206,14 @@ def real_texts(reference: Tensor, prompts: Canvas | None, denoiser: Denoiser) ->
     return Texts.on(first, reference, end_ids(denoiser))
 
 
-def _figures(
-    texts: Texts,
-    scores: Scores,
-    log_prob: np.ndarray | None,
-    judge: AnyJudge,
-    config: EvaluateConfig,
-    seed: int,
-) -> dict[str, Any]:
-    """The fields of `Figures`."""
-    nats, tokens = scores.nats, scores.tokens
-    value, interval = perplexity(nats, tokens), perplexity_interval(nats, tokens, config.bootstrap, seed)
+def _figures(texts: Texts, scores: Scores, resampled: Resampled, judge: AnyJudge) -> dict[str, Any]:
+    """The fields of `Figures` that need no instrument beside the judge, and no law of the samples."""
+    value, (low, high) = perplexity(scores.nats, scores.tokens), quantiles(resampled.log_perplexity[1:])
+    interval = math.exp(low), math.exp(high)
     exact: dict[str, Any] = {}
     if (entropy := judge.source_entropy(texts.tokens.shape[1])) is not None:
         exact["excess_nats"] = math.log(value) - entropy
-        exact["excess_nats_ci"] = tuple(math.log(end) - entropy for end in interval)
-        if log_prob is not None:
-            gaps = log_prob + nats
-            exact["divergence_nats"] = float(gaps.sum() / tokens.sum())
-            exact["divergence_nats_ci"] = nats_interval(gaps, tokens, config.bootstrap, seed)
+        exact["excess_nats_ci"] = low - entropy, high - entropy
     return {
         "samples": len(texts.tokens),
         "judge_perplexity": value,
@@ -232,6 +225,14 @@ def _figures(
     }
 
 
+def _divergence(gaps: np.ndarray, tokens: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    """How far the samples' law is from the judge's: (N,) differences of their log-probabilities over (N,) tokens."""
+    return {
+        "divergence_nats": float(gaps.sum() / tokens.sum()),
+        "divergence_nats_ci": quantiles(nats_a_token(gaps, tokens, weights)[1:]),
+    }
+
+
 def _score(
     texts: Texts, judge: AnyJudge, config: EvaluateConfig, world: World, progress: Counter | None = None
 ) -> Scores:
@@ -240,19 +241,11 @@ def _score(
 
     def score(batch: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         part = texts.rows(slice(batch.start, batch.stop))
-        return *judge.score(part.tokens, advance, part.written, config.end_of_text), _judge_entropies(part, judge)
+        return judge.score(part.tokens, advance, part.written, config.end_of_text)
 
     parts = world.share(len(texts.tokens), config.batch, score)
     nats, tokens, entropies = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Scores(nats, tokens, entropies, sample_bigrams(*_arrays(texts)))
-
-
-def _judge_entropies(texts: Texts, judge: AnyJudge) -> np.ndarray:
-    """(N,) the entropy of each text's own token counts, in the tokens that the judge reads."""
-    if isinstance(judge, Judge) and judge.retokenized:
-        tokens, _, written = judge.retokenize(texts.tokens, texts.written)
-        texts = Texts(tokens, written)
-    return unigram_entropies(*_arrays(texts))
 
 
 def _diversity(texts: Texts) -> dict[str, float]:

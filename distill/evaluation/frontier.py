@@ -18,7 +18,7 @@ from typing import get_args
 
 import numpy as np
 
-from distill.evaluation.metrics import Bigrams, bigram_entropies, quantiles
+from distill.evaluation.metrics import Bigrams, bigram_entropies, nats_a_token, quantiles
 from distill.evaluation.results import Axis, Frontier, Interval, Row
 
 
@@ -52,18 +52,7 @@ class Resampled:
             "unigram": weights @ scores.unigram / weights.sum(1),
             "bigram": bigram_entropies(scores.bigrams, weights),
         }
-        return Resampled(weights @ scores.nats / (weights @ scores.tokens), entropy)
-
-
-def resamples(count: int, number: int, seed: int) -> np.ndarray:
-    """How often each of N texts is in each of R bootstrap resamples: (1 + R, N), the first row being all of them once.
-
-    The resamples are those of `distill.evaluation.metrics.nats_interval` for the same seed.
-    """
-    chosen = np.random.default_rng(seed).integers(count, size=(number, count))
-    flat = chosen + count * np.arange(number)[:, None]
-    often = np.bincount(flat.ravel(), minlength=number * count).reshape(number, count)
-    return np.concatenate([np.ones((1, count)), often])
+        return Resampled(nats_a_token(scores.nats, scores.tokens, weights), entropy)
 
 
 def reading(entropy: np.ndarray, value: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.config.values import EndOfText
 from distill.data.tokenizers import load_tokenizer
+from distill.evaluation.metrics import unigram_entropies
 from teachers.denoiser import DenoiserSpec, ExactLaw
 from teachers.errors import UserError
 from teachers.families import Checkpoint, resolve
@@ -27,6 +28,20 @@ LOGITS_AT_ONCE = 2**26  # float32 values of one batch's logits: 256 MiB
 ROWS_AT_ONCE = 64
 
 Advance = Callable[[int], Any]
+
+
+class Score(NamedTuple):
+    """What a judge says of N samples.
+
+    Attributes:
+        nats: (N,) float64, the summed negative log-likelihood of each.
+        tokens: (N,) int64, how many of the judge's tokens that sum is over.
+        unigram_entropy: (N,) the entropy of each sample's own counts of the judge's tokens, in nats.
+    """
+
+    nats: np.ndarray
+    tokens: np.ndarray
+    unigram_entropy: np.ndarray
 
 
 class Judge:
@@ -145,23 +160,21 @@ class Judge:
         advance: Advance | None = None,
         written: Tensor | None = None,
         end_of_text: EndOfText = "all",
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Summed negative log-likelihood of each sample, and how many of the judge's tokens that sum is over.
+    ) -> Score:
+        """Judge each sample.
 
         Args:
             tokens: (N, L) int64, of the source tokenizer; retokenized if the judge was made to.
             advance: see `nll`.
             written: (N, L) bool, the tokens that are scored, given all before them; None: all.
             end_of_text: of a sample's end-of-text tokens, score all of them or only the first.
-
-        Returns:
-            (N,) float64 nats, (N,) int64 scored tokens.
         """
         tokens, real, measured = self.read(tokens, written)
+        entropies = unigram_entropies(tokens.numpy(), measured.numpy())
         if end_of_text == "first":
             measured = measured & ~self._later_ends(tokens, measured)
         scored, nats = measured[:, 1:], self.nll(tokens, real, advance).double()
-        return nats.masked_fill(~scored, 0).sum(1).numpy(), scored.sum(1).numpy()
+        return Score(nats.masked_fill(~scored, 0).sum(1).numpy(), scored.sum(1).numpy(), entropies)
 
     def read(self, tokens: Tensor, written: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
         """Samples (N, L) as the judge reads them, retokenized if it was made to.
@@ -246,14 +259,14 @@ class ExactJudge:
         advance: Advance | None = None,
         written: Tensor | None = None,
         end_of_text: EndOfText = "all",
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> Score:
         """See `Judge.score`; here all L tokens are scored, and no part of them can be."""
         assert written is None, "checked before anything is sampled"
         assert end_of_text == "all", "checked before anything is sampled"
         nats = -self.source.log_likelihood(tokens.to(self.source.device)).cpu().numpy()
         if advance is not None:
             advance(len(tokens))
-        return nats, np.full(len(tokens), tokens.shape[1])
+        return Score(nats, np.full(len(tokens), tokens.shape[1]), unigram_entropies(tokens.numpy()))
 
 
 AnyJudge = Judge | ExactJudge

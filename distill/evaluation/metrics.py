@@ -20,32 +20,29 @@ def perplexity(nats: np.ndarray, tokens: np.ndarray) -> float:
     return float(np.exp(nats.sum() / tokens.sum()))
 
 
-def nats_interval(
-    nats: np.ndarray, tokens: np.ndarray, resamples: int, seed: int, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of nats a token, resampling whole samples (tokens of one text are not independent).
+def resamples(count: int, number: int, seed: int) -> np.ndarray:
+    """How often each of N texts is in each of R bootstrap resamples: (1 + R, N), the first row being all of them once.
+
+    Whole texts are drawn, since the tokens of one are not independent.
+    """
+    chosen = np.random.default_rng(seed).integers(count, size=(number, count))
+    flat = chosen + count * np.arange(number)[:, None]
+    often = np.bincount(flat.ravel(), minlength=number * count).reshape(number, count)
+    return np.concatenate([np.ones((1, count)), often])
+
+
+def nats_a_token(nats: np.ndarray, tokens: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(S,) nats a token of all texts together, each as often as its weight says.
 
     Args:
-        nats: (N,) a sum over each sample. tokens: (N,) of how many tokens.
-        resamples: bootstrap draws.
-        level: nominal coverage.
+        nats: (N,) a sum over each sample. tokens: (N,) of how many tokens. weights: (S, N), see `resamples`.
     """
-    chosen = np.random.default_rng(seed).integers(len(nats), size=(resamples, len(nats)))
-    draws = nats[chosen].sum(1) / tokens[chosen].sum(1)
-    return quantiles(draws, level)
+    return weights @ nats / (weights @ tokens)
 
 
 def quantiles(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """The interval that holds the middle ``level`` of bootstrap draws."""
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def perplexity_interval(
-    nats: np.ndarray, tokens: np.ndarray, resamples: int, seed: int, level: float = 0.95
-) -> tuple[float, float]:
-    """exp of `nats_interval`, whose arguments these are: the interval of `perplexity`."""
-    low, high = np.exp(nats_interval(nats, tokens, resamples, seed, level))
     return float(low), float(high)
 
 

@@ -304,7 +304,7 @@ def test_judge_of_another_vocabulary_retokenizes(made):
     ids = made.tokenizer(text, add_special_tokens=False)["input_ids"]
     own = made.other(text, add_special_tokens=False)["input_ids"]
     assert len(own) < len(ids)
-    nats, tokens = reader.score(torch.tensor([ids, [made.tokenizer.eos_token_id] * len(ids)]))
+    nats, tokens, _ = reader.score(torch.tensor([ids, [made.tokenizer.eos_token_id] * len(ids)]))
     assert tokens.tolist() == [len(own) - 1, len(ids) - 1], "real tokens but the first, and no padding"
     alone = reader.nll(torch.tensor([own])).sum()
     assert float(nats[0]) == pytest.approx(float(alone), rel=1e-4)

@@ -13,9 +13,9 @@ from distill.commands.oracle import oracle_command
 from distill.config import EvaluateConfig
 from distill.data.tokenizers import load_tokenizer
 from distill.evaluation.evaluate import evaluate
-from distill.evaluation.frontier import Resampled, Scores, frontiers, reaches, reading, resamples
+from distill.evaluation.frontier import Resampled, Scores, frontiers, reaches, reading
 from distill.evaluation.judge import load_judge
-from distill.evaluation.metrics import bigram_entropies, bigram_entropy, nats_interval, sample_bigrams
+from distill.evaluation.metrics import bigram_entropies, bigram_entropy, nats_a_token, resamples, sample_bigrams
 from distill.evaluation.results import Row
 from distill.evaluation.sample import draw, temperatures_of
 from students.samplers import Ancestral, Dilated, Remdm, TopK
@@ -70,15 +70,16 @@ def test_a_curve_reaches_an_entropy_only_with_points_on_both_sides():
 # --- resamples -----------------------------------------------------------------------------------------------------
 
 
-def test_resamples_are_those_of_the_plain_interval_with_all_samples_once_before_them():
+def test_resamples_hold_all_samples_once_before_those_that_were_drawn():
     rng = np.random.default_rng(5)
     nats, tokens = rng.gamma(3.0, size=9), rng.integers(1, 5, size=9)
     weights = resamples(9, 40, seed=3)
     assert weights.shape == (41, 9)
     assert (weights[0] == 1).all()
     assert (weights.sum(1) == 9).all()
-    draws = (weights @ nats / (weights @ tokens))[1:]
-    assert tuple(np.quantile(draws, [0.025, 0.975])) == pytest.approx(nats_interval(nats, tokens, 40, seed=3))
+    chosen = np.random.default_rng(3).integers(9, size=(40, 9))
+    draws = nats[chosen].sum(1) / tokens[chosen].sum(1)
+    assert nats_a_token(nats, tokens, weights)[1:] == pytest.approx(draws)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -59,10 +59,10 @@ def test_only_the_first_end_of_a_text_is_scored_where_that_is_asked(made, judge)
     tokens = rows(2)
     tokens[0, 5], tokens[0, 9:] = end, end
     nats = judge.nll(tokens).double()
-    every, counts = judge.score(tokens)
+    every, counts, _ = judge.score(tokens)
     assert counts.tolist() == [LENGTH - 1] * 2
     torch.testing.assert_close(torch.from_numpy(every), nats.sum(1))
-    first, fewer = judge.score(tokens, end_of_text="first")
+    first, fewer, _ = judge.score(tokens, end_of_text="first")
     assert fewer.tolist() == [LENGTH - 1 - (LENGTH - 9), LENGTH - 1]
     torch.testing.assert_close(torch.from_numpy(first), torch.stack([nats[0, :8].sum(), nats[1].sum()]))
     tokens[0, 0] = end  # it is the first, which is never scored

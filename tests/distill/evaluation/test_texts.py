@@ -74,7 +74,7 @@ def test_the_judge_reads_prompts_and_does_not_score_them(which, judges, tokenize
     tokens = torch.tensor([ids[0] + end * 7, ids[1] + end + [50] * 7])
     written = torch.zeros_like(tokens, dtype=torch.bool)
     written[0, 3:6] = written[1, 2:5] = True
-    nats, counts = judges[which].score(tokens, written=written)
+    nats, counts, _ = judges[which].score(tokens, written=written)
     each = judges[0].nll(tokens)
     assert counts.tolist() == [3, 3]
     assert nats == pytest.approx([float(each[0, 2:5].sum()), float(each[1, 1:4].sum())], rel=1e-5)

@@ -19,8 +19,10 @@ from distill.evaluation.metrics import (
     distinct_2,
     jackknife_interval,
     mean_interval,
+    nats_a_token,
     perplexity,
-    perplexity_interval,
+    quantiles,
+    resamples,
     unigram_entropies,
 )
 from distill.evaluation.results import Evaluation, JudgeDescription, Row, Sampling
@@ -178,7 +180,7 @@ def table(source, judge, rows, seed):
             Row(
                 model="student", sampler="exact", steps=steps, nfe=8.0, nfe_ci=(8.0, 8.0), nfe_median=8.0, nfe_p95=8.0,
                 critic_nfe=0.0, samples=48, judge_perplexity=perplexity(nats, counts),
-                judge_perplexity_ci=perplexity_interval(nats, counts, 200, seed),
+                judge_perplexity_ci=quantiles(np.exp(nats_a_token(nats, counts, resamples(48, 200, seed))[1:])),
                 unigram_entropy=float(unigram_entropies(texts).mean()),
                 unigram_entropy_ci=mean_interval(unigram_entropies(texts)), bigram_entropy=bigram_entropy(texts),
                 bigram_entropy_ci=jackknife_interval(bigram_entropy(texts), entropies), distinct_2=distinct_2(texts),

@@ -16,7 +16,7 @@ from distill.config import EvaluateConfig
 from distill.data.tokenizers import load_tokenizer
 from distill.evaluation.figures.gauges import Gauges
 from distill.evaluation.judge import load_judge
-from distill.evaluation.metrics import perplexity, unigram_entropy
+from distill.evaluation.metrics import perplexity
 from distill.evaluation.reference import held_out, heldout_text
 from distill.evaluation.sample import draw
 from distill.evaluation.texts import Texts
@@ -35,8 +35,8 @@ def bench():
     gauges = Gauges(real=text.others.texts(()), apart=True, featuriser=judge)
 
     def measure(rows, distances=True):
-        nats, tokens = judge.score(rows)
-        own = {"perplexity": perplexity(nats, tokens), "unigram_entropy": unigram_entropy(rows.numpy())}
+        score = judge.score(rows)
+        own = {"perplexity": perplexity(score.nats, score.tokens), "unigram_entropy": score.unigram_entropy.mean()}
         return SimpleNamespace(**own, **gauges.figures(Texts(rows), distances))
 
     return SimpleNamespace(tokenizer=tokenizer, judge=judge, real=text.rows, measure=measure)
@@ -66,7 +66,7 @@ def test_one_phrase_over_and_over_is_caught_by_repetition(bench, real):
 
 
 def test_a_few_good_texts_are_caught_by_self_bleu_and_mauve(bench, real):
-    nats, _ = bench.judge.score(bench.real)
+    nats = bench.judge.score(bench.real).nats
     best = bench.real[np.argsort(nats)[:4].copy()]
     found = bench.measure(best[torch.arange(TEXTS) % 4])
     assert found.perplexity < 0.9 * real.perplexity, "it games perplexity"
