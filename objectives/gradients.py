@@ -81,6 +81,22 @@ def score_function(log_prob: Tensor, advantage: Tensor) -> Tensor:
     return -advantage * log_prob
 
 
+def clipped_ratio(log_prob: Tensor, before: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """What weighs the score function of draws made by an earlier policy: p_now / p_then, and 0 where PPO is clipped.
+
+    The gradient of −A · w · log p, w this weight, is that of −min(ρ A, clamp(ρ, 1 ± ε) A), ρ = p_now / p_then
+    (1707.06347): no draw is made likelier, or less likely, than 1 ± ε times what it was.
+
+    Args:
+        log_prob, before: (N,) of the drawn now and when it was drawn. advantage: (N,). clip: ε.
+
+    Returns:
+        (N,), a constant.
+    """
+    ratio = (log_prob.detach() - before).exp()
+    return ratio.masked_fill(torch.where(advantage > 0, ratio > 1 + clip, ratio < 1 - clip), 0.0)
+
+
 def grouped_advantage(reward: Tensor, group: int, clamp: float, epsilon: float = 1e-8) -> Tensor:
     """(R − mean) / (std + ε) within groups of consecutive rows, clamped (grouped reward normalisation, 2509.25035).
 

@@ -10,15 +10,15 @@ baseline, anchor, nor the verifier: what is tagged [open] is our choice.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from objectives.divergences import kl
-from objectives.gradients import advantage_to_go, grouped_advantage, score_function
+from objectives.gradients import advantage_to_go, clipped_ratio, grouped_advantage, score_function
 from objectives.objective import (
     Distillation,
     LossOutput,
@@ -62,6 +62,9 @@ class StepReductionConfig(VerifierConfig):
         group_size: rows that are each other's baseline.
         advantage: "leave_one_out", what follows a pass minus the mean of that over the others of the group, unbiased;
             or "grouped", of the whole trajectory, divided by the group's standard deviation and clamped, as GRPO.
+        uses: steps that each network makes of one rollout. From the second on, what a pass drew is weighted by how much
+            likelier the policy makes it now, `objectives.gradients.clipped_ratio`. An update then is as many steps.
+        ratio_clip: ε of these weights.
         anchor_kl: weight of KL(student ‖ its start) of the tokens at visited states, where tokens are trained.
     """
 
@@ -75,6 +78,8 @@ class StepReductionConfig(VerifierConfig):
     group_size: int = Field(default=8, ge=2)  # [open]
     advantage: Literal["leave_one_out", "grouped"] = "leave_one_out"  # [own]
     advantage_clamp: float = Field(default=3.0, gt=0)  # [code] of DiDi-Instruct
+    uses: PositiveInt = 1  # [own]
+    ratio_clip: float = Field(default=0.2, gt=0)  # [paper] 1707.06347
     anchor_kl: float = Field(default=0.1, ge=0)  # [open]
 
     @model_validator(mode="before")
@@ -167,6 +172,7 @@ class StepReductionRollout(Rollout):
         advantage: (B, M) of what each pass drew. verdict: (B,) V.
         fake, real: the sample and a real row, corrupted alike, for a discriminator; else None.
         real_weights: (B, L) `weights` of the real row; those are the sample's.
+        log_prob: (B, M) of what each pass drew, when it was drawn, if the rollout is used more than once.
     """
 
     canvas: Canvas
@@ -180,6 +186,7 @@ class StepReductionRollout(Rollout):
     real: Canvas | None = None
     features: Tensor | None = None
     real_weights: Tensor | None = None
+    log_prob: Tensor | None = None
 
     @property
     def path(self) -> AdaptiveTrajectory:
@@ -199,7 +206,7 @@ class StepReduction(Objective[StepReductionRollout]):
     """
 
     def __init__(self, config: StepReductionConfig, distillation: Distillation):
-        self.config, self.group, self.phases = config, config.group, config.phases
+        self.config, self.group, self.phases, self.uses = config, config.group, config.phases, config.uses
         self.teacher, self.process, self.canvases = distillation.teacher, distillation.process, distillation.canvases
         self.student, self.sampler, self.tail = distillation.student, distillation.sampler, distillation.tail
         if isinstance(self.sampler, Planner):
@@ -277,10 +284,23 @@ class StepReduction(Objective[StepReductionRollout]):
             advantage = grouped_advantage(reward.sum(1), self.group, config.advantage_clamp)[:, None].expand_as(reward)
         else:
             advantage = advantage_to_go(reward, path.steps, self.group)
-        return StepReductionRollout(
+        rollout = StepReductionRollout(
             canvas, path.states, path.commits, path.sample, path.steps, advantage, verdict.worth.sum(1), verdict.fake,
             verdict.real, path.features, verdict.real_weights, weights=weights,
         )  # fmt: skip
+        return replace(rollout, log_prob=self._log_prob(rollout)) if config.uses > 1 else rollout
+
+    def again(self, rollout: StepReductionRollout, randomness: RowStreams) -> StepReductionRollout:
+        """The same: its loss weighs what was drawn by how likely that has become."""
+        return rollout
+
+    def _log_prob(self, rollout: StepReductionRollout) -> Tensor:
+        """(B, M) of what each pass drew, 0 where a row made none."""
+        log_prob = torch.zeros_like(rollout.advantage)
+        for n in range(self.config.steps):
+            part, moved, _ = self._pass(rollout, n)
+            log_prob[part, n] = moved
+        return log_prob
 
     def outline(self, canvas: Canvas) -> StepReductionRollout:
         """See `Objective.outline`."""
@@ -317,15 +337,22 @@ class StepReduction(Objective[StepReductionRollout]):
 
     def _student_loss(self, rollout: StepReductionRollout) -> LossOutput:
         rows = rows_to_write(rollout.canvas)
-        gain, anchor = torch.zeros_like(rollout.verdict), torch.zeros_like(rollout.verdict)
+        gain, anchor, clipped = (torch.zeros_like(rollout.verdict) for _ in range(3))
         for n in range(self.config.steps):
             part, moved, away = self._pass(rollout, n)
             if len(part) == 0:
                 break
-            gain = gain.index_add(0, part, score_function(moved, rollout.advantage[part, n]))
+            advantage = rollout.advantage[part, n]
+            if rollout.log_prob is not None:
+                ratio = clipped_ratio(moved, rollout.log_prob[part, n], advantage, self.config.ratio_clip)
+                advantage = ratio * advantage
+                clipped = clipped.index_add(0, part, (ratio == 0).double() / rollout.steps[part].clamp(min=1))
+            gain = gain.index_add(0, part, score_function(moved, advantage))
             anchor = anchor.index_add(0, part, away / rollout.steps[part].clamp(min=1))
         loss = gain + self.config.anchor_kl * anchor
         metrics = {"steps": rollout.steps.double(), "verdict": rollout.verdict, "anchor": anchor}
+        if rollout.log_prob is not None:
+            metrics["clipped"] = clipped
         return LossOutput(loss.sum(), {name: (value.detach().sum(), rows) for name, value in metrics.items()})
 
     def _pass(self, rollout: StepReductionRollout, n: int) -> tuple[Tensor, Tensor, Tensor]:

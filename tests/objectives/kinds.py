@@ -64,6 +64,7 @@ KINDS = {
     "step_reduction, all": (
         StepReductionConfig(steps=4, group_size=2, trains="all", verifier="teacher", surrogate=1.0), Threshold(),
     ),
+    "step_reduction, used twice": (StepReductionConfig(steps=4, group_size=2, uses=2), Planner()),
     "step_reduction, discriminator": (
         StepReductionConfig(steps=4, group_size=2, verifier="discriminator", discriminator_blocks=1), Planner(),
     ),

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from objectives.gradients import grouped_advantage, grouped_token_advantage, marginalised, per_token, score_function
+from objectives.gradients import (
+    clipped_ratio,
+    grouped_advantage,
+    grouped_token_advantage,
+    marginalised,
+    per_token,
+    score_function,
+)
 from tests.batches import says
 from tests.tabular import TabularDenoiser, all_patterns, all_sequences
 
@@ -122,6 +129,19 @@ def test_per_token_has_the_marginalised_gradient_in_expectation(networks):
         terms = per_token(log_p, (theirs - log_p).detach())
         estimate = estimate + weight * (sequence[:, None] * terms * pattern).sum()
     torch.testing.assert_close(gradient(estimate, student), diagonal_reference(student, teacher), rtol=1e-9, atol=1e-12)
+
+
+def test_clipped_ratio_gives_the_gradient_of_the_clipped_objective():
+    """−A w log p against −min(ρ A, clamp(ρ) A), for draws that have become likelier and less likely, good and bad."""
+    now = torch.tensor([0.5, 0.1, -0.1, -0.5, 0.5, 0.1, -0.1, -0.5], dtype=torch.float64, requires_grad=True)
+    before, advantage = torch.zeros(8).double(), torch.tensor([1.5] * 4 + [-0.7] * 4).double()
+    ratio = (now - before).exp()
+    surrogate = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).sum()
+    (expected,) = torch.autograd.grad(surrogate, now)
+    weight = clipped_ratio(now, before, advantage, 0.2)
+    (found,) = torch.autograd.grad(score_function(now, weight * advantage).sum(), now)
+    torch.testing.assert_close(found, expected)
+    assert (weight == 0).tolist() == [True, False, False, False, False, False, False, True]
 
 
 def test_grouped_advantage_by_hand():

@@ -287,6 +287,35 @@ def test_kept_features_are_what_the_student_would_compute_again():
     assert kept.features.abs().sum() > 0
 
 
+@pytest.mark.parametrize("name", ["planner alone", "threshold"])
+def test_a_rollout_that_is_used_again_is_weighted_by_how_likely_it_has_become(name):
+    config, batch = {**KINDS[name], "anchor_kl": 0.0}, RowStreams(0, (1,), range(8))
+    objective = small_objective(**config, uses=3, ratio_clip=0.05)
+    rollout = objective.rollout(batch_of(objective, None, 8), batch)
+    # 1. at first its gradient is that of a rollout that is used once
+    trained = [p for p in objective.student.parameters() if p.requires_grad]
+    first = torch.autograd.grad(objective.loss("student", rollout).sum, trained, allow_unused=True)
+    once = torch.autograd.grad(
+        objective.loss("student", replace(rollout, log_prob=None)).sum, trained, allow_unused=True
+    )
+    for one, other in zip(first, once, strict=True):
+        torch.testing.assert_close(one, other)
+    # 2. later it is that of the clipped objective
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    again = objective.again(rollout, batch)
+    out, surrogate = objective.loss("student", again), torch.zeros(()).double()
+    for n in range(objective.config.steps):
+        part, moved, _ = objective._pass(rollout, n)
+        ratio, advantage = (moved - rollout.log_prob[part, n]).exp(), rollout.advantage[part, n]
+        surrogate = surrogate - torch.minimum(ratio * advantage, ratio.clamp(0.95, 1.05) * advantage).sum()
+    found, expected = (torch.autograd.grad(x, trained, allow_unused=True) for x in (out.sum, surrogate))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+    assert 0 < out.metrics["clipped"][0] < 8
+
+
 def test_threshold_policy_scores_its_tokens_alone():
     objective = small_objective(**KINDS["threshold"], anchor_kl=0.5)
     rollout = objective.rollout(batch_of(objective, None, 4), RowStreams(0, (1,), range(4)))
