@@ -2,7 +2,7 @@
 
     python -m benchmarks.length corpus --out FOLDER [--novels FOLDER]
     fewstep pretrain FOLDER/model.yaml --run FOLDER/run
-    python -m benchmarks.length measure FOLDER --out docs/length.json [--texts 96] [--slow 36]
+    python -m benchmarks.length measure FOLDER --out docs/length.json [--texts 96] [--slow 36] [--seeds 3]
     python -m benchmarks.length print docs/length.json
 
 The corpus is of documents whose length the prompt tells roughly: rows of an exact Markov source of 16 words, 24 to 288
@@ -63,6 +63,8 @@ GREEDY = Threshold(threshold=0.9, strict=True, draw="greedy", block_length=32)
 """How DAEDAL writes, but for what it inserts."""
 QUARTER = Grown(start=16, step=2, window=8, closing=4)
 """DAEDAL's numbers for canvases of 128 tokens in place of 512."""
+COLUMNS = {"length_nfe": 2, "nfe": 1, "perplexity": 2, "mean": 1, "distance": 1, "seconds": 2}
+"""A row's figures, and the digits behind the point that are printed."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Setting:
 
     Attributes:
         name: how the length is found. sampler: how the text is written. steps: passes at most.
-        slow: whether about a token is written in each pass.
+        slow: whether it is greedy, which no seed changes, and writes about a token in each pass.
     """
 
     name: str
@@ -175,18 +177,18 @@ def perplexity(model: Student, documents: list[dict[str, str]], judge: Judge | N
 
 
 def measured(
-    model: Student, setting: Setting, rows: list[dict[str, str]], longest: int, judge: Judge | None
+    model: Student, setting: Setting, rows: list[dict[str, str]], longest: int, judge: Judge | None, seed: int
 ) -> dict[str, Any]:
-    """One row of the table."""
+    """One row of the table, by one seed of the noise."""
     prompts = [encoded(model.tokenizer, row["prompt"]) for row in rows]
     start = time.perf_counter()
     written = complete(
-        model.denoiser, model.tokenizer, prompts, longest, setting.sampler, setting.steps, SEED, batch=24
+        model.denoiser, model.tokenizer, prompts, longest, setting.sampler, setting.steps, seed, batch=24
     )  # fmt: skip
     seconds = time.perf_counter() - start
     texts = [{**row, "completion": completion.text} for row, completion in zip(rows, written, strict=True)]
     return {
-        "length": setting.name, "sampler": setting.sampler.name,
+        "length": setting.name, "sampler": setting.sampler.name, "seed": seed,
         "length_nfe": mean(completion.length_nfe or 0 for completion in written),
         "nfe": mean(completion.nfe for completion in written), "seconds": seconds / len(rows),
         **judged(model, texts, rows, judge),
@@ -206,8 +208,12 @@ def judged(
     }  # fmt: skip
 
 
-def measure(folder: Path, out: Path, texts: int, slow: int) -> None:
-    """All rows, written to ``out`` as they come; those of the greedy rules on ``slow`` texts, which may be none."""
+def measure(folder: Path, out: Path, texts: int, slow: int, seeds: int) -> None:
+    """All rows, written to ``out`` as they come; those of the greedy rules on ``slow`` texts, which may be none.
+
+    Args:
+        seeds: of the noise, from 0 on, with the same prompts; of the greedy rules the first alone.
+    """
     model = open_student(folder / "run")
     judge = None if (folder / "tokenizer").exists() else load_judge("bundled:judge", model.tokenizer, False, "cpu")
     assert judge is None or isinstance(judge, Judge)
@@ -219,10 +225,17 @@ def measure(folder: Path, out: Path, texts: int, slow: int) -> None:
     real = [judged(model, rows[:count], rows[count : 2 * count], judge) for count in counts]
     part = figures["synthetic" if judge is None else "novels"] = {"longest": longest, "real": real, "rows": []}
     for setting in settings(longest):
-        if count := slow if setting.slow else texts:
-            part["rows"].append(measured(model, setting, rows[:count], longest, judge))
+        count, noises = (slow, 1) if setting.slow else (texts, seeds)
+        for seed in range(noises if count else 0):
+            part["rows"].append(measured(model, setting, rows[:count], longest, judge, seed))
             out.write_text(json.dumps(figures, indent=1), encoding="utf-8")
             print(part["rows"][-1], flush=True)
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Their mean, and of several the least and the greatest."""
+    least, middle, greatest = (f"{value:.{digits}f}" for value in (min(values), mean(values), max(values)))
+    return middle if len(values) == 1 else f"{middle} ({least} to {greatest})"
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -230,13 +243,21 @@ def table(figures: dict[str, Any]) -> str:
     names = ["corpus", "written by", "length", "texts", "length passes", "writing passes", "perplexity", "mean length"]
     lines = ["| " + " | ".join([*names, "distance", "seconds"]) + " |", "| --- | --- | --- " + "| ---: " * 7 + "|"]
     for kind, part in figures.items():
-        for row in [*part["real"], *part["rows"]]:
-            passes = [f"{row['length_nfe']:.2f}", f"{row['nfe']:.1f}"] if "nfe" in row else ["", ""]
-            said = [f"{row['perplexity']:.2f}", f"{row['mean']:.1f}", f"{row['distance']:.1f}"]
-            seconds = f"{row['seconds']:.2f}" if "seconds" in row else ""
-            cells = [kind, row.get("sampler", "real text"), row.get("length", ""), str(row["texts"])]
-            lines.append("| " + " | ".join([*cells, *passes, *said, seconds]) + " |")
+        for (sampler, length, texts), rows in seeds_of([*part["real"], *part["rows"]]).items():
+            cells = [kind, sampler, length, str(texts)]
+            for name, digits in COLUMNS.items():
+                cells.append(spread([row[name] for row in rows], digits) if name in rows[0] else "")
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def seeds_of(rows: list[dict[str, Any]]) -> dict[tuple[str, str, int], list[dict[str, Any]]]:
+    """Rule, kind of length and texts → its rows, one a seed."""
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        key = row.get("sampler", "real text"), row.get("length", ""), row["texts"]
+        groups.setdefault(key, []).append(row)
+    return groups
 
 
 def main() -> None:
@@ -251,12 +272,13 @@ def main() -> None:
     measuring.add_argument("--out", type=Path, required=True)
     measuring.add_argument("--texts", type=int, default=96)
     measuring.add_argument("--slow", type=int, default=36)
+    measuring.add_argument("--seeds", type=int, default=3)
     verbs.add_parser("print").add_argument("figures", type=Path)
     words = parser.parse_args()
     if words.verb == "corpus":
         corpus(words.out, words.novels)
     elif words.verb == "measure":
-        measure(words.folder, words.out, words.texts, words.slow)
+        measure(words.folder, words.out, words.texts, words.slow, words.seeds)
     else:
         print(table(json.loads(words.figures.read_text("utf-8"))))
 

@@ -4,14 +4,16 @@ import json
 import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.tasks import gsm8k, sudoku, sums
+from benchmarks.tasks import gsm8k, sudoku, sums, texts
 from benchmarks.tasks.__main__ import main
 from distill.commands.distil import distil
 from distill.commands.evaluate import evaluate_command
 from distill.commands.pretrain import pretrain
+from distill.completions import Completion
 from distill.config import DistillConfig, PretrainConfig, load_config
 from distill.evaluation.tasks.results import TaskEvaluation
 
@@ -151,6 +153,26 @@ def test_the_same_seed_writes_the_same_files(files):
     first = files("sums", "--train", 20, "--test", 5)
     assert files("sums", "--train", 20, "--test", 5) == first
     assert files("sums", "--train", 20, "--test", 5, "--seed", 1) != first
+
+
+@pytest.mark.parametrize(
+    ("task", "prompt", "written", "right"),
+    [
+        ("sums", "37+85+46=", ["075618;138416#168", "077618;138416#168", "057618;184316#168"], [0, 2]),
+        ("sudoku", "1...............=", ["1234341221434321", "1234341221434312", "2143341212344321"], [0]),
+    ],
+)
+def test_a_models_texts_can_be_kept_where_they_are_right(tmp_path, monkeypatch, task, prompt, written, right):
+    (tmp_path / "prompts.jsonl").write_text((json.dumps({"prompt": prompt}) + "\n") * 3)
+    completions = [Completion(text, len(text), True, 4, 0) for text in written]
+    monkeypatch.setattr(texts, "open_student", lambda model: SimpleNamespace(denoiser=None, tokenizer=None))
+    monkeypatch.setattr(texts, "encoded", lambda tokenizer, prompt: [])
+    monkeypatch.setattr(texts, "complete", lambda *arguments, **settings: completions)
+    asked = ["texts", "--model", "any", "--prompts", tmp_path / "prompts.jsonl", "--length", 34]
+    generate(monkeypatch, *asked, "--out", tmp_path / "all")
+    generate(monkeypatch, *asked, "--out", tmp_path / "right", "--right", task)
+    assert [row["completion"] for row in rows(tmp_path / "all" / "train.jsonl")] == written
+    assert [row["completion"] for row in rows(tmp_path / "right" / "train.jsonl")] == [written[n] for n in right]
 
 
 def test_a_bench_from_generator_to_accuracy(tmp_path, files, monkeypatch):

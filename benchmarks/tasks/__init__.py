@@ -7,5 +7,5 @@
 
 The first three write train.jsonl, with the columns ``prompt`` and ``completion``, and test.jsonl, with ``prompt`` and
 ``answer``. No prompt of the test is one of the training's. The last one writes a train.jsonl whose completions are a
-teacher's own: of several right ones always the same.
+model's own: of several right ones always the same. With ``--right TASK`` only those that are right are kept.
 """

@@ -64,9 +64,10 @@ def write_gsm8k(options: argparse.Namespace) -> None:
 
 def write_texts(options: argparse.Namespace) -> None:
     """Training rows whose completions are a model's own."""
-    from benchmarks.tasks.texts import texts  # loads torch
+    from benchmarks.tasks.texts import RIGHT, texts  # loads torch
 
-    rows = texts(options.model, options.prompts, options.rows, options.threshold, options.length)
+    right = RIGHT[options.right] if options.right else None
+    rows = texts(options.model, options.prompts, options.rows, options.threshold, options.length, right)
     write(options.out / "train.jsonl", rows)
 
 
@@ -102,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--rows", type=int, default=6000, help="prompts to read")
     own.add_argument("--threshold", type=float, default=0.9, help="what is so certain is written at once")
     own.add_argument("--length", type=int, required=True, help="tokens of prompt and completion")
+    own.add_argument("--right", choices=["sums", "sudoku"], help="keep only what is right in this task")
     return top
 
 
