@@ -38,8 +38,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from benchmarks.shapes import llama, save_teacher
-from distill.config import DistillConfig, load_config, validate
+from benchmarks.shapes import Size
+from distill.config import DistillConfig, load_config
 from distill.training.distillation import in_run_folder
 from distill.training.trainer import Trainer
 
@@ -268,45 +268,31 @@ def count(config: DistillConfig, run: Path) -> Counts:
     return watcher.counts
 
 
-@dataclass(frozen=True)
-class Case:
-    """An update to count: a network's depth, and sections of a config."""
-
-    layers: int
-    sections: dict[str, Any]
-
-
 K_STEPS = {"name": "k_step", "steps": [8, 16]}
 ADAPTER = {"adapter": {"rank": 4}}
+KL = {"name": "integral_kl", "rollout": K_STEPS}
+CRITIC = {"critic": {"lr": 1e-5}}
+
+
+def case(layers: int, objective: dict[str, Any], student: dict[str, Any] | None = None, **train: Any) -> Size:
+    """A network that is narrow, 8 rows of 64 tokens, and few rows by the teacher where it writes any."""
+    sections = {"objective": objective, "teacher_samples": 16, "teacher_sample_steps": 8}
+    sections |= {} if student is None else {"student": student}
+    return Size("llama", 32, layers, 2, vocabulary=1000, length=64, sections=sections, train=train)
+
+
 CASES = {
-    "integral_kl, 4 layers": Case(4, {"objective": {"name": "integral_kl", "rollout": K_STEPS}}),
-    "sdtt, 4 layers": Case(4, {"objective": {"name": "sdtt"}}),
-    "didi_instruct, 4 layers": Case(4, {"objective": {"name": "didi_instruct"}}),
-    "integral_kl, 32 layers, LoRA": Case(
-        32,
-        {
-            "student": ADAPTER,
-            "objective": {"name": "integral_kl", "rollout": K_STEPS, "ratio": ADAPTER},
-            "train": {"gradient_checkpointing": True},
-        },
-    ),
+    "integral_kl, 4 layers": case(4, KL, **CRITIC),
+    "sdtt, 4 layers": case(4, {"name": "sdtt"}),
+    "didi_instruct, 4 layers": case(4, {"name": "didi_instruct"}, **CRITIC),
+    "integral_kl, 32 layers, LoRA": case(32, KL | {"ratio": ADAPTER}, ADAPTER, gradient_checkpointing=True, **CRITIC),
 }
 
 
-def case_config(case: Case, folder: Path, updates: int = 4) -> DistillConfig:
-    """Of a random teacher that is narrow, 8 rows of 64 tokens; ``updates`` are counted."""
-    save_teacher(folder / "teacher", "llama", llama(32, case.layers, 2), 1000, 64)
-    train = {
-        "updates": updates + 2, "batch": 8, "precision": "float32", "log_every": 10**6, "checkpoint_every": 10**6,
-        "student": {"lr": 1e-5}, "critic": {"lr": 1e-5}, **case.sections.get("train", {}),
-    }  # fmt: skip
-    if case.sections["objective"]["name"] == "sdtt":
-        del train["critic"]
-    values = {
-        "teacher": {"path": str(folder / "teacher")}, "length": 64, "teacher_samples": 16, "teacher_sample_steps": 8,
-        **case.sections, "train": train,
-    }  # fmt: skip
-    return validate(DistillConfig, values)
+def case_config(size: Size, folder: Path, updates: int = 4) -> DistillConfig:
+    """Of a random teacher; ``updates`` are counted."""
+    size.teacher(folder)
+    return size.config(folder, updates=updates + 2, precision="float32", log_every=10**6)
 
 
 def show(name: str, counts: dict[str, Any], console: Console) -> None:
@@ -342,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
             if wanted.config:
                 config = load_config(DistillConfig, wanted.config, ["evaluate.every=null", *wanted.words])
             else:
-                config = case_config(CASES[name], folder)
+                config = case_config(CASES[name], folder / "teacher")
             found[name] = count(config, folder / "run").as_json()
         show(name, found[name], console)
     if wanted.json is not None:

@@ -23,16 +23,14 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.stopwatch import Stopwatch
 from distill.commands.distil import distil
 from distill.config import DistillConfig, dump_config, load_config
 from distill.config.deepspeed import deepspeed_section
@@ -58,44 +56,6 @@ ROOT = Path(__file__).parents[1]
 BOUND = 0.10  # of overhead
 WARM_UP = 2  # updates that are not counted
 console = Console()
-
-
-class Stopwatch:
-    """Seconds by part, of the update being made and of all."""
-
-    def __init__(self) -> None:
-        self.updates: list[dict[str, float]] = []
-        self.parts: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Add what happens within to a part."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.parts[name] += time.perf_counter() - start
-
-    def wrap(self, owner: type, method: str, name: Callable[[], str]) -> None:
-        """Time all calls of a method."""
-        inner = getattr(owner, method)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name()):
-                return inner(*args, **kwargs)
-
-        setattr(owner, method, timed)
-
-    def close(self) -> None:
-        """End the update."""
-        self.updates.append(dict(self.parts))
-        self.parts.clear()
-
-    def milliseconds(self) -> dict[str, float]:
-        """Means over the updates that count."""
-        counted = self.updates[WARM_UP:]
-        names = dict.fromkeys(name for parts in counted for name in parts)
-        return {name: 1e3 * sum(parts.get(name, 0.0) for parts in counted) / len(counted) for name in names}
 
 
 def bare_update(objective: Objective, batch: Batch, streams: RowStreams, watch: Stopwatch) -> None:
@@ -181,7 +141,7 @@ def measure_overhead(config: DistillConfig, updates: int, folder: Path) -> bool:
     train(objective, optimizers, corpus, config.train, deepspeed, run, world, length)
     world.finish()
 
-    loop, bare = watch.milliseconds(), objective.bare_watch.milliseconds()
+    loop, bare = watch.milliseconds(WARM_UP), objective.bare_watch.milliseconds(WARM_UP)
     loop["everything else"] = loop["total"] - sum(v for k, v in loop.items() if k != "total")
     bare["everything else"] = bare["total"] - sum(v for k, v in bare.items() if k != "total")
     table = Table(title=f"one update, {updates} measured: batch {config.train.batch}, {length} tokens")

@@ -1,8 +1,10 @@
 """The count of stops and launches, against operations whose count is known."""
 
+from dataclasses import replace
+
 import torch
 
-from benchmarks.launches import CASES, Case, Watcher, case_config, count
+from benchmarks.launches import CASES, Watcher, case_config, count
 
 DEVICE = torch.device("cpu")  # a device that code is handed; code that means the host's memory names none, or "cpu"
 
@@ -75,8 +77,7 @@ def test_views_launch_nothing_and_whole_tensors_of_both_memories_are_told():
 def test_an_update_launches_in_proportion_to_the_depth_and_stops_as_often(tmp_path):
     counts = []
     for layers in (1, 2, 3):
-        case = Case(layers, CASES["integral_kl, 4 layers"].sections)
-        config = case_config(case, tmp_path / str(layers), updates=1)
+        config = case_config(replace(CASES["integral_kl, 4 layers"], layers=layers), tmp_path / str(layers), updates=1)
         counts.append(count(config, tmp_path / f"run-{layers}"))
     launches = [found.launches.total() for found in counts]
     assert launches[2] - launches[1] == launches[1] - launches[0] > 0
