@@ -2,32 +2,87 @@
 
 Shapes are (..., V) → (...), in nats. A column that is −∞ in either is left out where its term is 0; where p > 0 and
 q = 0 the divergence is +∞, as it should be.
+
+Expectations and KL keep nothing for their backward pass but what they are given: all else, which is as wide as the
+vocabulary, is computed again there, some rows at a time.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from teachers.ops.parts import mapped, reduced
 
-def _expectation(log_p: Tensor, log_ratio: Tensor) -> Tensor:
-    """Σ_v p(v) r(v), where p(v) = 0 contributes nothing, whatever r is."""
-    never = log_p == -torch.inf
-    return (log_p.exp() * log_ratio.masked_fill(never, 0.0)).sum(-1)
+
+def _where_possible(terms: Tensor, log_p: Tensor) -> Tensor:
+    """``terms`` themselves, 0 where p(v) = 0."""
+    return terms.masked_fill_(log_p == -torch.inf, 0.0)
+
+
+class _Expectation(torch.autograd.Function):
+    """Σ_v p(v) r(v)."""
+
+    @staticmethod
+    def forward(ctx: Any, log_p: Tensor, values: Tensor) -> Tensor:
+        ctx.save_for_backward(log_p, values)
+        return reduced(lambda log_p, r: _where_possible(log_p.exp().mul_(r), log_p).sum(-1), log_p, values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        def of_log_p(log_p: Tensor, r: Tensor, gradient: Tensor) -> Tensor:
+            return _where_possible((gradient[:, None] * r).mul_(log_p.exp()), log_p)
+
+        log_p, values = ctx.saved_tensors
+        to_log_p = mapped(of_log_p, log_p, values, *gradients) if ctx.needs_input_grad[0] else None
+        to_values = None
+        if ctx.needs_input_grad[1]:
+            to_values = mapped(lambda log_p, g: log_p.exp().mul_(g[:, None]), log_p, *gradients)
+        return to_log_p, to_values
+
+
+class _Kl(torch.autograd.Function):
+    """Σ_v p(v) (log p(v) − log q(v))."""
+
+    @staticmethod
+    def forward(ctx: Any, log_p: Tensor, log_q: Tensor) -> Tensor:
+        def of_rows(log_p: Tensor, log_q: Tensor) -> Tensor:
+            return _where_possible((log_p - log_q).mul_(log_p.exp()), log_p).sum(-1)
+
+        ctx.save_for_backward(log_p, log_q)
+        return reduced(of_rows, log_p, log_q)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        def of_log_p(log_p: Tensor, log_q: Tensor, gradient: Tensor) -> Tensor:
+            p, gradient = log_p.exp(), gradient[:, None]
+            return _where_possible((log_p - log_q).mul_(gradient).mul_(p).add_(p * gradient), log_p)
+
+        log_p, log_q = ctx.saved_tensors
+        to_log_p = mapped(of_log_p, log_p, log_q, *gradients) if ctx.needs_input_grad[0] else None
+        to_log_q = None
+        if ctx.needs_input_grad[1]:
+            to_log_q = mapped(lambda log_p, g: log_p.exp().mul_(g[:, None]).neg_(), log_p, *gradients)
+        return to_log_p, to_log_q
+
+
+def expectation(log_p: Tensor, values: Tensor) -> Tensor:
+    """Σ_v p(v) r(v) of ``values`` r, where p(v) = 0 contributes nothing, whatever r is."""
+    return _Expectation.apply(log_p, values)
 
 
 def entropy(log_p: Tensor) -> Tensor:
     """H(p) = −Σ p log p."""
-    return -_expectation(log_p, log_p)
+    return -expectation(log_p, log_p)
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p‖q) = Σ p (log p − log q)."""
-    never = log_p == -torch.inf
-    return _expectation(log_p, log_p.masked_fill(never, 0.0) - log_q.masked_fill(never, 0.0))
+    return _Kl.apply(log_p, log_q)
 
 
 def jeffreys(log_p: Tensor, log_q: Tensor, beta: float = 0.5) -> Tensor:
@@ -45,8 +100,8 @@ def jensen_shannon(log_p: Tensor, log_q: Tensor, beta: float = 0.5) -> Tensor:
 
 def log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
     """log p − log q, 0 where both are −∞ (the mask column)."""
-    both = (log_p == -torch.inf) & (log_q == -torch.inf)
-    return log_p.masked_fill(both, 0.0) - log_q.masked_fill(both, 0.0)
+    both = (log_p == -torch.inf).logical_and_(log_q == -torch.inf)
+    return (log_p - log_q).masked_fill_(both, 0.0)
 
 
 def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from objectives.corruption import CorruptionPart
-from objectives.divergences import _expectation, log_ratio
+from objectives.divergences import expectation, log_ratio
 from objectives.parts import Part
 from objectives.ratios import AuxiliaryRatio, RatioPart
 from objectives.tail import weighted
@@ -35,7 +35,7 @@ def marginalised(log_probs: Tensor, reward_table: Tensor) -> Tensor:
     Returns:
         (N,).
     """
-    return -_expectation(log_probs, reward_table)
+    return -expectation(log_probs, reward_table)
 
 
 def through_logits(log_probs: Tensor, coefficients: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from objectives.divergences import _expectation, log_ratio
+from objectives.divergences import expectation, log_ratio
 from objectives.elbo import cross_entropy
 from objectives.parts import Part
 from objectives.tail import weighted
@@ -127,7 +127,7 @@ class AuxiliaryRatio(Ratio):
             with torch.no_grad():
                 law = soft.student.head(own)
             # a token that the state showed is known, and has no law
-            return torch.where(drawn, -_expectation(law, log_probs), cross_entropy(log_probs, targets)), plain
+            return torch.where(drawn, -expectation(law, log_probs), cross_entropy(log_probs, targets)), plain
 
         own, drawn = None, None
         if soft is not None:

@@ -17,6 +17,7 @@ from teachers.canvas import Canvas
 from teachers.capability import Capability
 from teachers.companions import end_tokens
 from teachers.errors import UserError
+from teachers.ops.log_softmax import log_softmax_without
 from teachers.randomness import Randomness
 from teachers.tally import Tally
 
@@ -125,7 +126,7 @@ def _are_gaps(gaps: Any, vocabulary: int, mask_id: int) -> bool:
 
 def log_probabilities(logits: Tensor, spec: DenoiserSpec) -> Tensor:
     """(…, V) logits of any type → float32 log-probabilities of tokens; −∞ for the mask and for ids without a token."""
-    return logits.float().masked_fill(spec.excluded(logits.device), -torch.inf).log_softmax(-1)
+    return log_softmax_without(logits, spec.excluded(logits.device))
 
 
 class Denoiser(nn.Module, ABC):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from teachers.errors import UserError
+from teachers.ops.parts import reduced
 
 
 def generator_of(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -126,10 +127,14 @@ def categorical(log_probs: Tensor, uniforms: Tensor) -> Tensor:
     Returns:
         (...) int64 tokens.
     """
-    cumulative = log_probs.double().softmax(-1).cumsum(-1)
-    target = uniforms.unsqueeze(-1) * cumulative[..., -1:]
-    # right=True: a token of zero width can not be hit, even by u = 0
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=log_probs.shape[-1] - 1)
+
+    def of_rows(log_probs: Tensor, uniforms: Tensor) -> Tensor:
+        cumulative = log_probs.double().softmax(-1).cumsum_(-1)
+        target = uniforms.unsqueeze(-1) * cumulative[..., -1:]
+        # right=True: a token of zero width can not be hit, even by u = 0
+        return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=log_probs.shape[-1] - 1)
+
+    return reduced(of_rows, log_probs, uniforms)
 
 
 def gumbel_float32(log_probs: Tensor, generator: torch.Generator) -> Tensor:
