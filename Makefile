@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # two processes of one thread each: on two cores they train half again as fast, and sample a quarter faster, than one
-# process of two threads
+# process of two threads; torchrun would say one thread too, and warn that it does
 LAUNCH := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node 2 -m distill
 
 .PHONY: install quickstart test lint clean-quickstart

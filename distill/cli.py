@@ -15,6 +15,7 @@ import typer
 
 from distill.runtime.exits import MISTAKE, RUN_FAILED, RunError, is_lost_connection, lost_message
 from distill.runtime.messages import say_error
+from distill.runtime.threads import settle_environment
 from teachers.errors import UserError
 
 # other libraries' bars; ours are rich
@@ -49,6 +50,7 @@ def main() -> None:
     sys.argv[1:] = [a for a in sys.argv[1:] if not a.startswith(("--local_rank", "--local-rank"))]
     if sys.argv[1:2] == ["--"]:  # what torchrun passes on of "-m distill -- distill …"
         del sys.argv[1]
+    settle_environment(os.environ)
     atexit.register(gc.freeze)  # at its end Python would look for cycles among all that torch has made: a second
     try:
         app()

@@ -5,8 +5,6 @@ import os
 import shutil
 import tempfile
 
-# DeepSpeed imports torch's compiler, which nothing here uses: four seconds in every process
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # tokens of the tests' corpora; removed by the process that made the folder, not by one that was forked from it
 if "FEWSTEP_CACHE" not in os.environ:
     cache, maker = tempfile.mkdtemp(prefix="fewstep-cache-"), os.getpid()

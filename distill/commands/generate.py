@@ -11,6 +11,8 @@ from distill.finished import open_student
 from distill.generation import ROWS, Generated, generate
 from distill.runtime.messages import say, write_text
 from distill.runtime.progress import track
+from distill.runtime.threads import few_for_small
+from distill.runtime.world import keep_memory
 
 
 def generate_command(
@@ -38,7 +40,10 @@ def generate_command(
     Raises:
         UserError: see `open_student` and `generate`.
     """
+    keep_memory()
     student = open_student(folder)
+    rows = min(num * max(1, len(prompts)), ROWS)
+    few_for_small(sum(p.numel() for p in student.denoiser.parameters()), rows * (length or student.canvas_length))
     student.denoiser.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     generated = generate(
         student, prompts, num, steps, sampler, temperature, seed, length, chat,

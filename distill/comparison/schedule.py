@@ -16,6 +16,7 @@ from pathlib import Path
 from subprocess import Popen
 from threading import Event
 
+import torch
 from rich.progress import Progress, TaskID
 
 from distill.comparison.bench import SharedBench
@@ -69,8 +70,7 @@ class Schedule:
         """
         self.out, self.command, self.contenders, self.budget, self.bench = out, command, contenders, budget, bench
         self.bar, self.terminated = bar, terminated
-        cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-        self.threads = max(1, cores // command.jobs)
+        self.threads = max(1, torch.get_num_threads() // command.jobs)
         self.runs: list[Run] = []
         for folder in ("configs", "calibration"):
             (out / folder).mkdir(exist_ok=True)
