@@ -139,7 +139,7 @@ class Watcher(TorchFunctionMode):
                 self.stop("copy to the device")
         elif moves:
             on_host = host_memory(moved_to(args, options))
-            if on_host != host:
+            if on_host != host and not (host and options.get("non_blocking")):
                 self.stop("copy to the host" if on_host else "copy to the device")
         else:
             on_host = host or name in TO_HOST

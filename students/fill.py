@@ -18,7 +18,7 @@ from students.samplers.length import restored, trimmed
 from students.samplers.sampler import LOG_LINEAR, Asked, Sampler, Work
 from students.session import Session
 from teachers.canvas import Canvas
-from teachers.chunks import row_sums
+from teachers.chunks import scatter
 from teachers.denoiser import Denoiser, end_ids
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
@@ -101,7 +101,7 @@ def fill(
 
     Args:
         sampler: the rule, and how tokens are drawn.
-        steps: reverse transitions, (B,) or the same for all rows; no row takes more passes than this, nor more than it
+        steps: reverse transitions, (B,) or a number for all rows; no row takes more passes than this, nor more than it
             has open positions (unless the rule throws candidates away, or edits what it has written).
         randomness: the only source of it. With `RowStreams` a row's text does not depend on the others.
         critic: for samplers that ask one.
@@ -116,16 +116,22 @@ def fill(
         UserError: no steps, a denoiser without a mask, or a sampler that does not fit it, or without the critic that
             it asks.
     """
-    steps = torch.as_tensor(steps, device=canvas.device).expand(len(canvas))
-    if bool((steps < 1).any()):
-        raise UserError(f"steps is {int(steps.min())}; a sampler needs at least 1, set a positive number")
+    if isinstance(steps, int):
+        each, steps = [steps], torch.full((len(canvas),), steps, device=canvas.device)
+    else:
+        each = steps.tolist()
+    if min(each, default=1) < 1:
+        raise UserError(f"steps is {min(each)}; a sampler needs at least 1, set a positive number")
     denoiser.spec.check_mask()
     sampler.check(critic)
     sampler = sampler.fitted(denoiser)
-    most = sampler.most_transitions(canvas.length, max(steps.tolist(), default=0))
-    session = Session(denoiser, canvas, most, sampler.cache)
+    most = max(each, default=0) if len(canvas) else 0
+    passes = most if passes is None else passes
+    session = Session(denoiser, canvas, sampler.most_transitions(canvas.length, most), sampler.cache)
     start = sampler.start(canvas, denoiser.spec, randomness)
-    work = Work(session, start, steps, process, randomness, critic, until, given, uniforms, passes)
+    work = Work(
+        session, start, steps, process, randomness, critic, until, given, uniforms, most if passes is None else passes
+    )
     total = torch.zeros(len(canvas), dtype=torch.float64, device=canvas.device)
     for number in range(sampler.begin(work)):
         work.number = number
@@ -139,7 +145,8 @@ def fill(
         features = session.features(before, asked.rows, asked.positions, block)
         drawn, commit = sampler.settle(work, asked, before, features)
         work.write(asked, before, drawn.tokens, commit)
-        total[asked.rows] += row_sums(drawn.log_prob[commit[asked.positions]].double(), commit)
+        log_prob = scatter(drawn.log_prob.double(), asked.positions)
+        total[asked.rows] += torch.where(commit, log_prob, 0.0).sum(1)
         if record is not None:
             record(Pass(number, asked, before, commit, features, drawn))
     known = sampler.cache is None and (given is not None or (sampler.blind and sampler.exact))

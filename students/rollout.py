@@ -17,7 +17,7 @@ from students.samplers.at_once import AtOnce
 from students.samplers.planned import PlannedSampler
 from students.samplers.random_start import random_tokens
 from students.samplers.sampler import Sampler
-from teachers.canvas import Canvas
+from teachers.canvas import Canvas, on_device
 from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, uniform
@@ -118,7 +118,7 @@ def k_step(
     """
     sampler = sampler.fitted(student)
     draws = uniform(randomness, len(canvas), 2)
-    budget = torch.tensor(steps, device=canvas.device)[(draws[:, 0] * len(steps)).long()]
+    budget = on_device(steps, canvas.device)[(draws[:, 0] * len(steps)).long()]
     if sampler.adaptive:
         states, made, total = _visited(student, process, canvas, sampler, budget, max(steps), draws[:, 1], randomness)
     else:
@@ -161,7 +161,7 @@ def on_the_way(
     """
     sampler = sampler.fitted(student)
     draws = uniform(randomness, len(canvas), 2)
-    budget = torch.tensor(steps, device=canvas.device)[(draws[:, 0] * len(steps)).long()]
+    budget = on_device(steps, canvas.device)[(draws[:, 0] * len(steps)).long()]
     if not isinstance(sampler, PlannedSampler) or sampler.stop:
         return _visited(student, process, canvas, sampler, budget, max(steps), draws[:, 1], randomness, given)[0]
     # 1. when each position is written, and how many of the transitions are made, but never the last that writes

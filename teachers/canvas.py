@@ -175,7 +175,7 @@ class Canvas:
 
     def to(self, device: torch.device | str) -> Canvas:
         """The same on another device."""
-        return _mapped(self, lambda tensor: tensor.to(device))
+        return _mapped(self, lambda tensor: sent(tensor, device))
 
     def open_share(self) -> Tensor:
         """(B,) float64, the part of each row's tokens that is open; padding does not count."""
@@ -192,6 +192,16 @@ class Canvas:
         if self.real is None:
             return None
         return (self.real.long().cumsum(1) - 1).clamp(min=0)
+
+
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The same on a device; the host goes on while a GPU fetches it, but waits for what comes from one."""
+    return tensor.to(device, non_blocking=torch.device(device).type != "cpu")
+
+
+def on_device(numbers: Sequence[int], device: torch.device | str) -> Tensor:
+    """(n,) int64 `sent` to a device."""
+    return sent(torch.tensor(numbers, dtype=torch.int64), device)
 
 
 def places(documents: Tensor) -> Tensor:
@@ -226,4 +236,4 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on another device."""
-        return _mapped(self, lambda tensor: tensor.to(device))
+        return _mapped(self, lambda tensor: sent(tensor, device))

@@ -80,12 +80,22 @@ def objective_on(size: Size, folder: Path, device: torch.device) -> Objective:
     loaded = load_networks(config, (size.network(), load_tokenizer("bundled:teacher")))
     networks = Networks(loaded.teacher.to(device), loaded.student.to(device), loaded.tokenizer)
     objective = build_objective(config, networks)
+    perturb(objective)
     for network in objective.networks.values():
         network.to(device)
     objective.begin(0, 10)
     if objective.target is not None:
         objective.target.load_state_dict(objective.student.state_dict())
     return objective
+
+
+@torch.no_grad()
+def perturb(objective: Objective) -> None:
+    """Networks that start equal have no loss: each gets noise of its own, the same on every device."""
+    noise = torch.Generator().manual_seed(1)
+    for network in objective.networks.values():
+        for parameter in network.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=noise)
 
 
 def rows_of(size: Size, objective: Objective) -> Batch:

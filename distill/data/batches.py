@@ -51,9 +51,9 @@ def training_batch(
     """
     if isinstance(corpus, PromptedCorpus):
         return corpus.batch(seed, positions, mask_id).to(device)
-    canvas = Canvas.blank(len(positions), length, mask_id)
     if corpus is None:
-        return Batch(canvas).to(device)
+        return Batch(Canvas.blank(len(positions), length, mask_id, device))
+    canvas = Canvas.blank(len(positions), length, mask_id)
     rows = corpus.batch(seed, list(positions))
     if isinstance(corpus, Corpus):
         return Batch(canvas, rows).to(device)

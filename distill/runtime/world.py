@@ -86,6 +86,8 @@ class World:
 
     def any(self, *flags: bool) -> list[bool]:
         """Whether each flag is set on any process."""
+        if self.size == 1:
+            return list(flags)
         return (self.sum(torch.tensor(flags)) > 0).tolist()
 
     def barrier(self) -> None:

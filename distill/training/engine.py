@@ -134,15 +134,16 @@ class Engine(ABC):
         """Accumulate a micro-batch's gradient; an update's is the mean over its micro-batches and the processes."""
 
     @abstractmethod
-    def step(self, update: int, loss_is_finite: bool = True) -> tuple[float, bool]:
-        """After the last micro-batch of an update: the weights move.
+    def step(self, update: int, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """After the last micro-batch of an update: the weights move, unless loss or gradient are not finite.
 
         Args:
             update: counted from 0; sets the learning rate.
-            loss_is_finite: of the whole update over all processes, the same on each.
+            loss: () of the whole update over all processes, the same on each.
 
         Returns:
-            The gradient's norm before clipping, and whether the weights moved: not if loss or norm were not finite.
+            () the gradient's norm before clipping, and () bool whether the weights moved; on the loss's device, where
+            reading them waits for all that was computed before.
         """
 
     @abstractmethod

@@ -69,7 +69,7 @@ def _take_a_step(section: dict[str, Any], train: TrainConfig, world: World) -> N
     rows = torch.ones(micro_batch(train, world), 2, device=world.device)
     for _ in range(train.batch // world.size // len(rows)):
         engine.backward(network(rows))
-    engine.step(0)
+    engine.step(0, torch.zeros((), device=world.device))
     for kind in STATE:
         state = {name: full.clone() for name, full in engine.gather(kind)}
         engine.scatter(kind, state.__getitem__)

@@ -6,8 +6,6 @@ for bit, whichever of the two engines trains it.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -16,8 +14,16 @@ from distill.runtime.world import World
 from distill.training.engine import Engine, adam_settings, micro_batch
 
 
+class SkippingAdamW(torch.optim.AdamW):
+    """Torch's, whose fused step does nothing where ``found_inf`` is 1: () float32, read where the weights are."""
+
+    found_inf: Tensor | None = None
+
+
 class PlainEngine(Engine):
     """Weights in the training precision, float32 masters of them, and AdamW; in float32 the masters are the weights."""
+
+    _adam: SkippingAdamW
 
     def __init__(self, network: nn.Module, optimizer: OptimizerConfig, train: TrainConfig, world: World):
         super().__init__(network, optimizer, train)
@@ -25,7 +31,7 @@ class PlainEngine(Engine):
         self._accumulation = train.batch // micro_batch(train, world)
         self._masters = [parameter.detach().float() for _, parameter in self._trained]
         self._master = dict(zip(self._shapes, self._masters, strict=True))
-        self._adam = torch.optim.AdamW(self._grouped(self._masters), **adam_settings(optimizer))
+        self._adam = SkippingAdamW(self._grouped(self._masters), **adam_settings(optimizer))
         self._zero_moments()
 
     def masters(self) -> list[Tensor]:
@@ -37,20 +43,20 @@ class PlainEngine(Engine):
         (loss / self._accumulation).backward()
 
     @torch.no_grad()
-    def step(self, update: int, loss_is_finite: bool = True) -> tuple[float, bool]:
-        """See `Engine.step`."""
+    def step(self, update: int, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Engine.step`; the host does not learn whether the weights move."""
         self._set_learning_rate(update)
         gradients = self._take_gradients()
         norm = gradient_norm(gradients)
-        moves = loss_is_finite and math.isfinite(norm)
-        if moves:
-            clip(gradients, norm, self.optimizer.clip)
-            for master, gradient in zip(self._masters, gradients, strict=True):
-                master.grad = gradient
-            self._adam.step()
-            self._adam.zero_grad()
-            self._weights_from_masters()
-        return float(norm), moves
+        moves = loss.isfinite() & norm.isfinite()
+        clip(gradients, norm, self.optimizer.clip)
+        for master, gradient in zip(self._masters, gradients, strict=True):
+            master.grad = gradient
+        self._adam.found_inf = (~moves).float()
+        self._adam.step()
+        self._adam.zero_grad()
+        self._weights_from_masters()
+        return norm, moves
 
     def _take_gradients(self) -> list[Tensor]:
         """Every parameter's gradient in float32, zero where none came, and no longer the parameter's."""

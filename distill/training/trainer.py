@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from distill.config import OptimizerConfig, TrainConfig
 from distill.data.batches import Rows, training_batch
@@ -37,6 +37,15 @@ class Step:
     loss: float
     norm: float
     moved: bool
+    outs: list[LossOutput]
+
+
+class DeviceStep(NamedTuple):
+    """A `Step` whose numbers the host has not read, () each."""
+
+    loss: Tensor
+    norm: Tensor
+    moved: Tensor
     outs: list[LossOutput]
 
 
@@ -115,15 +124,22 @@ class Trainer:
             fill_average(self.target, self.ema, self.engines["student"])
         streams = RowStreams(self.config.seed, (update,), self.rows, self.world.device)
         rollout = self.objective.rollout(batch, streams)
-        steps = [(phase, self._step(phase, rollout)) for phase in self.objective.phases]
+        steps = self._steps(rollout)
         for _ in range(1, self.objective.uses):
             rollout = self.objective.again(rollout, streams)
-            steps += [(phase, self._step(phase, rollout)) for phase in self.objective.phases]
+            steps += self._steps(rollout)
         self.done += 1
         return Update(self.done, steps)
 
-    def _step(self, phase: str, rollout: Rollout) -> Step:
-        """Forward and backward passes of some rows at a time, then the optimiser's step, and the average's."""
+    def _steps(self, rollout: Rollout) -> list[tuple[str, Step]]:
+        """Each phase's step, and then the average's."""
+        steps = read_steps([(phase, self._step(phase, rollout)) for phase in self.objective.phases])
+        if any(phase == "student" and step.moved for phase, step in steps):
+            self.ema.update()
+        return steps
+
+    def _step(self, phase: str, rollout: Rollout) -> DeviceStep:
+        """Forward and backward passes of some rows at a time, then the optimiser's step."""
         engine, outs, rows = self.engines[phase], [], len(rollout)
         loss = torch.zeros((), dtype=torch.float64, device=self.world.device)
         terms = self.world.sum(self.objective.count(phase, rollout)).clamp(min=1)
@@ -133,11 +149,8 @@ class Trainer:
             engine.backward(out.sum * (self.world.size * (rows // self.micro) / terms).to(out.sum))
             outs.append(LossOutput(out.sum.detach(), out.metrics))
             loss += outs[-1].sum / terms
-        value = float(self.world.sum(loss))
-        norm, moved = engine.step(self.done, math.isfinite(value))
-        if moved and phase == "student":
-            self.ema.update()
-        return Step(value, norm, moved, outs)
+        loss = self.world.sum(loss)
+        return DeviceStep(loss, *engine.step(self.done, loss), outs)
 
     def average(self) -> Denoiser | None:
         """The averaged student as it is now, on the main process; all processes ask together.
@@ -157,6 +170,15 @@ class Trainer:
         """Release what the engines hold beside their networks."""
         for engine in self.engines.values():
             engine.destroy()
+
+
+def read_steps(steps: list[tuple[str, DeviceStep]]) -> list[tuple[str, Step]]:
+    """All that the host learns of some steps, read at once: until then it has not waited for the device."""
+    told = torch.stack([number.double() for _, step in steps for number in step[:3]]).view(-1, 3).tolist()
+    return [
+        (phase, Step(loss, norm, bool(moved), step.outs))
+        for (phase, step), (loss, norm, moved) in zip(steps, told, strict=True)
+    ]
 
 
 @torch.no_grad()

@@ -76,15 +76,17 @@ class ZeroEngine(Engine):
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # counts the micro-batch
 
-    def step(self, update: int, loss_is_finite: bool = True) -> tuple[float, bool]:
-        """See `Engine.step`."""
+    def step(self, update: int, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Engine.step`; DeepSpeed reads the norm itself."""
+        loss_is_finite = math.isfinite(float(loss))
         self._set_learning_rate(update)
         norm = self._own_norm() if self.stage == 0 else math.nan
         self._adam.refuse = not loss_is_finite or (self.stage == 0 and not math.isfinite(norm))
         self._engine.step()
         if self.stage > 0:
             norm = float(self._engine.get_global_grad_norm())
-        return norm, not self._adam.refuse and math.isfinite(norm)
+        moved = not self._adam.refuse and math.isfinite(norm)
+        return loss.new_tensor(norm), loss.new_tensor(moved, dtype=torch.bool)
 
     def _own_norm(self) -> float:
         """ZeRO 0 in float32 keeps no norm; gradients are whole on every process."""

@@ -21,7 +21,7 @@ from students.drawing import Drawing, Summary, Tokens
 from students.samplers.blocks import Blocks, block_numbers
 from students.samplers.length import AnyLength
 from students.session import Session, check_cache
-from teachers.canvas import Canvas
+from teachers.canvas import Canvas, on_device
 from teachers.denoiser import UNBOUNDED, Denoiser, DenoiserSpec, end_ids
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
@@ -325,7 +325,7 @@ class Sampler(Drawing, ABC):
         Raises:
             UserError: fewer steps than blocks.
         """
-        work.ends = torch.tensor(end_ids(work.session.denoiser) if self.stop else [], device=work.canvas.device)
+        work.ends = on_device(end_ids(work.session.denoiser) if self.stop else [], work.canvas.device)
         work.passes = self.most_passes(work.canvas.length, work.most)
         work.blocks = self.blocks(work)
 

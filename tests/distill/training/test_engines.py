@@ -109,16 +109,16 @@ def test_a_refused_step_changes_nothing():
     network = torch.nn.Linear(2, 2)
     engine = start_engine(network, train.student, train, None, ALONE)
     before = network.weight.clone()
-    for factor, finite in ((torch.inf, True), (torch.nan, True), (1.0, False)):
+    for factor, loss in ((torch.inf, 1.0), (torch.nan, 1.0), (1.0, torch.inf), (1.0, torch.nan)):
         engine.backward(network(torch.ones(4, 2)).sum() * factor)
-        assert engine.step(0, finite)[1] is False
+        assert not engine.step(0, torch.tensor(loss))[1]
     assert torch.equal(network.weight, before)
     assert engine.adam_steps == 0
     assert all(not moment.any() for _, moment in engine.gather("exp_avg"))
     engine.backward(network(torch.ones(4, 2)).sum())
-    norm, moved = engine.step(0)
+    norm, moved = engine.step(0, torch.tensor(1.0))
     assert moved
-    assert norm == pytest.approx(96**0.5)  # six gradients of 4: a row's is 1, and there are four rows
+    assert float(norm) == pytest.approx(96**0.5)  # six gradients of 4: a row's is 1, and there are four rows
     assert engine.adam_steps == 1
 
 

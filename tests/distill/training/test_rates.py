@@ -64,7 +64,7 @@ def test_a_step_moves_each_layer_by_its_rate(stage):
     before = {name: weight.clone() for name, weight in engine.gather("weight")}
     canvas = Canvas(torch.randint(0, 10, (2, 8)), torch.ones(2, 8).bool())
     engine.backward(-denoiser.log_probs(canvas)[..., :10].square().sum())
-    assert engine.step(0)[1]
+    assert engine.step(0, torch.tensor(1.0))[1]
     gradients = dict(engine.gather("exp_avg"))
     for name, weight in engine.gather("weight"):
         moved = (weight - before[name]).abs()[gradients[name].abs() > 1e-4]
