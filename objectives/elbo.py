@@ -20,6 +20,7 @@ from objectives.tail import Tail, weighted
 from teachers.canvas import Batch, Canvas
 from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser, DenoiserSpec
+from teachers.positions import at
 from teachers.process import MaskedProcess
 from teachers.randomness import Randomness, RowStreams, uniform
 from teachers.section import Section
@@ -68,7 +69,7 @@ def masked_cross_entropy(denoiser: Denoiser, canvas: Canvas, x0: Tensor, where: 
     features = denoiser.features(canvas, where)
     # 2. V wide for a chunk of them at a time, (N,)
     chunks = chunk_count(where.numel(), denoiser.spec.vocabulary)
-    (nats,) = in_chunks(lambda f, x: (cross_entropy(denoiser.head(f), x),), chunks, features, x0[where])
+    (nats,) = in_chunks(lambda f, x: (cross_entropy(denoiser.head(f), x),), chunks, features, at(x0, where))
     # 3. back into rows, (B, L)
     return scatter(nats, where)
 

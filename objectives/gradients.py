@@ -21,6 +21,7 @@ from objectives.ratios import AuxiliaryRatio, RatioPart
 from objectives.tail import weighted
 from teachers.canvas import Canvas
 from teachers.chunks import row_sums
+from teachers.positions import at
 
 
 def marginalised(log_probs: Tensor, reward_table: Tensor) -> Tensor:
@@ -301,7 +302,7 @@ class PerToken(GroupedGradient):
         assert reward is not None
         counted = weighted(move.corrupted.to(reward), move.weights)
         advantage = grouped_token_advantage(reward, counted, self.group, self.advantage_clamp)
-        terms = per_token(estimates[move.used[move.state.open]], advantage[move.used])
+        terms = per_token(at(estimates, at(move.used, move.state.open)), at(advantage, move.used))
         return row_sums(weighted(terms, move.weights, move.used), move.used) / move.size
 
 

@@ -40,6 +40,7 @@ from students.rollout import Trajectory, redrawn
 from teachers.canvas import Batch, Canvas
 from teachers.capability import Capability
 from teachers.chunks import chunk_count, in_chunks, row_sums
+from teachers.positions import at
 from teachers.randomness import RowStreams
 
 MOVED = {
@@ -299,7 +300,7 @@ class IntegralKL(Objective[IntegralKLRollout]):
         gradient, moves, weights = self.config.gradient, rollout.moves(), rollout.weights
         reward = None if gradient.over_vocabulary else self.ratio.reward(rollout.fake, rollout.sample)
         masked = rollout.fake.open
-        entropies, rewards = [], [] if reward is None else [weighted(reward[masked], weights, masked)]
+        entropies, rewards = [], [] if reward is None else [weighted(at(reward, masked), weights, masked)]
         divergence, regulariser = 0.0, 0.0  # (B,) each
         for move in moves:
             # 1. what needs the whole vocabulary
@@ -350,8 +351,8 @@ class IntegralKL(Objective[IntegralKLRollout]):
             return estimates, *regularisers.at(log_probs, log_teacher)
 
         chunks = chunk_count(open_.numel(), self.student.spec.vocabulary)
-        tokens = rollout.sample[open_]
-        return in_chunks(at_positions, chunks, student, teacher, theirs, auxiliary, move.used[open_], tokens)
+        tokens = at(rollout.sample, open_)
+        return in_chunks(at_positions, chunks, student, teacher, theirs, auxiliary, at(move.used, open_), tokens)
 
 
 def _sum_count(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ from teachers.canvas import Canvas
 from teachers.capability import Capability
 from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser
+from teachers.positions import at
 
 
 def smoothed_cross_entropy(log_probs: Tensor, targets: Tensor, smoothing: float) -> Tensor:
@@ -136,7 +137,7 @@ class AuxiliaryRatio(Ratio):
                 own = soft.student.features(soft.state, masked)
         features = self.network.features(fake, masked)
         chunks = chunk_count(masked.numel(), self.network.spec.vocabulary)
-        terms = in_chunks(nats, chunks, features, sample[masked], own, drawn)
+        terms = in_chunks(nats, chunks, features, at(sample, masked), own, drawn)
         loss, plain = (weighted(term, weights, masked) for term in terms)
         return loss.sum(), {"nats": plain.sum()}
 
@@ -178,7 +179,7 @@ class AuxiliaryRatio(Ratio):
             return (self.table(theirs, auxiliary).gather(-1, tokens[:, None]).squeeze(-1),)
 
         chunks = chunk_count(masked.numel(), self.teacher.spec.vocabulary)
-        (reward,) = in_chunks(rewards, chunks, *self.features(fake, masked), sample[masked])
+        (reward,) = in_chunks(rewards, chunks, *self.features(fake, masked), at(sample, masked))
         return scatter(reward, masked)
 
 
@@ -208,7 +209,7 @@ class DiscriminatorRatio(Ratio):
     ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
         """(BCE(real, 0.9) + BCE(fake, 0.1)) / 2 on masked positions."""
         assert real is not None
-        on_fake, on_real = (part[fake.open] for part in self.network(_stacked(fake, real)).chunk(2))
+        on_fake, on_real = (at(part, fake.open) for part in self.network(_stacked(fake, real)).chunk(2))
         bce_fake = weighted(soft_bce(on_fake, self.fake_target), weights, fake.open)
         bce_real = weighted(soft_bce(on_real, self.real_target), real_weights, fake.open)
         right = ((on_real > 0).sum() + (on_fake < 0).sum()) / 2

@@ -33,6 +33,7 @@ from students.samplers.sampler import Asked, Sampler, Work
 from teachers.canvas import Batch, Canvas
 from teachers.chunks import chunk_count, in_chunks
 from teachers.denoiser import Denoiser
+from teachers.positions import at
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, uniform
 
@@ -181,6 +182,6 @@ class Sdtt(RoundsObjective[SdttRollout]):
 
         features = self.student.features(rollout.z, masked)
         chunks = chunk_count(masked.numel(), self.student.spec.vocabulary)
-        terms = in_chunks(at_positions, chunks, features, rollout.theirs[masked])
+        terms = in_chunks(at_positions, chunks, features, at(rollout.theirs, masked))
         distances, entropies = (weighted(term, rollout.weights, masked) for term in terms)
         return LossOutput(distances.sum(), {"entropy": (entropies.sum(), masked.sum())})

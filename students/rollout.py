@@ -17,8 +17,9 @@ from students.samplers.at_once import AtOnce
 from students.samplers.planned import PlannedSampler
 from students.samplers.random_start import random_tokens
 from students.samplers.sampler import Sampler
-from teachers.canvas import Canvas, on_device
+from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, DenoiserSpec
+from teachers.positions import on_device
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, uniform
 

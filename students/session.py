@@ -34,7 +34,7 @@ class Session:
         self.nfe = torch.zeros(len(canvas), dtype=torch.int64, device=canvas.device)
         self.critic_nfe = torch.zeros_like(self.nfe)
         self.query_tokens = 0
-        self._positions = canvas.tokens.numel()
+        self._positions, self._begun = canvas.tokens.numel(), False
         if approximation is not None:
             check_cache(denoiser, approximation)
         # blocks behind a prefix are read in one pass for all of a text
@@ -55,7 +55,10 @@ class Session:
             self.query_tokens += sent
             return features
         self.query_tokens += canvas.tokens.numel()
-        return self.denoiser.features_at(canvas, select)
+        if not self._begun:
+            self._begun = True
+            return self.denoiser.features_at(canvas, select)
+        return self.denoiser.features(canvas, select)  # rows that were alike are no longer
 
     def idle(self, canvas: Canvas) -> Tensor:
         """A pass that asks no position and is not counted, for the sake of the other processes: (0, H)."""

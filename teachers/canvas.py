@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from teachers.errors import UserError
+from teachers.positions import sent
 
 AnyRows = TypeVar("AnyRows", "Canvas", "Batch", "Context", "Prefix")
 
@@ -192,16 +193,6 @@ class Canvas:
         if self.real is None:
             return None
         return (self.real.long().cumsum(1) - 1).clamp(min=0)
-
-
-def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The same on a device; the host goes on while a GPU fetches it, but waits for what comes from one."""
-    return tensor.to(device, non_blocking=torch.device(device).type != "cpu")
-
-
-def on_device(numbers: Sequence[int], device: torch.device | str) -> Tensor:
-    """(n,) int64 `sent` to a device."""
-    return sent(torch.tensor(numbers, dtype=torch.int64), device)
 
 
 def places(documents: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from teachers.capability import Capability
 from teachers.companions import end_tokens
 from teachers.errors import UserError
 from teachers.ops.log_softmax import log_softmax_without
+from teachers.positions import at
 from teachers.randomness import Randomness
 from teachers.tally import Tally
 
@@ -176,7 +177,7 @@ class Denoiser(nn.Module, ABC):
             return self.features(canvas, select)
         wanted = select.any(0)
         shared = self.features(canvas.rows(slice(0, 1)), wanted[None])
-        return shared[(wanted.cumsum(0) - 1).expand_as(z)[select]]
+        return shared[at((wanted.cumsum(0) - 1).expand_as(z), select)]
 
     def head(self, features: Tensor) -> Tensor:
         """(…, H) `features` → (…, V) float32 log-probabilities of x₀, −∞ for what is no text; each position alone."""

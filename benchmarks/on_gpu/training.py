@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -42,18 +41,17 @@ def training(job: Job) -> Iterator[tuple[str, Figures]]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         job.setting.checked.teacher(folder / "teacher")
-        first: list[float] | None = None
+        plain: list[float] = []
         for name, settings in ENGINES.items():
             if name.startswith("ZeRO") and importlib.util.find_spec("deepspeed") is None:
                 yield name, {"left out": "deepspeed is not installed"}
                 continue
             run = RunFolder(folder / name.replace(" ", "-"))
-            figures = whole(config_of(job.setting.checked, folder, settings), run, job)
-            told = losses(run)
-            first = told if first is None else first
-            worst = max((abs(a - b) / max(abs(a), 1e-12) for a, b in zip(first, told, strict=False)), default=None)
-            yield name, {**figures, "losses": len(told), "largest relative difference from torch": worst}
-        yield "a kill and a resume", killed(job, folder)
+            figures = whole(config_of(job.setting.checked, folder, settings), run)
+            plain = plain or losses(run)
+            worst = max((abs(a - b) / abs(a) for a, b in zip(plain, losses(run), strict=False)), default=None)
+            yield name, {**figures, "updates": len(losses(run)), "largest relative difference of a loss": worst}
+        yield "a kill and a resume", killed(job.setting.checked, folder)
 
 
 def config_of(size: Size, folder: Path, settings: dict[str, Any], **train: Any) -> DistillConfig:
@@ -64,10 +62,10 @@ def config_of(size: Size, folder: Path, settings: dict[str, Any], **train: Any) 
     return load_config(DistillConfig, written, [f"{key}={value}" for key, value in settings.items()])
 
 
-def whole(config: DistillConfig, run: RunFolder, job: Job) -> Figures:
+def whole(config: DistillConfig, run: RunFolder) -> Figures:
     """Run it to its end; how that went."""
     start = time.perf_counter()
-    process = started(config, run, job)
+    process = started(config, run)
     process.join(PATIENCE)
     if process.exitcode is None:
         process.kill()
@@ -75,7 +73,7 @@ def whole(config: DistillConfig, run: RunFolder, job: Job) -> Figures:
     return {"exit code": process.exitcode, "seconds": time.perf_counter() - start}
 
 
-def started(config: DistillConfig, run: RunFolder, job: Job, resume: bool = False) -> Any:
+def started(config: DistillConfig, run: RunFolder, resume: bool = False) -> Any:
     """The run in a process of its own."""
     process = FORKS.Process(target=distil, args=(config, run.path, resume))
     process.start()
@@ -92,23 +90,24 @@ def distil(config: DistillConfig, path: Path, resume: bool) -> None:
     os._exit(0)
 
 
-def killed(job: Job, folder: Path) -> Figures:
-    """SIGKILL after two updates, a resume, and a run that was left alone, twice."""
-    config = config_of(job.setting.checked, folder, {}, checkpoint_every=1)
+def killed(size: Size, folder: Path) -> Figures:
+    """SIGKILL within a run, a resume, and a run that was left alone, twice."""
+    config = config_of(size, folder, {}, checkpoint_every=1)
     twice = [RunFolder(folder / f"alone-{number}") for number in range(2)]
-    codes = [whole(config, run, job)["exit code"] for run in twice]
+    codes = [whole(config, run)["exit code"] for run in twice]
     run = RunFolder(folder / "killed")
-    process = started(config, run, job)
+    process = started(config, run)
     deadline = time.monotonic() + PATIENCE
     while process.exitcode is None and time.monotonic() < deadline and len(losses(run)) < UPDATES // 2:
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.join()
-    resumed = started(config, run, job, resume=True)
+    made = len(losses(run))
+    resumed = started(config, run, resume=True)
     resumed.join(PATIENCE)
     return {
         "exit codes": f"{codes[0]}, {codes[1]}, {process.exitcode}, {resumed.exitcode}",
-        "killed after updates": len(losses(run)) if process.exitcode == 0 else UPDATES // 2,
+        "killed after updates": made,
         "two whole runs, largest difference of a weight": difference(*twice),
         "killed and whole run, largest difference of a weight": difference(run, twice[0]),
         "losses are the same": losses(run) == losses(twice[0]),
@@ -116,10 +115,10 @@ def killed(job: Job, folder: Path) -> Figures:
 
 
 def losses(run: RunFolder) -> list[float]:
-    """Of the student, update by update."""
+    """Of the critic, which is never 0, update by update."""
     if not run.metrics.exists():
         return []
-    return [line["student/loss"] for line in run.read_metrics() if "student/loss" in line]
+    return [line["critic/loss"] for line in run.read_metrics() if "critic/loss" in line]
 
 
 def difference(one: RunFolder, other: RunFolder) -> float | None:

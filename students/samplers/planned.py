@@ -14,6 +14,7 @@ from students.samplers.sampler import Asked, Sampler, Schedule, Work
 from students.session import Session
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser
+from teachers.positions import positions, sent, tell
 from teachers.process import MaskedProcess
 from teachers.randomness import Randomness, of_rows
 
@@ -47,9 +48,11 @@ class PlannedSampler(Sampler):
         transition = self.of_blocks(work)
         where = work.canvas.open if work.until is None else work.canvas.open & (transition < work.until[:, None])
         work.schedule = Schedule(transition, *number_events(transition, where))
+        if not self.stop:
+            work.planned = planned_passes(work.schedule.event)
         if work.session.denoiser.collective:
             return work.passes
-        return max(work.schedule.events.tolist(), default=0)
+        return len(work.planned) if work.planned is not None else max(work.schedule.events.tolist(), default=0)
 
     def of_blocks(self, work: Work) -> Tensor:
         """`transitions` of each block behind those of the blocks before it: (B, L)."""
@@ -68,15 +71,23 @@ class PlannedSampler(Sampler):
 
     def ask(self, work: Work) -> Asked | None:
         """The positions that this pass writes."""
-        transition, event, events = work.schedule
-        if self.stop:
-            self.move(work)
-            events.masked_fill_(work.blocks.current == work.blocks.count, 0)
-        rows = (events > work.number).nonzero().squeeze(1)
+        transition, event, _ = work.schedule
+        rows = self.asked_rows(work)
         if len(rows) == 0:
             return None
         now = event[rows] == work.number
+        if work.planned is not None:
+            tell(now, work.planned[work.number][1])
         return Asked(rows, now, self.time(work, rows, now, transition[rows].masked_fill(~now, 0).amax(1)))
+
+    def asked_rows(self, work: Work) -> Tensor:
+        """(R,) the rows that take this pass."""
+        if work.planned is not None:
+            return work.planned[work.number][0] if work.number < len(work.planned) else work.steps.new_zeros(0)
+        events = work.schedule.events
+        self.move(work)
+        events.masked_fill_(work.blocks.current == work.blocks.count, 0)  # a text has ended
+        return (events > work.number).nonzero().squeeze(1)
 
     def time(self, work: Work, rows: Tensor, now: Tensor, transition: Tensor) -> Tensor:
         """(R,) t before a transition (R,) of some rows (R,), which writes at ``now`` (R, L)."""
@@ -90,3 +101,22 @@ class PlannedSampler(Sampler):
     def settle(self, work: Work, asked: Asked, before: Canvas, features: Tensor) -> tuple[Tokens, Tensor]:
         """All that is asked is committed."""
         return self.draw_tokens(work, asked, features), asked.positions
+
+
+def planned_passes(event: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The rows of each pass, (R,), and the `positions` that it asks in them, (N,).
+
+    The host waits for the device once, here, and not in the passes.
+
+    Args:
+        event: (B, L), as `number_events` says.
+    """
+    host, parts = event.cpu(), []
+    for number in range(int(host.max()) + 1 if host.numel() else 0):
+        now = host == number
+        rows = now.any(1)
+        parts += [rows.nonzero().squeeze(1), positions(now[rows])]
+    if not parts:
+        return []
+    told = sent(torch.cat(parts), event.device).split([len(part) for part in parts])
+    return list(zip(told[::2], told[1::2], strict=True))

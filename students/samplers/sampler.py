@@ -21,9 +21,10 @@ from students.drawing import Drawing, Summary, Tokens
 from students.samplers.blocks import Blocks, block_numbers
 from students.samplers.length import AnyLength
 from students.session import Session, check_cache
-from teachers.canvas import Canvas, on_device
+from teachers.canvas import Canvas
 from teachers.denoiser import UNBOUNDED, Denoiser, DenoiserSpec, end_ids
 from teachers.errors import UserError
+from teachers.positions import on_device
 from teachers.process import MaskedProcess
 from teachers.randomness import Randomness, of_rows, uniform_at
 
@@ -77,13 +78,15 @@ class Work:
         steps, process, randomness, critic, until, given, uniforms: as of `fill`; steps are (B,).
         number: n of the pass. most: the largest of the steps, in every process. passes: how many there may be, in every
             process.
-        blocks: that the canvas is written in. schedule: of a `PlannedSampler`. ends: (E,) what ends a text, the token
+        blocks: that the canvas is written in. schedule: of a `PlannedSampler`. planned: its `planned_passes`, where
+            none of them depends on what is written. ends: (E,) what ends a text, the token
             that fills up a text first. confidence: (B, L), of what was written, for a rule that remasks.
         transition: (B,) how many each row has made, for a rule that makes several in a pass.
     """
 
     blocks: Blocks
     schedule: Schedule
+    planned: list[tuple[Tensor, Tensor]] | None = None
     ends: Tensor
     confidence: Tensor
     transition: Tensor

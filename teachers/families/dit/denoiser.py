@@ -22,6 +22,7 @@ from teachers.families.dit.network import DiffusionTransformer
 from teachers.families.stock.dtypes import FLOAT32, Dtypes
 from teachers.families.stock.saving import parameters_as
 from teachers.masks import visible_mask
+from teachers.positions import at
 from teachers.prefix import asked_rows, doubled, states_in_text
 from teachers.weights import write_weights
 
@@ -68,7 +69,7 @@ class DitDenoiser(Denoiser):
         if canvas.prefix is not None and select is not None:
             canvas, select = asked_rows(canvas, select)
         hidden = self.hidden_states(canvas)
-        return hidden if select is None else hidden[select]
+        return hidden if select is None else at(hidden, select)
 
     def hidden_states(self, canvas: Canvas, embeddings: Tensor | None = None) -> Tensor:
         """See `Denoiser.hidden_states`."""

@@ -40,6 +40,7 @@ from teachers.families.stock.saving import (
 )
 from teachers.families.stock.window import states_in_window
 from teachers.masks import additive, attention_mask_4d
+from teachers.positions import at
 from teachers.prefix import asked_rows, doubled, states_in_text
 
 SHARD = "5GB"  # the largest weights file that is written
@@ -185,7 +186,7 @@ class StockDenoiser(Denoiser):
         if canvas.prefix is not None and select is not None:
             canvas, select = asked_rows(canvas, select)
         hidden = self.hidden_states(canvas)
-        return hidden if select is None else hidden[select]
+        return hidden if select is None else at(hidden, select)
 
     def head(self, features: Tensor) -> Tensor:
         """The model's own, without what is no text; see `Denoiser.head`."""

@@ -1,0 +1,47 @@
+"""Where a mask is True, found once: to find it, the host waits for a GPU, and much is read at one and the same mask.
+
+What is known beforehand, such as the positions that a pass of a planned rule asks, is told instead, and nobody waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_FOUND = WeakTensorKeyDictionary()
+"""Mask → its version when it was looked at, and its positions; for as long as the mask is there."""
+
+
+def positions(mask: Tensor) -> Tensor:
+    """(N,) int64, where a flattened bool mask is True, in order."""
+    version, found = _FOUND.get(mask, (None, None))
+    if found is None or version != mask._version:  # a mask may be changed in place
+        found = mask.flatten().nonzero().squeeze(1)
+        tell(mask, found)
+    return found
+
+
+def tell(mask: Tensor, found: Tensor) -> None:
+    """Whoever made a mask knows its `positions`."""
+    _FOUND[mask] = mask._version, found
+
+
+def at(values: Tensor, mask: Tensor) -> Tensor:
+    """``values[mask]`` of (…, *rest) values and a mask (…): (N, *rest)."""
+    return values.flatten(0, mask.dim() - 1).index_select(0, positions(mask))
+
+
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The same on a device; the host goes on while a GPU fetches it, but waits for what comes from one."""
+    device = torch.device(device)
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type != "cpu")
+
+
+def on_device(numbers: Sequence[int], device: torch.device | str) -> Tensor:
+    """(n,) int64 `sent` to a device."""
+    return sent(torch.tensor(numbers, dtype=torch.int64), device)
