@@ -233,9 +233,9 @@ def measure(folder: Path, out: Path, texts: int, slow: int, seeds: int) -> None:
 
 
 def spread(values: list[float], digits: int) -> str:
-    """Their mean, and of several the least and the greatest."""
+    """Their mean, and the least and the greatest where these differ."""
     least, middle, greatest = (f"{value:.{digits}f}" for value in (min(values), mean(values), max(values)))
-    return middle if len(values) == 1 else f"{middle} ({least} to {greatest})"
+    return middle if least == greatest else f"{middle} ({least} to {greatest})"
 
 
 def table(figures: dict[str, Any]) -> str:
