@@ -7,8 +7,9 @@ A (all heads together), W weights in the linear layers of the blocks and a head 
     attention   R · 4 ℓ L² A    backward: twice that
     head        N · 2 H V       backward: as the blocks
 
-Left out are norms, rotations, softmax, embeddings, draws, conditioning vectors, the optimiser, and whatever is computed
-again in a backward pass: MFU counts what the mathematics asks for, not what was done.
+Left out are adapters in passes without a gradient, norms, rotations, softmax, embeddings, draws, conditioning vectors,
+the optimiser, and whatever is computed again in a backward pass: MFU counts what the mathematics asks for, not what was
+done.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+from students.adapters import lora_layers
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser
 from teachers.families.dit.denoiser import DitDenoiser
@@ -45,14 +47,17 @@ class Blocks:
     trained: int
 
     @staticmethod
-    def of(denoiser: Denoiser) -> Blocks:
-        """Read off a network, its adapters included."""
+    def of(denoiser: Denoiser, trains: bool = True) -> Blocks:
+        """Read off a network; with one of its adapters, where it has any, if the pass ``trains``."""
         frozen = trained = 0
         for name, module in denoiser.blocks().named_modules():
             if isinstance(module, nn.Linear) and CONDITIONING not in name:
                 size = module.weight.numel()
                 trained += size * module.weight.requires_grad
                 frozen += size * (not module.weight.requires_grad)
+        for layer in lora_layers(denoiser.network).values() if trains else ():
+            pair = (next(iter(half.values())) for half in (layer.lora_A, layer.lora_B))
+            trained += sum(one.weight.numel() for one in pair)
         return Blocks(len(denoiser.blocks()), attention_width(denoiser), frozen, trained)
 
     def forward(self, rows: int, length: int) -> float:
@@ -108,7 +113,7 @@ class FlopMeter:
 
     def _blocks_of(self, denoiser: Denoiser, trains: bool) -> Blocks:
         if (id(denoiser), trains) not in self._blocks:
-            self._blocks[id(denoiser), trains] = Blocks.of(denoiser)
+            self._blocks[id(denoiser), trains] = Blocks.of(denoiser, trains)
         return self._blocks[id(denoiser), trains]
 
     def _count_head(self, denoiser: Denoiser, features: Tensor, out: Tensor) -> None:

@@ -17,11 +17,10 @@ _FOUND = WeakTensorKeyDictionary()
 
 def positions(mask: Tensor) -> Tensor:
     """(N,) int64, where a flattened bool mask is True, in order."""
-    version, found = _FOUND.get(mask, (None, None))
-    if found is None or version != mask._version:  # a mask may be changed in place
-        found = mask.flatten().nonzero().squeeze(1)
-        tell(mask, found)
-    return found
+    known = _FOUND.get(mask)
+    if known is None or known[0] != mask._version:  # a mask may be changed in place
+        tell(mask, mask.flatten().nonzero().squeeze(1))
+    return _FOUND[mask][1]
 
 
 def tell(mask: Tensor, found: Tensor) -> None:

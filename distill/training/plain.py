@@ -76,9 +76,10 @@ class PlainEngine(Engine):
 
     @torch.no_grad()
     def _weights_from_masters(self) -> None:
-        for (_, parameter), master in zip(self._trained, self._masters, strict=True):
-            if parameter.dtype != master.dtype:
-                parameter.copy_(master)
+        pairs = zip((parameter for _, parameter in self._trained), self._masters, strict=True)
+        rounded = [(parameter, master) for parameter, master in pairs if parameter.dtype != master.dtype]
+        if rounded:
+            torch._foreach_copy_(*zip(*rounded, strict=True))
 
     def destroy(self) -> None:
         """See `Engine.destroy`."""
@@ -87,7 +88,7 @@ class PlainEngine(Engine):
 
 def gradient_norm(gradients: list[Tensor]) -> Tensor:
     """() float32, the length of all gradients as one vector: squares are summed in float64, as DeepSpeed does."""
-    norms = torch.stack([torch.linalg.vector_norm(gradient.double()) for gradient in gradients])
+    norms = torch.stack(torch._foreach_norm(gradients, 2, torch.float64))
     return norms.pow(2).sum().float().pow(0.5)
 
 
