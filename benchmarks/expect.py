@@ -1,7 +1,7 @@
 """What a distillation needs on common cards, by model size: every figure computed, as `fewstep plan` does it.
 
     python -m benchmarks.expect --json docs/gpu.json     # compute what is not there yet, and print the table
-    python -m benchmarks.expect --json docs/gpu.json --table    # print it again
+    python -m benchmarks.expect --json docs/gpu.json --page docs/gpu.md    # put the table into a page
 
 For each model, each number of cards, and all weights or adapters, it is the cheapest way that fits, its peak of memory
 on the fullest card and the host's; and the time of an update, if passes reach `UTILISATION` of a card's peak. Only the
@@ -33,6 +33,9 @@ FREE, TRAINED = 5.5, 2
 completes it, the teacher's and the critic's; and with one, the critic's and the student's own."""
 WAYS = {"all weights": 2, "adapters": 1}
 """What trains → how many forward passes a backward pass is worth."""
+
+
+BEGIN, END = "<!-- the table of benchmarks/expect.py -->\n\n", "\n<!-- its end -->"
 
 
 @dataclass(frozen=True)
@@ -202,14 +205,17 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Compute what is missing, print the table, and give the rows back."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="where rows are kept")
-    parser.add_argument("--table", action="store_true", help="compute nothing")
+    parser.add_argument("--page", type=Path, help="compute nothing; put the table of what is there between its marks")
     wanted = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = json.loads(wanted.json.read_text("utf-8")) if wanted.json.exists() else []
     missing = [name for name in MODELS if name not in {row["model"] for row in rows}]
-    for name in () if wanted.table else missing:
+    for name in () if wanted.page else missing:
         rows += expectations([name])
         wanted.json.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     print(table(rows))
+    if wanted.page:
+        before, _, rest = wanted.page.read_text("utf-8").partition(BEGIN)
+        wanted.page.write_text(before + BEGIN + table(rows) + END + rest.partition(END)[2], "utf-8")
     return rows
 
 
