@@ -19,9 +19,15 @@ from torch import Tensor
 from teachers.ops.parts import mapped, reduced
 
 
-def _where_possible(terms: Tensor, log_p: Tensor) -> Tensor:
-    """``terms`` themselves, 0 where p(v) = 0."""
-    return terms.masked_fill_(log_p == -torch.inf, 0.0)
+def _products(p: Tensor, values: Tensor) -> Tensor:
+    """p · r into ``values`` themselves; 0 where p = 0, whatever r is: torch makes 0 · ∞ = NaN."""
+    return values.mul_(p).nan_to_num_(0.0, torch.inf, -torch.inf)
+
+
+def _unseen(*laws: Tensor) -> Tensor:
+    """0 for each row, NaN where a network has diverged, which `_products` does not show."""
+    largest = torch.finfo(laws[0].dtype).max
+    return sum((0 * law.detach().amax(-1).clamp(-largest, largest) for law in laws), laws[0].new_zeros(()))
 
 
 class _Expectation(torch.autograd.Function):
@@ -29,17 +35,18 @@ class _Expectation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, log_p: Tensor, values: Tensor) -> Tensor:
+        def of_rows(log_p: Tensor, values: Tensor) -> Tensor:
+            return _products(log_p.exp(), values.clone()).sum(-1) + _unseen(log_p, values)
+
         ctx.save_for_backward(log_p, values)
-        return reduced(lambda log_p, r: _where_possible(log_p.exp().mul_(r), log_p).sum(-1), log_p, values)
+        return reduced(of_rows, log_p, values)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        def of_log_p(log_p: Tensor, r: Tensor, gradient: Tensor) -> Tensor:
-            return _where_possible((gradient[:, None] * r).mul_(log_p.exp()), log_p)
-
         log_p, values = ctx.saved_tensors
-        to_log_p = mapped(of_log_p, log_p, values, *gradients) if ctx.needs_input_grad[0] else None
-        to_values = None
+        to_log_p, to_values = None, None
+        if ctx.needs_input_grad[0]:
+            to_log_p = mapped(lambda log_p, r, g: _products(log_p.exp(), r * g[:, None]), log_p, values, *gradients)
         if ctx.needs_input_grad[1]:
             to_values = mapped(lambda log_p, g: log_p.exp().mul_(g[:, None]), log_p, *gradients)
         return to_log_p, to_values
@@ -51,7 +58,7 @@ class _Kl(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, log_p: Tensor, log_q: Tensor) -> Tensor:
         def of_rows(log_p: Tensor, log_q: Tensor) -> Tensor:
-            return _where_possible((log_p - log_q).mul_(log_p.exp()), log_p).sum(-1)
+            return _products(log_p.exp(), log_p - log_q).sum(-1) + _unseen(log_p, log_q)
 
         ctx.save_for_backward(log_p, log_q)
         return reduced(of_rows, log_p, log_q)
@@ -60,11 +67,12 @@ class _Kl(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
         def of_log_p(log_p: Tensor, log_q: Tensor, gradient: Tensor) -> Tensor:
             p, gradient = log_p.exp(), gradient[:, None]
-            return _where_possible((log_p - log_q).mul_(gradient).mul_(p).add_(p * gradient), log_p)
+            return _products(p, (log_p - log_q).mul_(gradient)).add_(p.mul_(gradient))
 
         log_p, log_q = ctx.saved_tensors
-        to_log_p = mapped(of_log_p, log_p, log_q, *gradients) if ctx.needs_input_grad[0] else None
-        to_log_q = None
+        to_log_p, to_log_q = None, None
+        if ctx.needs_input_grad[0]:
+            to_log_p = mapped(of_log_p, log_p, log_q, *gradients)
         if ctx.needs_input_grad[1]:
             to_log_q = mapped(lambda log_p, g: log_p.exp().mul_(g[:, None]).neg_(), log_p, *gradients)
         return to_log_p, to_log_q
@@ -100,8 +108,7 @@ def jensen_shannon(log_p: Tensor, log_q: Tensor, beta: float = 0.5) -> Tensor:
 
 def log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
     """log p − log q, 0 where both are −∞ (the mask column)."""
-    both = (log_p == -torch.inf).logical_and_(log_q == -torch.inf)
-    return (log_p - log_q).masked_fill_(both, 0.0)
+    return (log_p - log_q).nan_to_num_(0.0, torch.inf, -torch.inf) + _unseen(log_p, log_q)[..., None]
 
 
 def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -99,11 +99,13 @@ class DenoiserSpec:
 
     def excluded(self, device: torch.device | str) -> Tensor:
         """(V,) bool: the entries that no text has, the mask, where there is one, and the `gaps`."""
-        excluded = torch.zeros(self.vocabulary, dtype=torch.bool, device=device)
-        excluded[self.mask_id : self.mask_id + 1] = True
-        for first, end in self.gaps:
-            excluded[first:end] = True
-        return excluded
+        nothing = torch.zeros(self.vocabulary, dtype=torch.bool, device=device)
+        return nothing.index_fill_(0, self.excluded_ids(device), True)
+
+    def excluded_ids(self, device: torch.device | str) -> Tensor:
+        """(E,) int64: the same entries by their ids, the mask first."""
+        runs = [(self.mask_id, min(self.mask_id + 1, self.vocabulary)), *self.gaps]
+        return torch.cat([torch.arange(first, max(first, end), device=device) for first, end in runs])
 
     def tokens(self, device: torch.device | str) -> Tensor:
         """(V − excluded,) int64: the ids that text can have, in order."""
@@ -127,7 +129,7 @@ def _are_gaps(gaps: Any, vocabulary: int, mask_id: int) -> bool:
 
 def log_probabilities(logits: Tensor, spec: DenoiserSpec) -> Tensor:
     """(…, V) logits of any type → float32 log-probabilities of tokens; −∞ for the mask and for ids without a token."""
-    return log_softmax_without(logits, spec.excluded(logits.device))
+    return log_softmax_without(logits, spec.excluded_ids(logits.device))
 
 
 class Denoiser(nn.Module, ABC):

@@ -17,7 +17,7 @@ def at_once(request, monkeypatch):
 
 
 def excluded():
-    return torch.zeros(VOCABULARY, dtype=torch.bool).index_fill_(0, torch.tensor(EXCLUDED), True)
+    return torch.tensor(EXCLUDED)
 
 
 def logits(seed, dtype=torch.float32, shape=(2, 4)):
@@ -40,7 +40,7 @@ def assert_same(one, other):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_log_softmax_is_that_of_filled_logits(dtype, at_once):
     given = logits(0, dtype)
-    filled = gradients(lambda x: x.float().masked_fill(excluded(), -torch.inf).log_softmax(-1), given)
+    filled = gradients(lambda x: x.float().index_fill(-1, excluded(), -torch.inf).log_softmax(-1), given)
     assert_same(gradients(lambda x: log_softmax_without(x, excluded()), given), filled)
     assert not filled[1][..., EXCLUDED].any()
 

@@ -278,6 +278,7 @@ def test_gaps_within_a_vocabulary(tokenizer):
     assert spec.gaps == ((1, 3), (8, 10))
     assert spec.tokens("cpu").tolist() == [0, 3, 5, 6, 7]
     assert spec.excluded("cpu").nonzero().squeeze(1).tolist() == [1, 2, 4, 8, 9]
+    assert spec.excluded_ids("cpu").tolist() == [4, 1, 2, 8, 9]
     assert random_tokens(torch.linspace(0, 0.999, 50), spec).unique().tolist() == [0, 3, 5, 6, 7]
 
 
