@@ -15,6 +15,7 @@ from torch import Tensor
 
 from teachers.errors import UserError
 from teachers.ops.parts import reduced
+from teachers.positions import at
 
 
 def generator_of(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -106,7 +107,7 @@ def uniform_at(randomness: Randomness, where: Tensor, count: int, real: Tensor |
     """
     if isinstance(randomness, torch.Generator):
         return uniform(randomness, count)
-    return uniform(randomness, *where.shape, real=real)[where]
+    return at(uniform(randomness, *where.shape, real=real), where)
 
 
 def beta(generator: Randomness, rows: int, a: int, b: int) -> Tensor:
