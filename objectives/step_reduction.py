@@ -299,6 +299,8 @@ class StepReduction(Objective[StepReductionRollout]):
         log_prob = torch.zeros_like(rollout.advantage)
         for n in range(self.config.steps):
             part, moved, _ = self._pass(rollout, n)
+            if len(part) == 0:
+                break
             log_prob[part, n] = moved
         return log_prob
 

@@ -290,7 +290,7 @@ def test_kept_features_are_what_the_student_would_compute_again():
 @pytest.mark.parametrize("name", ["planner alone", "threshold"])
 def test_a_rollout_that_is_used_again_is_weighted_by_how_likely_it_has_become(name):
     config, batch = {**KINDS[name], "anchor_kl": 0.0}, RowStreams(0, (1,), range(8))
-    objective = small_objective(**config, uses=3, ratio_clip=0.05)
+    objective = small_objective(**config, uses=3, ratio_clip=0.05, steps=LENGTH)  # some passes are made by no row
     rollout = objective.rollout(batch_of(objective, None, 8), batch)
     # 1. at first its gradient is that of a rollout that is used once
     trained = [p for p in objective.student.parameters() if p.requires_grad]
