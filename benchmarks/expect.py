@@ -195,10 +195,13 @@ def cell(row: dict[str, Any]) -> str:
             else f"{keys.get(key, key)} {value}"
         )  # fmt: skip
     mark = "≥ " if row["sent around"] else ""
-    return (
-        f"{row['GB a card']:.1f} GB, host {row['GB of the host']:.0f} GB; {mark}{row['seconds an update']:.2g} s an "
-        f"update ({', '.join(words)})"
-    )
+    memory = f"{row['GB a card']:.1f} GB, host {at_least_one(row['GB of the host'])} GB"
+    return f"{memory}; {mark}{row['seconds an update']:.2g} s an update ({', '.join(words)})"
+
+
+def at_least_one(value: float) -> str:
+    """A whole number, or that it is less than one."""
+    return "< 1" if value < 1 else f"{value:.0f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -57,6 +57,7 @@ NO_KERNEL = {
 FROM_VALUES = {"tensor", "as_tensor", "from_numpy", "asarray"}
 FACTORIES = FROM_VALUES | {"zeros", "ones", "full", "arange", "rand", "randn", "randint", "linspace", "empty", "eye"}
 TO_HOST = {"tolist", "cpu", "numpy", "__array__"}
+MOVES = {"cpu", "to", "cuda"}
 COPIES = {"copy_", "__getitem__", "__setitem__", "index_put_"}
 PROPERTIES = {"__get__", "__set__"}
 JOINS = {"stack", "cat", "where"}
@@ -127,6 +128,8 @@ class Watcher(TorchFunctionMode):
         if name in TO_HOST and tensors and not host:
             self.stop("copy to the host")
         out = func(*args, **options)
+        if name in MOVES and out is args[0]:  # on a CPU it is where it was; elsewhere it would be another tensor
+            out = out.view_as(out)
         self._place(name, tensors, host, args, options, out)
         return out
 

@@ -342,8 +342,8 @@ class IntegralKL(Objective[IntegralKLRollout]):
             if isinstance(gradient, VocabularyGradient):
                 assert isinstance(self.ratio, AuxiliaryRatio)
                 assert theirs is not None
-                auxiliary = None if auxiliary is None else auxiliary[used]
-                estimates = gradient.estimates(log_probs[used], self.ratio, theirs[used], auxiliary)
+                auxiliary = None if auxiliary is None else at(auxiliary, used)
+                estimates = gradient.estimates(at(log_probs, used), self.ratio, at(theirs, used), auxiliary)
             else:
                 estimates = log_probs.gather(-1, tokens[:, None]).squeeze(-1)
             with torch.no_grad():

@@ -35,10 +35,10 @@ def at(values: Tensor, mask: Tensor) -> Tensor:
 
 def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     """The same on a device; the host goes on while a GPU fetches it, but waits for what comes from one."""
-    device = torch.device(device)
-    if device.type == "cuda" and tensor.device.type == "cpu":
+    from_host = tensor.device.type == "cpu"
+    if from_host and torch.device(device).type == "cuda":
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=device.type != "cpu")
+    return tensor.to(device, non_blocking=from_host)
 
 
 def on_device(numbers: Sequence[int], device: torch.device | str) -> Tensor:
