@@ -15,6 +15,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -136,19 +137,16 @@ def config_of(model: Model, ways: str, folder: Path) -> DistillConfig:
     return validate(DistillConfig, values)
 
 
-def expectations(names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """One for each model, way and number of cards."""
-    for name in names:
-        for ways in WAYS:
-            with tempfile.TemporaryDirectory() as folder:
-                config = config_of(MODELS[name], ways, Path(folder))
-                shapes = Shapes(config)
-                trained = sum(network.trained for network in shapes.networks().trained.values())
-                for card in CARDS:
-                    option = propose(shapes, setup_of(config, card.count), card.memory * GB * HEADROOM)
-                    yield {"model": name, "trains": ways, "cards": card.name, "trained": trained} | told(
-                        option, MODELS[name], ways, card
-                    )
+def expectations(name: str, ways: str, cards: Sequence[Card]) -> Iterator[dict[str, Any]]:
+    """One for each number of cards."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = config_of(MODELS[name], ways, Path(folder))
+        shapes = Shapes(config)
+        trained = sum(network.trained for network in shapes.networks().trained.values())
+        for card in cards:
+            option = propose(shapes, setup_of(config, card.count), card.memory * GB * HEADROOM)
+            row = {"model": name, "trains": ways, "cards": card.name, "trained": trained}
+            yield row | told(option, MODELS[name], ways, card)
 
 
 def told(option: Option | None, model: Model, ways: str, card: Card) -> dict[str, Any]:
@@ -174,6 +172,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["| model | trains | " + " | ".join(cards) + " |", "| --- | --- |" + " --- |" * len(cards)]
     for model, ways in dict.fromkeys((row["model"], row["trains"]) for row in rows):
         here = {row["cards"]: row for row in rows if (row["model"], row["trains"]) == (model, ways)}
+        if len(here) < len(cards):
+            continue  # it was cut
         lines.append(f"| {model} | {ways} | " + " | ".join(cell(here[card]) for card in cards) + " |")
     return "\n".join(lines) + "\n"
 
@@ -211,10 +211,12 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--page", type=Path, help="compute nothing; put the table of what is there between its marks")
     wanted = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = json.loads(wanted.json.read_text("utf-8")) if wanted.json.exists() else []
-    missing = [name for name in MODELS if name not in {row["model"] for row in rows}]
-    for name in () if wanted.page else missing:
-        rows += expectations([name])
-        wanted.json.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+    for name, ways in () if wanted.page else product(MODELS, WAYS):
+        there = {row["cards"] for row in rows if (row["model"], row["trains"]) == (name, ways)}
+        missing = [card for card in CARDS if card.name not in there]
+        for row in expectations(name, ways, missing) if missing else ():
+            rows.append(row)
+            wanted.json.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     print(table(rows))
     if wanted.page:
         before, _, rest = wanted.page.read_text("utf-8").partition(BEGIN)
