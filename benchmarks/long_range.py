@@ -1,10 +1,11 @@
 """How near do few passes come to a source with dependence at a distance: teacher and students against the bound.
 
-    python -m benchmarks.long_range COMPARISON … [--json FILE] [--plot FILE]
+    python -m benchmarks.long_range COMPARISON … [--starts EVALUATION …] [--json FILE] [--plot FILE]
 
 Each COMPARISON is a folder of `fewstep compare` whose judge is a source of `fewstep oracle`, as docs/results.md makes
 them. For its source, sampler and steps the bound is computed (students/bound.py), for the dilated order and for the
-best one as well, and written down beside what teacher and students measured.
+best one as well, and written down beside what teacher and students measured. Each EVALUATION is a folder of
+`fewstep evaluate --teacher` on the model that the comparison's students start from.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from matplotlib.axes import Axes
 from distill.comparison.results import Comparison
 from distill.config import EvaluateConfig
 from distill.evaluation.reports.plots import GREY, lighten, new_figure, save_figure
-from distill.evaluation.results import Row
+from distill.evaluation.results import Evaluation, Row, at_own_temperature
 from students.bound import least_divergence
 from students.samplers.dilated import Dilated
 from students.samplers.planned import PlannedSampler
@@ -58,8 +60,8 @@ def measured(row: Row) -> dict[str, Any]:
     return {name: getattr(row, name) for name in (*figures, *more)}
 
 
-def source_report(folder: Path) -> dict[str, Any]:
-    """All of one source."""
+def source_report(folder: Path, start: Path | None) -> dict[str, Any]:
+    """All of one source, at the sampler's own temperature; ``start`` is an evaluation of the students' start."""
     comparison = Comparison.load(folder)
     denoiser = load_denoiser(comparison.judge.name)
     assert isinstance(denoiser, SourceDenoiser), "the judge is an exact source"
@@ -74,8 +76,9 @@ def source_report(folder: Path) -> dict[str, Any]:
         {"label": run.label, "seed": run.seed, "updates": run.updates, "train_seconds": run.train_seconds}
         | measured(row)
         for run in comparison.runs
-        for row in run.rows
+        for row in at_own_temperature(run.rows, sampling.temperature)
     ]
+    begun = [] if start is None else at_own_temperature(Evaluation.load(start).rows, sampling.temperature)
     return {
         "kind": source.kind,
         "arguments": {k: v for k, v in source.arguments().items() if isinstance(v, int | float)},
@@ -84,7 +87,8 @@ def source_report(folder: Path) -> dict[str, Any]:
         "sampler": sampling.sampler,
         "device": sampling.device,
         "bounds": bounds + [best for count in steps if (best := best_of(source, count)) is not None],
-        "teacher": [measured(row) for row in comparison.teacher],
+        "teacher": [measured(row) for row in comparison.own_teacher],
+        "start": [measured(row) for row in begun if row.steps in steps],
         "students": students,
     }
 
@@ -97,6 +101,8 @@ def draw(axes: Axes, report: dict[str, Any]) -> None:
     axes.plot(steps, [bound["reached"] for bound in own], color=GREY, linestyle=":", label="reached")
     few = [row for row in report["teacher"] if row["steps"] in steps]
     axes.plot([row["steps"] for row in few], [row["divergence_nats"] for row in few], "k-o", label="the source")
+    axes.plot([row["steps"] for row in report["start"]], [row["divergence_nats"] for row in report["start"]], "x--",
+              color="#777777", label="students' start")  # fmt: skip
     for number, (label, colour) in enumerate(COLOURS.items()):
         rows = [row for row in report["students"] if row["label"] == label]
         x = [row["steps"] * 1.06 ** (number - 1) for row in rows]
@@ -113,10 +119,11 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparisons", nargs="+", type=Path)
+    parser.add_argument("--starts", nargs="*", type=Path, default=[])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     asked = parser.parse_args()
-    reports = [source_report(folder) for folder in asked.comparisons]
+    reports = [source_report(*pair) for pair in zip_longest(asked.comparisons, asked.starts)]
     text = json.dumps({"sources": reports}, indent=1) + "\n"
     print(text, end="")
     if asked.json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from distill.comparison.kept import kept_runs
 from distill.comparison.reports.html.page import comparison_page
 from distill.comparison.results import FILE as COMPARISON
 from distill.comparison.results import Comparison
@@ -53,4 +54,6 @@ def _page(folders: Sequence[Path], prompts: int) -> Page:
         return report_page([run_report(folder, prompts, world) for folder in folders])
     if len(folders) > 1:
         raise UserError(f"{compared[0]} is a comparison, which has a page of its own; give it alone")
-    return comparison_page(Comparison.load(folders[0]), folders[0].resolve().name)
+    [folder] = folders
+    comparison = Comparison.load(folder)
+    return comparison_page(comparison, folder.resolve().name, kept_runs(comparison, folder))

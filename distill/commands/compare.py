@@ -13,6 +13,7 @@ from typing import Any
 from distill.comparison.bench import SharedBench
 from distill.comparison.budget import parse_budget
 from distill.comparison.fairness import check_fair, check_same_command, load_contenders, split_words
+from distill.comparison.kept import kept_runs
 from distill.comparison.reports.html.page import comparison_page
 from distill.comparison.reports.markdown import comparison_markdown
 from distill.comparison.reports.plots import frontier_figure, speed_figure
@@ -100,7 +101,7 @@ def _report(comparison: Comparison, schedule: Schedule, out: Path) -> None:
     publish(out / "comparison.md", comparison_markdown(comparison))
     save_figure(frontier_figure(comparison), out / "frontier.png")
     save_figure(speed_figure(comparison), out / "speed.png")
-    publish(out / "report.html", comparison_page(comparison, out.resolve().name).html())
+    publish(out / "report.html", comparison_page(comparison, out.resolve().name, kept_runs(comparison, out)).html())
     for table in comparison_tables(comparison):
         print_table(table)
     files = {run.name: run.result for run in schedule.runs}

@@ -22,6 +22,7 @@ from rich.progress import Progress, TaskID
 from distill.comparison.bench import SharedBench
 from distill.comparison.budget import CALIBRATION, Budget, seconds_per_update, update_seconds
 from distill.comparison.fairness import chosen_settings
+from distill.comparison.kept import run_folder
 from distill.comparison.results import Command, Comparison, Machine, RunResult, load_run_result
 from distill.comparison.run import LOOK, Run, parameters_trained, start, wait_until_free, why_failed
 from distill.config import DistillConfig, dump_config
@@ -84,7 +85,7 @@ class Schedule:
 
     def run_folder(self, label: str, seed: int) -> Path:
         """Of one run."""
-        return self.out / "runs" / label / f"seed-{seed}"
+        return run_folder(self.out, label, seed)
 
     def run(self) -> Comparison:
         """Do it all, and write ``comparison.json`` whenever there is more to be told."""

@@ -11,7 +11,7 @@ from distill.config import DataConfig, validate
 from distill.evaluation.reports.verification import card_checks
 from distill.evaluation.results import FILE, Evaluation, Method
 from distill.evaluation.subject import Subject, named_subject
-from distill.evaluation.verification import Verification, checks_of, row_label
+from distill.evaluation.verification import Verification, checks_of, row_label, unverified
 from distill.finished import is_model
 from distill.runtime.world import World
 from teachers.errors import UserError
@@ -63,7 +63,8 @@ def measured_again(
     card = Path(parse_source(str(folder)).path) / "README.md"
     shown = card_checks(card.read_text("utf-8"), stated) if card.is_file() else []
     checks = (*checks_of(stated, measured, same_draws=same_seed), *shown)
-    return Verification(str(folder), method.command, checks, left_out, seed, measured)
+    apart = () if same_seed else unverified(stated, measured)
+    return Verification(str(folder), method.command, checks, left_out, apart, seed, measured)
 
 
 def _left_out(stated: Evaluation, measured: Evaluation) -> tuple[str, ...]:

@@ -39,13 +39,21 @@ STUDENT_STEPS = (16, 8, 4)
 PROMPT_SHARE = 4  # a quarter of a held-out row is its prompt [own]
 WINDOW = 8  # tokens before a token that it is read with: as many bytes as a letter has, and a word's first space
 
+Write = tuple[int, int]
+"""A token, and the pass that wrote it."""
+
 
 @dataclass(frozen=True)
 class Written:
-    """A token as it reads, and the pass of its row that wrote it; 0 where it was given."""
+    """A token as it reads, and the pass of its row that wrote it; 0 where it was given.
+
+    Attributes:
+        earlier: what stood there before, likewise, from the first to the last; "" where the place was open again.
+    """
 
     text: str
     number: int
+    earlier: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,8 +107,7 @@ def run_answers(run: RunFolder, prompts: int, world: World) -> Answers:
     Raises:
         UserError: the run has no checkpoint, its models can not be loaded, or a kept file is damaged.
     """
-    path, asked = run.path / FILE, _asked(run, prompts)
-    kept = load_result(Answers, path, "file of answers; restore it") if path.is_file() else None
+    path, asked, kept = run.path / FILE, _asked(run, prompts), kept_answers(run)
     if kept is not None and kept.asked == asked and kept.whole:
         return kept
     writer = Writer(run_subject(run, [], world).on(world.device), prompts)
@@ -109,6 +116,16 @@ def run_answers(run: RunFolder, prompts: int, world: World) -> Answers:
         answers = replace(answers, answers=(*answers.answers, writer.answer(model, steps)))
         publish(path, json_text(answers))
     return answers
+
+
+def kept_answers(run: RunFolder) -> Answers | None:
+    """Those that a run's folder holds, if it does.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = run.path / FILE
+    return load_result(Answers, path, "file of answers; restore it") if path.is_file() else None
 
 
 def _asked(run: RunFolder, prompts: int) -> dict[str, Any]:
@@ -134,8 +151,8 @@ class Writer:
         self.subject, self.tokenizer = subject, subject.tokenizer
         precision = subject.config.precision
         self.denoisers = {name: at_precision(model, precision) for name, model in subject.models.items()}
-        spec = next(iter(self.denoisers.values())).spec
-        self.canvas, self.labels = _canvases(subject, prompts, spec.mask_id)
+        self.mask_id = next(iter(self.denoisers.values())).spec.mask_id
+        self.canvas, self.labels = _canvases(subject, prompts, self.mask_id)
 
     def begin(self, asked: dict[str, Any]) -> Answers:
         """What is to be written."""
@@ -153,7 +170,7 @@ class Writer:
         denoiser, sampler, critic = self._how(model, steps)
         canvas = self.canvas.to(denoiser.device)
         generator = generator_of(self.subject.config.seed, steps, 0, device=denoiser.device)
-        start, passes = time.perf_counter(), PassRecorder(canvas)
+        start, passes = time.perf_counter(), PassRecorder(canvas.length)
         settings = {"process": self.subject.process, "critic": critic}
         each = steps_of_rows(canvas, sampler, steps)
         if sampler.length is None:
@@ -168,7 +185,7 @@ class Writer:
             nfe=float(filled.nfe.double().mean()),
             seconds=seconds,
             texts=tuple(self._text(row, i) for i, row in enumerate(tokens)),
-            canvas=self._canvas(tokens[0], passes.number[0].cpu()) if sampler.length is None else (),
+            canvas=self._canvas(tokens[0], passes) if sampler.length is None else (),
         )
 
     def _how(self, model: str, steps: int) -> tuple[Denoiser, Sampler, nn.Module | None]:
@@ -198,25 +215,42 @@ class Writer:
         before, whole = decoded(self.tokenizer, given), decoded(self.tokenizer, given + written)
         return whole.removeprefix(before) if whole.startswith(before) else decoded(self.tokenizer, written)
 
-    def _canvas(self, row: Tensor, numbers: Tensor) -> tuple[Written, ...]:
-        texts = pieces(self.tokenizer, row.tolist())
-        return tuple(Written(text, number) for text, number in zip(texts, numbers.tolist(), strict=True))
+    def _canvas(self, row: Tensor, passes: PassRecorder) -> tuple[Written, ...]:
+        return tuple(
+            Written(text, *self._writes(writes))
+            for text, writes in zip(pieces(self.tokenizer, row.tolist()), passes.writes, strict=True)
+        )
+
+    def _writes(self, writes: Sequence[Write]) -> tuple[int, tuple[tuple[str, int], ...]]:
+        """The pass of the last one, and what the others read."""
+        earlier = tuple((self._token(token), number) for token, number in writes[:-1])
+        return (writes[-1][1] if writes else 0), earlier
+
+    def _token(self, token: int) -> str:
+        return "" if token == self.mask_id else decoded(self.tokenizer, [token])
 
 
 class PassRecorder:
-    """Which pass of its row wrote each position: (B, L) int64, 0 where none has. A later pass that writes it again
-    counts; see `students.fill.fill`.
+    """What was written at each position of the first row, by which of its passes; see `students.fill.fill`.
+
+    Attributes:
+        writes: of each of L positions, from the first to the last; a mask where it was opened again.
     """
 
-    def __init__(self, canvas: Canvas):
-        self.number = torch.zeros_like(canvas.tokens)
-        self._made = self.number.new_zeros(len(canvas), 1)
+    def __init__(self, length: int):
+        self.writes: list[list[Write]] = [[] for _ in range(length)]
+        self._made = 0
+        self._now: Tensor | None = None
 
     def __call__(self, one: Pass) -> None:
-        """Count a pass of the rows that took it."""
-        rows = one.asked.rows
-        self._made[rows] += 1
-        self.number[rows] = torch.where(one.commit, self._made[rows], self.number[rows])
+        """Count a pass that the row took."""
+        for row in (one.asked.rows == 0).nonzero().flatten().tolist():
+            self._made += 1
+            after = one.after()[row]
+            changed = one.commit[row] if self._now is None else one.commit[row] | (after != self._now)
+            for place in changed.nonzero().flatten().tolist():
+                self.writes[place].append((int(after[place]), self._made))
+            self._now = after
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -186,18 +187,23 @@ def quick_figures(
     process: MaskedProcess,
     config: EvaluateConfig,
     prompts: Canvas | None = None,
-) -> dict[str, float]:
+    temperatures: Sequence[float] | None = None,
+) -> list[dict[str, float]]:
     """Judge perplexity, unigram and bigram entropy (nats) and distinct-2 of a few samples; for watching a training run.
 
-    With an adaptive sampler, the mean passes a sequence as well, ``nfe``.
+    They are those at each of ``temperatures``, or at the sampler's own alone. With an adaptive sampler, the mean passes
+    a sequence are there as well, ``nfe``.
 
     The same seed gives the same noise, so two calls differ by the network alone. Sampling is in the network's own
     precision, and asks no critic.
     """
-    [drawn] = draw(denoiser, config, steps, samples, length, seed, process, prompts=prompts)
-    scores = _score(drawn.texts, judge, config, ALONE)
-    passes = {"nfe": drawn.nfe} if config.sampler.adaptive else {}
-    return {"judge_perplexity": perplexity(scores.nats, scores.tokens), **_diversity(drawn.texts), **passes}
+    out = []
+    at_each = draw(denoiser, config, steps, samples, length, seed, process, prompts=prompts, temperatures=temperatures)
+    for drawn in at_each:
+        scores = _score(drawn.texts, judge, config, ALONE)
+        passes = {"nfe": drawn.nfe} if config.sampler.adaptive else {}
+        out.append({"judge_perplexity": perplexity(scores.nats, scores.tokens), **_diversity(drawn.texts), **passes})
+    return out
 
 
 def real_texts(reference: Tensor, prompts: Canvas | None, denoiser: Denoiser) -> Texts:

@@ -82,7 +82,7 @@ def reading(entropy: np.ndarray, value: np.ndarray, at: np.ndarray) -> np.ndarra
 
 def reaches(entropy: Sequence[float], at: float) -> bool:
     """Whether a curve has points on both sides of an entropy."""
-    return len(entropy) > 1 and min(entropy) <= at <= max(entropy)
+    return min(entropy) <= at <= max(entropy) and min(entropy) < max(entropy)
 
 
 def frontiers(measured: Sequence[tuple[Row, Resampled]], real: Resampled, many: int) -> tuple[Frontier, ...]:

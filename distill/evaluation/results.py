@@ -97,7 +97,8 @@ class Sampling:
 class Figures:
     """Of a set of texts. Entropies and nats in nats; ``…_ci`` are 95% intervals over samples.
 
-    Those of perplexities and nats are of the bootstrap, those of variety of the jackknife; None in earlier files.
+    Those of perplexities and nats are of the bootstrap, those of pooled n-grams of the jackknife, those of means over
+    texts normal; None in earlier files. Figures without one are `distill.evaluation.verification.REPEATED` alone.
 
     Attributes:
         excess_nats: where the judge is an exact source, nats a token above its entropy.
@@ -134,18 +135,25 @@ class Figures:
     distinct_2: float
     distinct_2_ci: Interval | None = None
     distinct_3: float | None = None
+    distinct_3_ci: Interval | None = None
     distinct_4: float | None = None
+    distinct_4_ci: Interval | None = None
     repetition_4: float | None = None
+    repetition_4_ci: Interval | None = None
     longest_run: float | None = None
+    longest_run_ci: Interval | None = None
     self_bleu: float | None = None
     mauve: float | None = None
     gradient_moment: float | None = None
     energy_distance: float | None = None
     energy_null: float | None = None
     overlap_mean: float | None = None
+    overlap_mean_ci: Interval | None = None
     overlap_max: int | None = None
     overlap_share: float | None = None
+    overlap_share_ci: Interval | None = None
     length_mean: float | None = None
+    length_mean_ci: Interval | None = None
     length_quantiles: tuple[float, float, float] | None = None
     length_ended: float | None = None
     length_distance: float | None = None

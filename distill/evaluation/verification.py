@@ -23,6 +23,11 @@ EQUAL = 1e-6
 """Relative difference of what is computed twice from the same draws, in another order of sums."""
 POSITIVE = ("judge_perplexity", "to_teacher", "to_many")
 """Figures that are exponentials of means, whose logarithms are normal."""
+REPEATED = (
+    "self_bleu", "mauve", "gradient_moment", "energy_distance", "energy_null", "overlap_max", "length_ended",
+    "length_distance",
+)  # fmt: skip
+"""Figures that nobody knows an interval of. They are verified where they are of the same texts, and must be equal."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Verification:
         command: by which its table was measured.
         checks: all figures that were compared.
         left_out: rows that were not measured again, and why.
+        unverified: figures that were measured, but of other texts, and have no interval: see `REPEATED`.
         seed: of the new samples.
         measured: the new evaluation.
     """
@@ -70,6 +76,7 @@ class Verification:
     command: str
     checks: tuple[Check, ...]
     left_out: tuple[str, ...]
+    unverified: tuple[str, ...]
     seed: int
     measured: Evaluation
 
@@ -112,9 +119,17 @@ def checks_of(stated: Evaluation, measured: Evaluation, same_draws: bool = False
             checks.append(_equal(label, "samples", then.samples, now.samples))
         loose = 0.0 if same_draws or now is measured.reference else quantile  # real text is the same
         checks += [_check(label, name, then, now, loose) for name in _estimated(now)]
+        if same_draws or now is measured.reference:
+            checks += [_check(label, name, then, now, 0.0) for name in _repeated(then, now)]
     known = _rows(stated)
     new = {key: row for key, row in _rows(measured).items() if key not in known}
     return (*checks, *(Check(key[0], "steps", None, row.steps, None) for key, row in new.items()))
+
+
+def unverified(stated: Evaluation, measured: Evaluation) -> tuple[str, ...]:
+    """Which figures of the rows that both have no comparison holds for, since they are of other texts."""
+    pairs = [(then, now) for _, then, now in _pairs(stated, measured) if now is not measured.reference]
+    return tuple(dict.fromkeys(name for then, now in pairs for name in _repeated(then, now)))
 
 
 def row_label(row: Row) -> str:
@@ -162,9 +177,14 @@ def _estimated(result: Any) -> Iterable[str]:
     return [name for name in names if f"{name}_ci" in names and getattr(result, f"{name}_ci") is not None]
 
 
+def _repeated(stated: Any, measured: Any) -> Iterable[str]:
+    """The figures without an interval that both results have."""
+    return [name for name in REPEATED if None not in (getattr(stated, name, None), getattr(measured, name, None))]
+
+
 def _check(label: str, name: str, stated: Any, measured: Any, quantile: float) -> Check:
     then, now = getattr(stated, name), getattr(measured, name)
-    if then is None or not _holds(getattr(stated, f"{name}_ci"), then):
+    if then is None or not _holds(getattr(stated, f"{name}_ci", None), then):
         return Check(label, name, then, now, None)
     error = _error(measured, name)
     before = _error(stated, name) or error  # earlier files have no interval of some figures

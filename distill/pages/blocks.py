@@ -130,10 +130,15 @@ class Answers(Block):
 
 @dataclass(frozen=True)
 class Piece:
-    """A token as it reads, and the pass that wrote it: 1, 2, …; 0 for what was given."""
+    """A token as it reads, and the pass that wrote it: 1, 2, …; 0 for what was given.
+
+    Attributes:
+        earlier: what stood there before, likewise, from the first to the last; "" where the place was blank again.
+    """
 
     text: str
     written: int
+    earlier: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,27 @@
 """Collapse is watched: the averaged student's quality and entropies, while training, against the teacher's own.
 
-The loss does not show collapse and unigram entropy shows it late, so bigram entropy decides.
+The loss does not show collapse and unigram entropy shows it late, so bigram entropy decides. A student that writes less
+varied text has a lower perplexity by that alone. So the teacher is measured at several temperatures, once, and its
+perplexity is told where its entropy is the student's.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, get_args
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from distill.config import DistillConfig
 from distill.evaluation.checks import check_judge
 from distill.evaluation.evaluate import quick_figures
+from distill.evaluation.frontier import reaches, reading
 from distill.evaluation.judge import load_judge
 from distill.evaluation.reference import held_out, reference_text
-from distill.evaluation.sample import at_precision
+from distill.evaluation.results import Axis
+from distill.evaluation.sample import at_precision, sampler_of, temperatures_of
 from distill.runtime.messages import say
 from distill.runtime.world import World
 from teachers.canvas import Canvas
@@ -48,10 +54,13 @@ class CollapseWatch:
         self, update: int, average: Denoiser | None, state: dict[str, Any]
     ) -> tuple[dict[str, float], bool, str | None]:
         """Measure on the main process; keep in ``state`` what a resumed run needs."""
-        if "teacher" not in state and (self.world.is_main or self.together):
-            state["teacher"] = self._figures(self.teacher)
+        if "teacher_curve" not in state and (self.world.is_main or self.together):
+            sampler = sampler_of(self.config, critic=None)
+            temperatures = temperatures_of(self.config, sampler, is_reference=False)
+            state["teacher_curve"] = self._figures(self.teacher, temperatures)
+            state["teacher"] = state["teacher_curve"][temperatures.index(sampler.temperature)]
         if self.reference is not None and "start" not in state and self.world.is_main:
-            state["start"] = self._figures(self.reference)
+            [state["start"]] = self._figures(self.reference)
         result = self._measure(update, average, state) if average is not None else None
         metrics, best, stopped, now = self.world.broadcast(result)
         state.update(now)
@@ -66,7 +75,7 @@ class CollapseWatch:
         samples, mask_id = self.config.watch_samples, self.teacher.spec.mask_id
         return held_out(text, self.seed, samples, self.length, tokenizer, mask_id).prompts
 
-    def _figures(self, denoiser: Denoiser) -> dict[str, float]:
+    def _figures(self, denoiser: Denoiser, temperatures: Sequence[float] | None = None) -> list[dict[str, float]]:
         config = self.config
         return quick_figures(
             at_precision(denoiser, config.precision),
@@ -78,13 +87,15 @@ class CollapseWatch:
             self.process,
             config,
             self.prompts,
+            temperatures,
         )
 
     def _measure(
         self, update: int, average: Denoiser, state: dict[str, Any]
     ) -> tuple[dict[str, float], bool, str | None, dict[str, Any]]:
         state = dict(state)
-        teacher, student = state["teacher"], self._figures(average)
+        teacher, [student] = state["teacher"], self._figures(average)
+        as_varied = perplexity_as_varied(student, state["teacher_curve"])
         # one token after each prompt has no bigram to lose
         kept = student["bigram_entropy"] / teacher["bigram_entropy"] if teacher["bigram_entropy"] else 1.0
         best, stopped = False, None
@@ -99,10 +110,12 @@ class CollapseWatch:
             )
         say(
             f"update {update}: judge perplexity {student['judge_perplexity']:.2f} at {self.config.watch_steps} steps "
-            f"(teacher {teacher['judge_perplexity']:.2f}), bigram entropy {student['bigram_entropy']:.3f} "
-            f"({teacher['bigram_entropy']:.3f}){self._passes(student, state)}{', best so far' if best else ''}",
+            f"(teacher {teacher['judge_perplexity']:.2f}{_told(as_varied)}), bigram entropy "
+            f"{student['bigram_entropy']:.3f} ({teacher['bigram_entropy']:.3f}){self._passes(student, state)}"
+            f"{', best so far' if best else ''}",
         )
         metrics = {f"watch/{k}": v for k, v in student.items()} | {f"watch/teacher_{k}": v for k, v in teacher.items()}
+        metrics |= {f"watch/teacher_at_{axis}_entropy": value for axis, value in as_varied.items()}
         if self.reference is not None:
             metrics |= {f"watch/start_{k}": v for k, v in state["start"].items()}
         return metrics, best, stopped, state
@@ -112,3 +125,22 @@ class CollapseWatch:
             return ""
         start = state["start"]
         return f", {student['nfe']:.1f} passes (start {start['nfe']:.1f}, perplexity {start['judge_perplexity']:.2f})"
+
+
+def perplexity_as_varied(student: dict[str, float], curve: Sequence[dict[str, float]]) -> dict[Axis, float]:
+    """The teacher's perplexity where its entropy is the student's, for each axis on which its curve reaches that.
+
+    Args:
+        student: see `quick_figures`. curve: the teacher's, at each temperature.
+    """
+    out: dict[Axis, float] = {}
+    for axis in get_args(Axis):
+        at, entropies = student[f"{axis}_entropy"], [figures[f"{axis}_entropy"] for figures in curve]
+        if reaches(entropies, at):
+            logs = np.log([[figures["judge_perplexity"]] for figures in curve])
+            out[axis] = float(np.exp(reading(np.array(entropies)[:, None], logs, np.array([at])))[0])
+    return out
+
+
+def _told(as_varied: dict[Axis, float]) -> str:
+    return "".join(f", {value:.2f} at the student's {axis} entropy" for axis, value in as_varied.items())

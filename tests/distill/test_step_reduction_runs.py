@@ -67,13 +67,13 @@ def test_rows_too_long_to_measure_and_export_are_refused_before_training(tmp_pat
 def test_watch_marks_the_fewest_passes_at_the_starts_perplexity():
     watch = object.__new__(CollapseWatch)
     watch.config = SimpleNamespace(entropy_floor=0.9, collapse=0.8, watch_steps=16)
-    start = {"judge_perplexity": 10.0, "bigram_entropy": 5.0, "nfe": 16.0}
+    start = {"judge_perplexity": 10.0, "unigram_entropy": 2.0, "bigram_entropy": 5.0, "nfe": 16.0}
     watch.objective, watch.reference = StepReductionConfig(), object()
-    state, marked = {"teacher": start, "start": start}, []
+    state, marked = {"teacher": start, "teacher_curve": [start], "start": start}, []
     for perplexity, entropy, nfe in (
         (9.0, 5.0, 15.0), (10.3, 5.0, 9.0), (10.1, 5.0, 11.0), (9.0, 5.0, 12.0), (10.1, 4.4, 8.0),
     ):  # fmt: skip
-        watch._figures = lambda _, f=(perplexity, entropy, nfe): dict(zip(start, f, strict=True))
+        watch._figures = lambda _, f=(perplexity, 2.0, entropy, nfe): [dict(zip(start, f, strict=True))]
         metrics, best, stopped, state = watch._measure(1, None, state)
         marked.append(best)
         assert stopped is None

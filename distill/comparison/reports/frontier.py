@@ -8,7 +8,7 @@ from statistics import geometric_mean
 
 from distill.comparison.results import Comparison
 from distill.evaluation.reports.cells import perplexity_text
-from distill.evaluation.results import Frontier
+from distill.evaluation.results import Axis, Frontier
 
 COLUMNS = ["entropy", "steps", "model", "seeds", "judge PPL", "range"]
 TITLE = "At the entropy of real text"
@@ -19,7 +19,7 @@ CAPTION = (
 )
 
 Cell = tuple[float, list[str]]
-Group = tuple[str, int, str]
+Group = tuple[Axis, int, str]
 """An axis, a number of steps, and a label or "teacher"."""
 
 

@@ -38,18 +38,29 @@ def distinct(texts: Sequence[Text], order: int) -> float:
     return float(len(np.unique(pooled)) / max(1, len(pooled)))
 
 
-def repetition(texts: Sequence[Text], order: int) -> float:
-    """The share of a text's n-grams that occurred in it before, "rep-n" (1908.04319): the mean over texts.
+def distinct_without_each(texts: Sequence[Text], order: int) -> np.ndarray:
+    """`distinct` of all texts but each: (N,)."""
+    grams = ngrams(texts, order)
+    counts = np.bincount(np.concatenate(grams))
+    kinds, total = int((counts > 0).sum()), int(counts.sum())
+    shares = []
+    for own in grams:
+        mine, often = np.unique(own, return_counts=True)
+        shares.append((kinds - int((counts[mine] == often).sum())) / max(1, total - len(own)))
+    return np.array(shares)
 
-    Texts without n-grams do not count. It is 0 where no n-gram comes twice, and near 1 for one phrase over and over.
+
+def repetitions(texts: Sequence[Text], order: int) -> np.ndarray:
+    """The share of each text's n-grams that occurred in it before, "rep-n" (1908.04319).
+
+    Texts without n-grams are left out. It is 0 where no n-gram comes twice, and near 1 for one phrase over and over.
     """
-    shares = [1 - len(np.unique(own)) / len(own) for own in ngrams(texts, order) if len(own)]
-    return float(np.mean(shares)) if shares else 0.0
+    return np.array([1 - len(np.unique(own)) / len(own) for own in ngrams(texts, order) if len(own)])
 
 
-def longest_run(texts: Sequence[Text]) -> float:
-    """The longest run of one token in a text, in tokens; the mean over texts."""
-    return float(np.mean([_longest_run(text) for text in texts]))
+def longest_runs(texts: Sequence[Text]) -> np.ndarray:
+    """The longest run of one token in each text, in tokens: (N,)."""
+    return np.array([_longest_run(text) for text in texts])
 
 
 def _longest_run(text: Text) -> int:

@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from distill.evaluation.figures.diversity import distinct, longest_run, repetition, self_bleu
+from distill.evaluation.figures.diversity import distinct, distinct_without_each, longest_runs, repetitions, self_bleu
 from distill.evaluation.figures.energy import energy_distance, energy_null
 from distill.evaluation.figures.featuriser import Gradients, States, gradient_moment, gradients, states
 from distill.evaluation.figures.lengths import length_distance, length_quantiles
 from distill.evaluation.figures.mauve import SCALING, cluster_count, mauve
-from distill.evaluation.figures.overlap import TrainingText, overlap_figures
+from distill.evaluation.figures.overlap import TrainingText, overlaps
 from distill.evaluation.judge import Judge
+from distill.evaluation.metrics import jackknife_interval, mean_interval
 from distill.evaluation.results import Instruments
 from distill.evaluation.texts import Texts
 from distill.runtime.world import ALONE, World
 
 REPEATED = 4
-"""n of `repetition`: of bytes as of words, longer ones hardly come twice in a text [own]."""
+"""n of `repetitions`: of bytes as of words, longer ones hardly come twice in a text [own]."""
 GRADIENT_TEXTS = 128
 """Texts whose gradients are taken, at most [own]: the Gradient Moment has no bias, however few they are."""
 OVERLAP_TEXTS = 256
@@ -54,10 +55,10 @@ class Gauges:
         """Fields of `Figures`; without ``distances``, those alone that need no network."""
         rows = texts.sequences()
         return {
-            "distinct_3": distinct(rows, 3),
-            "distinct_4": distinct(rows, 4),
-            "repetition_4": repetition(rows, REPEATED),
-            "longest_run": longest_run(rows),
+            **_distinct(rows, 3),
+            **_distinct(rows, 4),
+            **_mean("repetition_4", repetitions(rows, REPEATED)),
+            **_mean("longest_run", longest_runs(rows)),
             "self_bleu": self_bleu(rows) if len(rows) > 1 else None,
             **self._lengths(rows),
             **self._overlaps(rows),
@@ -82,7 +83,7 @@ class Gauges:
     def _lengths(self, rows: Sequence[np.ndarray]) -> dict[str, Any]:
         sizes, ended = self._sizes(rows)
         return {
-            "length_mean": float(sizes.mean()),
+            **_mean("length_mean", sizes),
             "length_quantiles": length_quantiles(sizes),
             "length_ended": float(ended.mean()),
             "length_distance": None if self.real is None else length_distance(sizes, self._real_sizes),
@@ -102,8 +103,12 @@ class Gauges:
     def _overlaps(self, rows: Sequence[np.ndarray]) -> dict[str, Any]:
         if self.training is None:
             return {}
-        mean, most, share = overlap_figures(self.training, rows[:OVERLAP_TEXTS])
-        return {"overlap_mean": mean, "overlap_max": most, "overlap_share": share}
+        longest, shares = overlaps(self.training, rows[:OVERLAP_TEXTS])
+        return {
+            **_mean("overlap_mean", longest),
+            "overlap_max": int(longest.max()),
+            **_mean("overlap_share", shares),
+        }
 
     def _distances(self, texts: Texts) -> dict[str, Any]:
         if self.real is None or self.featuriser is None or len(texts.tokens) < 2:
@@ -130,3 +135,15 @@ class Gauges:
     def _real_gradients(self) -> Gradients:
         assert self.real is not None
         return self._gradients(self.real)
+
+
+def _distinct(rows: Sequence[np.ndarray], order: int) -> dict[str, Any]:
+    value, name = distinct(rows, order), f"distinct_{order}"
+    return {name: value, f"{name}_ci": jackknife_interval(value, distinct_without_each(rows, order))}
+
+
+def _mean(name: str, values: np.ndarray) -> dict[str, Any]:
+    """The mean over texts (N,) with its interval; 0 where there are none."""
+    if len(values) == 0:
+        return {name: 0.0}
+    return {name: float(values.mean()), f"{name}_ci": mean_interval(values)}

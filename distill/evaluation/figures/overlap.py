@@ -77,11 +77,11 @@ class TrainingText:
         return shared, before
 
 
-def overlap_figures(training: TrainingText, texts: Sequence[np.ndarray]) -> tuple[float, int, float]:
-    """The longest overlap of a text: its mean and its largest over texts, in tokens, and its mean share of a text."""
+def overlaps(training: TrainingText, texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The longest overlap of each text: (N,) in tokens, and (N,) as a share of the text."""
     longest = np.array([training.longest_overlap(text) for text in texts])
     sizes = np.array([max(1, len(text)) for text in texts])
-    return float(longest.mean()), int(longest.max()), float((longest / sizes).mean())
+    return longest, longest / sizes
 
 
 def _at(tokens: np.ndarray, places: np.ndarray, beyond: int) -> np.ndarray:

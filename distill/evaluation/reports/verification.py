@@ -29,6 +29,8 @@ def caption(verification: Verification) -> str:
     sampling, outside = verification.measured.sampling, len(verification.failures)
     said = f"{outside} outside" if outside else "all within"
     left = f"; not measured: {'; '.join(verification.left_out)}" if verification.left_out else ""
+    names = ", ".join(name.replace("_", " ") for name in verification.unverified)
+    left += f"; without an interval, so that only --same-seed verifies them: {names}" if names else ""
     return (
         f"{len(verification.checks)} figures, {said}; {sampling.size} a row, seed {verification.seed}; "
         f"interval: of a second measurement, for all figures together ({LEVEL:.0%}, Bonferroni){left}"

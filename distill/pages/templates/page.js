@@ -54,12 +54,23 @@ function startStrip(strip) {
   const last = Number(strip.dataset.passes);
   const player = strip.querySelector(".player");
   const [button, slider, said] = player.children;
-  const pieces = strip.querySelectorAll("[data-pass]");
+  const pieces = [...strip.querySelectorAll("[data-pass]")].map((piece) => {
+    const earlier = JSON.parse(piece.dataset.earlier ?? "[]");
+    return [piece, [...earlier, [piece.textContent, Number(piece.dataset.pass)]]];
+  });
   let timer = null;
 
   function show() {
     const now = Number(slider.value);
-    for (const piece of pieces) piece.classList.toggle("later", Number(piece.dataset.pass) > now);
+    for (const [piece, writes] of pieces) {
+      const here = writes.findLast(([, pass]) => pass <= now);
+      const blank = !here || here[0] === "" && here !== writes.at(-1);
+      piece.classList.toggle("later", blank);
+      if (writes.length === 1) continue;
+      const [text, pass] = blank ? writes.at(-1) : here;
+      piece.textContent = text;
+      piece.style.setProperty("--at", (pass - 1) / Math.max(1, last - 1));
+    }
     said.textContent = `pass ${now} of ${last}`;
   }
   function stop() {

@@ -1,14 +1,19 @@
 """A comparison's page, from published results."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from distill.comparison.kept import kept_runs, run_folder
 from distill.comparison.reports.html.charts import ComparisonCharts
 from distill.comparison.reports.html.page import comparison_page
 from distill.comparison.results import Comparison
+from distill.evaluation.answers import Answer, Answers, Written
 from distill.evaluation.results import Frontier
+from distill.runtime.result_files import json_text
+from teachers.files import publish
 from tests.distill.pages.html import check, read
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -97,6 +102,53 @@ def test_students_are_curves_over_temperatures_and_read_at_the_entropy_of_real_t
     root = read(comparison_page(replace(comparison, runs=(some, *runs[1:])), "seeds").html())
     assert [first, "8", "unigram", "2.887", "not reached", "–", "2 of 3"] in table_cells(root), "no mean of the luckier"
     assert f"only with some seeds: {first} with 2 of 3 seeds." in root.all("section", id="claim")[0].text
+
+
+def test_the_order_is_told_at_the_entropy_that_claims_less():
+    comparison = Comparison.load(DOCS / "novels-seeds.json")
+    one = Frontier(
+        model="student", sampler="ancestral", steps=8, nfe=8.0, axis="unigram", entropy=2.887, reached=True,
+        judge_perplexity=10.0,
+    )  # fmt: skip
+    bigram = replace(one, axis="bigram", entropy=5.471, judge_perplexity=13.0)
+    runs = tuple(replace(run, frontier=(one, bigram)) for run in comparison.runs)
+    teacher = (replace(one, judge_perplexity=15.0), replace(bigram, judge_perplexity=14.0))
+    assert "(bigram entropy), perplexities are" in claim_of(replace(comparison, runs=runs, frontier=teacher))
+    other = (teacher[0], replace(bigram, judge_perplexity=40.0))
+    assert "(unigram entropy), perplexities are" in claim_of(replace(comparison, runs=runs, frontier=other))
+    alone = (teacher[0], replace(bigram, reached=False, judge_perplexity=None))
+    assert "(unigram entropy), perplexities are" in claim_of(replace(comparison, runs=runs, frontier=alone))
+
+
+def test_runs_show_their_training_and_texts_that_were_kept(tmp_path):
+    comparison = Comparison.load(DOCS / "novels-seeds.json")
+    first, second = list(comparison.settings)[:2]
+    failed = [
+        replace(run, failed="no memory") if (run.label, run.seed) == (first, 0) else run for run in comparison.runs
+    ]
+    comparison = replace(comparison, runs=tuple(failed))
+    for label, seed in ((first, 0), (first, 1), (second, 0)):
+        folder = run_folder(tmp_path, label, seed)
+        folder.mkdir(parents=True)
+        lines = [{"update": number, "student/loss": 1.0 / number, "student/reward": 0.5} for number in (1, 2)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    written = Answer("student", "dilated", 8, 8.0, 1.0, ("upon a time",), (Written("Once ", 0), Written("upon", 1)))
+    publish(run_folder(tmp_path, second, 0) / "answers.json", json_text(Answers({}, (), ("Once",), None, (written,))))
+    kept = kept_runs(comparison, tmp_path)
+    assert list(kept) == [f"{first}, seed 1", f"{second}, seed 0"], "the first that came through"
+    root = read(comparison_page(comparison, "seeds", kept).html())
+    check(root)
+    training = root.all("section", id="training")[0]
+    titles = [plot.all("title")[0].text for plot in training.all("svg", class_="plot")]
+    assert titles == ["Loss", "Loss", "student: reward", "student: reward"]
+    assert all(name in training.text for name in kept)
+    assert "upon a time" in root.all("section", id="texts")[0].text
+    assert len(root.all("figure", class_="strip")) == 1
+    assert not read(comparison_page(comparison, "seeds").html()).all("section", id="training")
+
+
+def claim_of(comparison):
+    return read(comparison_page(comparison, "seeds").html()).all("section", id="claim")[0].text
 
 
 def table_cells(root):

@@ -44,10 +44,10 @@ SHAPE = shape(32, intermediate_size=32, initializer_range=0.3)
 SMALL = {"steps": [1, 4, 8], "teacher_steps": 64, "samples": 8, "batch": 5, "bootstrap": 50, "temperatures": None}
 WORDS = {
     "distinct_3", "distinct_4", "repetition_4", "longest_run", "self_bleu", "length_mean", "length_quantiles",
-    "length_ended",
+    "length_ended", "distinct_3_ci", "distinct_4_ci", "repetition_4_ci", "longest_run_ci", "length_mean_ci",
 }  # fmt: skip
 DISTANCES = {"mauve", "gradient_moment", "energy_distance", "energy_null", "length_distance"}
-OVERLAPS = {"overlap_mean", "overlap_max", "overlap_share"}
+OVERLAPS = {"overlap_mean", "overlap_mean_ci", "overlap_max", "overlap_share", "overlap_share_ci"}
 FIGURES = WORDS | {
     "samples", "judge_perplexity", "judge_perplexity_ci", "unigram_entropy", "bigram_entropy", "distinct_2",
     "unigram_entropy_ci", "bigram_entropy_ci", "distinct_2_ci",
@@ -364,7 +364,7 @@ def test_teacher_and_student_see_the_same_noise_and_real_text_the_same_number_of
 def test_quick_figures_are_the_evaluation_at_that_step_count(made, judge):
     model = tiny(made.tokenizer, 1)
     config = EvaluateConfig(**SMALL)
-    quick = quick_figures(model, judge, 4, 8, LENGTH, 0, MaskedProcess(), config)
+    [quick] = quick_figures(model, judge, 4, 8, LENGTH, 0, MaskedProcess(), config)
     row = next(r for r in evaluate(None, model, judge, config, LENGTH).rows if r.steps == 4)
     assert set(quick) == {"judge_perplexity", "unigram_entropy", "bigram_entropy", "distinct_2"}
     assert quick == {key: getattr(row, key) for key in quick}
@@ -418,7 +418,7 @@ def test_adaptive_samplers_report_how_their_passes_are_distributed(made, judge):
     markdown = result.markdown().splitlines()
     assert "| NFE | NFE median | NFE p95 | critic NFE |" in markdown[0]
     assert len({line.count("|") for line in markdown[:10]}) == 1
-    assert "nfe" in quick_figures(student, judge, 8, 4, LENGTH, 0, MaskedProcess(), config)
+    assert "nfe" in quick_figures(student, judge, 8, 4, LENGTH, 0, MaskedProcess(), config)[0]
 
 
 def test_passes_for_the_length_of_texts_have_a_column(made, judge):

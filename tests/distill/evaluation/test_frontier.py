@@ -65,6 +65,7 @@ def test_a_curve_reaches_an_entropy_only_with_points_on_both_sides():
     assert not reaches([1.0, 2.0], 2.1)
     assert not reaches([1.0, 2.0], 0.9)
     assert not reaches([1.5], 1.5), "one point is no curve"
+    assert not reaches([1.5, 1.5], 1.5)
 
 
 # --- resamples -----------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ LINES = [
     {"update": 20, "student/loss": 0.4, "student/grad_norm": 0.9, "critic/loss": 1.9, "student/reward": 0.2},
     {
         "update": 20, "watch/judge_perplexity": 12.0, "watch/teacher_judge_perplexity": 15.0,
-        "watch/bigram_entropy": 5.4, "watch/teacher_bigram_entropy": 5.5,
+        "watch/bigram_entropy": 5.4, "watch/teacher_bigram_entropy": 5.5, "watch/teacher_at_bigram_entropy": 14.0,
     },
 ]  # fmt: skip
 COST = Cost(
@@ -174,6 +174,9 @@ def test_a_whole_run(quickstart):
     plots = {plot.all("title")[0].text: plot for plot in root.all("svg", class_="plot")}
     assert {"Loss", "Norm of the gradient", "Watch: judge perplexity", "Watch: bigram entropy"} <= plots.keys()
     assert "student: reward" in plots
+    quality = next(f for f in root.all("figure", class_="chart") if plots["Watch: judge perplexity"] in f.all("svg"))
+    assert "teacher at the student's bigram entropy" in quality.text
+    assert "unigram entropy" not in quality.text, "it was never as varied"
     entropy = plots["Watch: bigram entropy"]
     assert len(entropy.all("path", class_="level")) == 3  # teacher, floor, best checkpoint
     figure = next(figure for figure in root.all("figure", class_="chart") if entropy in figure.all("svg"))

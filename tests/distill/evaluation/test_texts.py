@@ -93,9 +93,9 @@ def test_an_evaluation_after_prompts(judges, tokenizer):
     assert result.reference.judge_perplexity == pytest.approx(math.exp(sum(at_ends) / 4), rel=1e-5)
     assert row.samples == 6
     assert result.sampling.size == "6 samples of 12 tokens, prompt included"
-    quick = quick_figures(student, judges[0], 4, 6, LENGTH, 0, MaskedProcess(), config, canvas)
+    [quick] = quick_figures(student, judges[0], 4, 6, LENGTH, 0, MaskedProcess(), config, canvas)
     assert quick == {key: getattr(row, key) for key in quick}
-    other = quick_figures(student, judges[0], 4, 6, LENGTH, 0, MaskedProcess(), config)
+    [other] = quick_figures(student, judges[0], 4, 6, LENGTH, 0, MaskedProcess(), config)
     assert other["judge_perplexity"] != quick["judge_perplexity"]
 
 

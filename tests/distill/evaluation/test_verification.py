@@ -76,7 +76,14 @@ def test_the_same_seed_gives_equal_figures(export):
 
 @pytest.mark.parametrize(
     ("figure", "value"),
-    [("judge_perplexity", 5.0), ("bigram_entropy", 4.0), ("nfe", 1.5), ("unigram_entropy", 2.9), ("samples", 25)],
+    [
+        ("judge_perplexity", 5.0),
+        ("bigram_entropy", 4.0),
+        ("nfe", 1.5),
+        ("unigram_entropy", 2.9),
+        ("repetition_4", 0.9),
+        ("samples", 25),
+    ],
 )
 def test_one_changed_figure_is_named(export, tmp_path, capsys, figure, value):
     def change(values):
@@ -95,6 +102,20 @@ def test_one_changed_figure_is_named(export, tmp_path, capsys, figure, value):
     assert len(lines) == 1
     assert f": {figure} is not" in lines[0]
     assert lines[0].startswith("student, 2 steps")
+
+
+def test_a_figure_without_an_interval_is_verified_on_the_same_texts(export, tmp_path):
+    def change(values):
+        row_of(values, 2)["self_bleu"] = 0.123
+
+    copy = changed(export, tmp_path, change)
+    other = fewstep.verify(copy, steps=[2])
+    assert other.passed, other.table()
+    assert "self_bleu" in other.unverified
+    assert "only --same-seed verifies them: self bleu" in " ".join(other.table().split())
+    same = fewstep.verify(copy, steps=[2], same_seed=True)
+    assert [check.figure for check in same.failures] == ["self_bleu"]
+    assert same.unverified == ()
 
 
 def test_a_figure_outside_its_own_interval_is_named(export, tmp_path):

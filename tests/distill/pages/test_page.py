@@ -4,6 +4,7 @@ import base64
 import csv
 import hashlib
 import io
+import json
 import re
 from urllib.parse import unquote
 
@@ -88,6 +89,14 @@ def test_figures_are_on_the_right_and_names_on_the_left():
     assert root.all("tr", class_="tone-student")
 
 
+def test_a_strip_holds_what_was_written_over():
+    pieces = (Piece("cat", 3, (("<'dog\">", 1), ("", 2))), Piece(" sat", 1))
+    root = read(page(Strip("Student", "", "student", "told", pieces)).html())
+    assert root.all("p", class_="canvas")[0].text.strip() == "cat sat"
+    earlier = [token.attributes.get("data-earlier") for token in root.all("i") if "data-pass" in token.attributes]
+    assert [one and json.loads(one) for one in earlier] == [[["<'dog\">", 1], ["", 2]], None]
+
+
 def test_a_strip_is_a_picture_without_a_script():
     pieces = (Piece("The ", 0), Piece("cat", 3), Piece(" sat", 1), Piece("!", 2))
     root = read(page(Strip("Student", "", "student", "told", pieces)).html())
@@ -95,4 +104,5 @@ def test_a_strip_is_a_picture_without_a_script():
     written = [token.attributes for token in root.all("i") if "data-pass" in token.attributes]
     assert [token["data-pass"] for token in written] == ["3", "1", "2"]
     assert [token["style"] for token in written] == ["--at:1.0", "--at:0.0", "--at:0.5"]
+    assert not any("data-earlier" in token for token in written)
     assert "hidden" in root.all("div", class_="player")[0].attributes

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import groupby
+from types import MappingProxyType
 
+from distill.comparison.kept import Kept
 from distill.comparison.reports.cells import caption, columns, quality_text, table_sections
 from distill.comparison.reports.html.charts import ComparisonCharts
 from distill.comparison.reports.html.frontier import frontier_sentences, frontier_tables
 from distill.comparison.reports.markdown import RUN_COLUMNS, run_cells
 from distill.comparison.results import Comparison
+from distill.config import EvaluateConfig
 from distill.evaluation.reports.cells import AXES
-from distill.pages.blocks import Block, Charts, Facts, Prose, Section, Table
+from distill.evaluation.reports.html.training import other_training_charts, training_charts
+from distill.evaluation.reports.html.writing import answer_blocks, strip_blocks
+from distill.pages.blocks import Block, Charts, Facts, Folded, Prose, Section, Table
 from distill.pages.page import Page
 from distill.runtime.result_files import as_json
 from distill.runtime.run_folder import flatten
@@ -22,9 +28,14 @@ LEAD = (
 )
 
 
-def comparison_page(comparison: Comparison, name: str) -> Page:
-    """The page."""
+def comparison_page(comparison: Comparison, name: str, runs: Mapping[str, Kept] = MappingProxyType({})) -> Page:
+    """The page.
+
+    Args:
+        runs: what is kept of a run of each label, by the run's name; see `kept_runs`.
+    """
     charts = ComparisonCharts(comparison)
+    written = {name: kept.answers for name, kept in runs.items() if kept.answers is not None}
     return Page(
         title=name,
         lead=LEAD,
@@ -41,6 +52,22 @@ def comparison_page(comparison: Comparison, name: str) -> Page:
                 "cost", "What a pass buys",
                 "A pass is one run of the network over the whole text. Fewer passes are what a student is for.",
                 (Charts(tuple(charts.costs()), together=True),),
+            ),
+            Section(
+                "texts", "What they write",
+                "The same prompts from held-out text. Nothing was picked.",
+                tuple(block for name, texts in written.items() for block in answer_blocks(texts, name)),
+            ),
+            Section(
+                "canvas", "How a canvas fills",
+                "The first of these texts, pass by pass. Play it, or move the slider with the arrow keys.",
+                tuple(block for name, texts in written.items() for block in strip_blocks(texts, name)),
+            ),
+            Section(
+                "training", "How they were trained",
+                "Of each config the first seed that came through. No two objectives minimise the same, so that only "
+                "the shape of a loss can be compared.",
+                _training(runs),
             ),
             Section(
                 "tables", "All figures", "Choose a heading to sort by it. The files hold all digits.",
@@ -77,6 +104,18 @@ def _claim(comparison: Comparison, charts: ComparisonCharts) -> Prose:
         sentences.append(f"In {count} no other is better and at least as varied: {'; '.join(names)}.")
     sentences += frontier_sentences(comparison)
     return Prose((*sentences, *(f"{run.name} failed: {run.failed}" for run in comparison.failures)))
+
+
+def _training(runs: Mapping[str, Kept]) -> tuple[Block, ...]:
+    """Losses and norms of gradients side by side, and all else that was logged."""
+    shown = [
+        chart for name, kept in runs.items() for chart in training_charts(kept.lines, EvaluateConfig(), None, name)
+    ]
+    shown.sort(key=lambda chart: chart.name)
+    others = tuple(chart for name, kept in runs.items() for chart in other_training_charts(kept.lines, name))
+    across = min(len(runs), 3)
+    folded = (Folded("All that was logged", (Charts(others, across=across),)),) if others else ()
+    return (*((Charts(tuple(shown), across=across),) if shown else ()), *folded)
 
 
 def _figures(comparison: Comparison, charts: ComparisonCharts) -> Table:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from distill.config import EvaluateConfig
+from distill.evaluation.results import Axis as Entropy
 from distill.pages.chart import Axis, Chart, Curve, Level, Mark
 
 Lines = Sequence[dict[str, Any]]
 """Of metrics.jsonl."""
 PHASES = {"student": "student", "critic": "critic"}
 WATCH = ("", "teacher_")
+AS_VARIED = "watch/teacher_at_{}_entropy"
 APART = {"update", "seconds", "updates_per_second", "tokens", "tokens_per_second", "skipped"}
 
 
@@ -38,6 +40,7 @@ def other_training_charts(lines: Lines, owner: str = "") -> list[Chart]:
     """Whatever else was logged, a plot for each figure."""
     shown = {f"{phase}/{what}" for phase in PHASES for what in ("loss", "grad_norm")}
     shown |= {f"watch/{prefix}{what}" for prefix in WATCH for what in ("judge_perplexity", "bigram_entropy")}
+    shown |= {AS_VARIED.format(axis) for axis in get_args(Entropy)}
     names = dict.fromkeys(name for line in lines for name in line if name not in APART | shown)
     charts = [
         Chart(
@@ -68,6 +71,7 @@ def _watched(lines: Lines, what: str, best: int | None, settings: EvaluateConfig
     """What the watch measured of the averaged student, beside the teacher's own in as many steps."""
     student, teacher = (_marks(lines, f"watch/{prefix}{what}") for prefix in WATCH)
     curves = [Curve("student", "student", student, shape="diamond")] if student else []
+    curves += _as_varied(lines) if what == "judge_perplexity" else []
     levels = [Level("teacher", "teacher", teacher[0].y)] if teacher else []
     told = f"The averaged student in {settings.watch_steps} steps, {settings.watch_samples} texts."
     if what == "bigram_entropy" and teacher:
@@ -80,7 +84,7 @@ def _watched(lines: Lines, what: str, best: int | None, settings: EvaluateConfig
             f"{settings.collapse:.0%} of the teacher's."
         )
     else:
-        told += " Lower is better, as long as the entropy beside it holds."
+        told += " Lower is better at equal entropy, so the teacher is also read where its entropy is the student's."
     if best is not None and student:
         levels.append(Level(f"best checkpoint, update {best:,}", "real", best, upright=True))
     log = what == "judge_perplexity"
@@ -88,6 +92,15 @@ def _watched(lines: Lines, what: str, best: int | None, settings: EvaluateConfig
         f"Watch: {what.replace('_', ' ')}", told, Axis("updates"), Axis(what.replace("_", " "), log=log),
         tuple(curves), tuple(levels), owner,
     )  # fmt: skip
+
+
+def _as_varied(lines: Lines) -> list[Curve]:
+    """The teacher's perplexity where its entropy is what the student's was."""
+    return [
+        Curve(f"teacher at the student's {axis} entropy", "teacher", marks, dashed=axis == "unigram")
+        for axis in get_args(Entropy)
+        if (marks := _marks(lines, AS_VARIED.format(axis)))
+    ]
 
 
 def _marks(lines: Lines, name: str) -> tuple[Mark, ...]:

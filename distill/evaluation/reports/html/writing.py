@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distill.evaluation.answers import Answer, Answers
+from distill.evaluation.answers import Answer, Answers, Written
 from distill.evaluation.reports.html.rows import SHOWN_STEPS
 from distill.pages import blocks
 from distill.pages.blocks import Piece, Strip, Text
@@ -47,16 +47,22 @@ def _nearest(answers: list[Answer]) -> list[Answer]:
 
 
 def _strip(one: Answer, owner: str) -> Strip:
-    pieces = tuple(Piece(piece.text.replace("\n", "↵"), piece.number) for piece in one.canvas)
+    pieces = tuple(_piece(token) for token in one.canvas)
     passes = max(piece.written for piece in pieces)
+    again = sum(bool(piece.earlier) for piece in pieces)
     return Strip(
         name=_name(one),
         owner=owner,
         tone=one.model,
         caption=f"{len(pieces)} tokens in {passes} passes, {one.sampler}; grey letters are the prompt, and a colour is "
-        "the pass that wrote a token.",
+        "the pass that wrote a token." + f" {again} of them were written more than once." * bool(again),
         pieces=pieces,
     )
+
+
+def _piece(token: Written) -> Piece:
+    earlier = tuple((text.replace("\n", "↵"), number) for text, number in token.earlier)
+    return Piece(token.text.replace("\n", "↵"), token.number, earlier)
 
 
 def _name(one: Answer) -> str:

@@ -8,7 +8,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from distill.evaluation.figures.diversity import distinct, longest_run, ngrams, repetition, self_bleu
+from distill.evaluation.figures.diversity import (
+    distinct,
+    distinct_without_each,
+    longest_runs,
+    ngrams,
+    repetitions,
+    self_bleu,
+)
 from distill.evaluation.metrics import distinct_2
 
 
@@ -39,20 +46,27 @@ def test_distinct_is_what_the_pairs_of_the_table_are_and_counts_longer_ngrams():
     assert distinct(texts([1, 2]), 4) == 0
 
 
+@pytest.mark.parametrize("order", [3, 4])
+def test_distinct_without_each_is_that_of_the_others(order):
+    rows = random_texts(12)
+    found = distinct_without_each(rows, order)
+    assert found == pytest.approx([distinct(rows[:at] + rows[at + 1 :], order) for at in range(12)])
+
+
 def test_repetition_is_within_a_text_and_knows_the_known_texts():
-    assert repetition(texts([1, 2, 3, 4, 5, 6]), 4) == 0
+    assert repetitions(texts([1, 2, 3, 4, 5, 6]), 4) == 0
     period = np.tile(np.arange(5), 20)  # 97 n-grams of which 5 differ
-    assert repetition([period], 4) == pytest.approx(1 - 5 / 97)
+    assert repetitions([period], 4) == pytest.approx(1 - 5 / 97)
     half = np.arange(50)
-    assert repetition([np.concatenate([half, half])], 4) == pytest.approx(1 - 50 / 97), "a mirror repeats 47 of 97"
-    assert repetition([np.arange(10), np.arange(10)], 4) == 0, "two equal texts do not repeat themselves"
-    assert repetition(texts([1, 2, 3]), 4) == 0
-    assert repetition([period, np.array([1])], 4) == repetition([period], 4), "a text without n-grams does not count"
+    assert repetitions([np.concatenate([half, half])], 4) == pytest.approx(1 - 50 / 97), "a mirror repeats 47 of 97"
+    assert repetitions([np.arange(10), np.arange(10)], 4).tolist() == [0, 0], "two equal texts do not repeat themselves"
+    assert len(repetitions(texts([1, 2, 3]), 4)) == 0
+    assert repetitions([period, np.array([1])], 4) == repetitions([period], 4), "a text without n-grams does not count"
 
 
 def test_longest_run_is_of_one_token():
-    assert longest_run(texts([1, 1, 2, 1, 1, 1], [4])) == pytest.approx((3 + 1) / 2)
-    assert longest_run(texts([7] * 9)) == 9
+    assert longest_runs(texts([1, 1, 2, 1, 1, 1], [4])).tolist() == [3, 1]
+    assert longest_runs(texts([7] * 9)) == 9
 
 
 def test_self_bleu_of_equal_texts_is_one_and_of_disjoint_texts_is_its_smoothing():
