@@ -124,7 +124,8 @@ class Subject:
     def ask(self, bench: TaskBench) -> tuple[TaskEvaluation, list[Answers]]:
         """The figures of a task, and all answers."""
         answers = bench.ask(*self.parts)
-        return bench.evaluation(answers, self.descriptions, next(iter(self.models.values())).device), answers
+        evaluation = bench.evaluation(answers, self.descriptions, next(iter(self.models.values())).device)
+        return replace(evaluation, method=method_of(self)), answers
 
 
 def cost_of(evaluation: Evaluation, world: World, seconds: float) -> Cost:

@@ -10,12 +10,13 @@ excuses nothing: s counts for 2m at most.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from statistics import NormalDist
 from typing import Any
 
 from distill.evaluation.results import Evaluation, Figures, Interval, Row
+from distill.evaluation.tasks.results import TaskEvaluation
 
 LEVEL = 0.95
 """How often a table that tells the truth passes, at least."""
@@ -69,7 +70,7 @@ class Verification:
         left_out: rows that were not measured again, and why.
         unverified: figures that were measured, but of other texts, and have no interval: see `REPEATED`.
         seed: of the new samples.
-        measured: the new evaluation.
+        measured: the new evaluation; None where the folder has tasks alone. tasks: those that were asked again.
     """
 
     folder: str
@@ -78,7 +79,8 @@ class Verification:
     left_out: tuple[str, ...]
     unverified: tuple[str, ...]
     seed: int
-    measured: Evaluation
+    measured: Evaluation | None
+    tasks: tuple[TaskEvaluation, ...] = ()
 
     @property
     def failures(self) -> tuple[Check, ...]:
@@ -107,9 +109,7 @@ def checks_of(stated: Evaluation, measured: Evaluation, same_draws: bool = False
     """
     pairs = list(_pairs(stated, measured))
     drawn = [] if same_draws else [now for _, _, now in pairs if now is not measured.reference]
-    several = sum(_error(now, name) > 0 for now in drawn for name in _estimated(now))
-    samples = min([row.samples for _, row, _ in pairs if isinstance(row, Figures)] or [2])
-    quantile = student_quantile(1 - (1 - LEVEL) / (2 * max(1, several)), samples - 1)
+    quantile = _quantile(drawn, min([row.samples for _, row, _ in pairs if isinstance(row, Figures)] or [2]))
     checks = [_equal("judge", "parameters", stated.judge.parameters, measured.judge.parameters)]
     for name, model in (measured.models or {}).items():
         if stated.models is not None and name in stated.models:
@@ -124,6 +124,28 @@ def checks_of(stated: Evaluation, measured: Evaluation, same_draws: bool = False
     known = _rows(stated)
     new = {key: row for key, row in _rows(measured).items() if key not in known}
     return (*checks, *(Check(key[0], "steps", None, row.steps, None) for key, row in new.items()))
+
+
+def task_checks(stated: TaskEvaluation, measured: TaskEvaluation, same_draws: bool = False) -> tuple[Check, ...]:
+    """The same for a task that was asked again. Arguments as of `checks_of`."""
+    known = {(row.model, row.sampler, row.steps): row for row in stated.rows}
+    task, checks = measured.task, []
+    checks.append(_equal(f"task {task.name}", "questions", stated.task.questions, task.questions))
+    quantile = 0.0 if same_draws else _quantile(measured.rows, task.questions)
+    for row in measured.rows:
+        label = f"task {task.name}, {row.model}, {row.sampler}, {row.steps} steps"
+        then = known.get((row.model, row.sampler, row.steps))
+        if then is None:
+            checks.append(Check(label, "steps", None, row.steps, None))
+            continue
+        checks += [_check(label, name, then, row, quantile) for name in _estimated(row)]
+    return tuple(checks)
+
+
+def _quantile(drawn: Sequence[Any], samples: int) -> float:
+    """q of a table with all figures that the results ``drawn`` estimate from so many samples."""
+    several = sum(_error(now, name) > 0 for now in drawn for name in _estimated(now))
+    return student_quantile(1 - (1 - LEVEL) / (2 * max(1, several)), samples - 1)
 
 
 def unverified(stated: Evaluation, measured: Evaluation) -> tuple[str, ...]:

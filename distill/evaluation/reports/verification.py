@@ -26,13 +26,15 @@ def verification_table(verification: Verification) -> Table:
 
 def caption(verification: Verification) -> str:
     """What was compared, and what was not."""
-    sampling, outside = verification.measured.sampling, len(verification.failures)
+    outside, measured = len(verification.failures), verification.measured
+    sizes = [] if measured is None else [f"{measured.sampling.size} a row"]
+    sizes += [f"{task.task.questions} questions of {task.task.name}" for task in verification.tasks]
     said = f"{outside} outside" if outside else "all within"
     left = f"; not measured: {'; '.join(verification.left_out)}" if verification.left_out else ""
     names = ", ".join(name.replace("_", " ") for name in verification.unverified)
     left += f"; without an interval, so that only --same-seed verifies them: {names}" if names else ""
     return (
-        f"{len(verification.checks)} figures, {said}; {sampling.size} a row, seed {verification.seed}; "
+        f"{len(verification.checks)} figures, {said}; {', '.join(sizes)}, seed {verification.seed}; "
         f"interval: of a second measurement, for all figures together ({LEVEL:.0%}, Bonferroni){left}"
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.evaluation.results import Interval, ModelDescription, Passes
+from distill.evaluation.results import Interval, Method, ModelDescription, Passes
 from distill.runtime.result_files import json_text, load_result
 from teachers.files import publish
 
@@ -102,6 +102,7 @@ class TaskEvaluation:
         models: by ``teacher`` and ``student``, where they came from.
         rows: the teacher's, then the student's, each rule's by number of steps.
         curves: in the order of the rows.
+        method: how it was asked; None in files of earlier versions.
     """
 
     models: dict[str, ModelDescription]
@@ -109,6 +110,7 @@ class TaskEvaluation:
     asking: Asking
     rows: tuple[TaskRow, ...]
     curves: tuple[Curve, ...]
+    method: Method | None = None
 
     @property
     def file(self) -> str:

@@ -140,7 +140,7 @@ def test_runs_show_their_training_and_texts_that_were_kept(tmp_path):
     check(root)
     training = root.all("section", id="training")[0]
     titles = [plot.all("title")[0].text for plot in training.all("svg", class_="plot")]
-    assert titles == ["Loss", "Loss", "student: reward", "student: reward"]
+    assert titles == [f"{name}: {what}" for what in ("Loss", "student: reward") for name in kept]
     assert all(name in training.text for name in kept)
     assert "upon a time" in root.all("section", id="texts")[0].text
     assert len(root.all("figure", class_="strip")) == 1

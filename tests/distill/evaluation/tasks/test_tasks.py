@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow
@@ -103,6 +104,27 @@ def test_a_student_is_compared_with_the_teachers_best_row_of_no_more_passes(made
     assert one.to_full.difference_ci == pytest.approx((-1, -0.4 + 1.959964 * (0.64 / 5) ** 0.5), abs=1e-6)
     assert one.to_same.accuracy == pytest.approx(2 / 3)
     assert {row.sampler for row in evaluation.rows} == {"ancestral", "dilated"}
+
+
+def test_the_table_of_an_exports_task_is_verified(made, tmp_path):
+    task = write_task(tmp_path / "own.jsonl")
+    stated = measured(made, tmp_path / "out", student=made.sevens, teacher=made.teacher, task=task)
+    export = export_command(Path(made.sevens), tmp_path / "export")
+    stated.save(export)
+    verification = fewstep.verify(export)
+    assert verification.passed, verification.table()
+    assert verification.seed == 1
+    checked = {(check.row, check.figure) for check in verification.checks}
+    assert {("task own, student, ancestral, 2 steps", "accuracy"), ("task own", "questions")} <= checked
+    assert "3 questions of own" in " ".join(verification.table().split())
+    # one row that says something else
+    wrong = replace(stated.rows[3], accuracy=0.0, accuracy_ci=(0.0, 0.1))
+    replace(stated, rows=(*stated.rows[:3], wrong, *stated.rows[4:])).save(export)
+    failures = fewstep.verify(export, same_seed=True).failures
+    assert [(check.row, check.figure) for check in failures] == [("task own, student, ancestral, 2 steps", "accuracy")]
+    write_task(tmp_path / "own.jsonl", QUESTIONS[:2])
+    with pytest.raises(UserError, match=r"own\.jsonl is not the file of questions that .* was asked"):
+        fewstep.verify(export)
 
 
 def test_each_rule_is_tried_at_each_temperature_and_none_twice(made, tmp_path):
