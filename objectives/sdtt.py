@@ -33,7 +33,7 @@ from students.samplers.sampler import Asked, Sampler, Work
 from teachers.canvas import Batch, Canvas
 from teachers.chunks import chunk_count, in_chunks
 from teachers.denoiser import Denoiser
-from teachers.positions import at
+from teachers.positions import at, positions
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, uniform
 
@@ -89,7 +89,7 @@ class ShortSteps(Sampler):
 
     def begin(self, work: Work) -> int:
         """As many passes as steps."""
-        return int(work.steps.max())
+        return work.most
 
     def ask(self, work: Work) -> Asked:
         """All rows, whether anything is open or not: so that every process makes as many passes."""
@@ -106,16 +106,14 @@ class ShortSteps(Sampler):
         t, s = self.time(work.canvas, work.number), self.time(work.canvas, work.number + 1)
         chance = work.process.reveal_probability(t, s)
         commit = before.open & (uniform(work.randomness, *before.open.shape) < chance[:, None])
-        at = commit[asked.positions]  # (N,)
-        drawn = self.draw_tokens(work, replace(asked, positions=commit), features[at])
-        return Tokens(*(_spread(values, at) for values in drawn)), commit
+        where = at(commit, asked.positions)  # (N,)
+        drawn = self.draw_tokens(work, replace(asked, positions=commit), at(features, where))
+        return Tokens(*(_spread(values, where) for values in drawn)), commit
 
 
-def _spread(values: Tensor, at: Tensor) -> Tensor:
-    """(n, …) values at the True places of ``at`` (N,), zeros elsewhere: (N, …)."""
-    spread = values.new_zeros(len(at), *values.shape[1:])
-    spread[at] = values
-    return spread
+def _spread(values: Tensor, where: Tensor) -> Tensor:
+    """(n, …) values at the True places of ``where`` (N,), zeros elsewhere: (N, …)."""
+    return values.new_zeros(len(where), *values.shape[1:]).index_copy_(0, positions(where), values)
 
 
 def target_features(
@@ -131,7 +129,8 @@ def target_features(
     def record(one: Pass) -> None:
         if not passes:
             passes.append(one.features.new_zeros(*z.open.shape, one.features.shape[-1]))
-        passes[0][one.asked.positions] = one.features  # what stays open is overwritten by the next step
+        # what stays open is overwritten by the next step
+        passes[0].flatten(0, 1).index_copy_(0, positions(one.asked.positions), one.features)
 
     filled = fill(target, z, ShortSteps(dt=dt), steps, randomness, process=process, record=record)
     return passes[0], filled.canvas
