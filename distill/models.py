@@ -123,7 +123,9 @@ def _needs_of_student(config: DistillConfig) -> dict[Capability, str]:
     needs = MASKS | _needs_of_samplers(config)
     needs["weights"] = "student.init names it; set student.init to a network"
     if config.train.gradient_checkpointing:
-        needs["checkpointing"] = "train.gradient_checkpointing is true; set it to false"
+        needs["checkpointing"] = (
+            f"train.gradient_checkpointing is {str(config.train.gradient_checkpointing).lower()}; set it to false"
+        )
     return needs
 
 

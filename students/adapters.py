@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -60,6 +60,12 @@ class AdapterConfig(Section):
         if targets != "all-linear" and not names:
             raise ValueError(f"{targets!r} is neither 'all-linear' nor a list of layer names such as [q_proj, v_proj]")
         return targets
+
+
+@contextmanager
+def _both(first: AbstractContextManager[None], second: AbstractContextManager[None]) -> Iterator[None]:
+    with first, second:
+        yield
 
 
 class ActiveAdapter:
@@ -153,9 +159,13 @@ class AdaptedDenoiser(Denoiser):
 
         By the time of the backward pass another adapter may be active, or none.
         """
-        assert contexts is None, "an adapter surrounds the passes itself"
         active = self.active
-        self.base.checkpoint_activations(lambda: (nullcontext(), ActiveAdapter(active, active)))
+
+        def adapted() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            once, again = (nullcontext(), nullcontext()) if contexts is None else contexts()
+            return once, _both(ActiveAdapter(active, active), again)
+
+        self.base.checkpoint_activations(adapted)
 
     def timed(self) -> AdaptedDenoiser:
         """The base's, through the same adapter; see `Denoiser.timed`."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from students.adapters import AdaptedDenoiser, plain_copy
 from students.planner import PlannedDenoiser
+from teachers.checkpointing import Checkpointing, kept_products
 from teachers.denoiser import Denoiser
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -51,15 +52,16 @@ def twin(denoiser: Denoiser) -> Denoiser:
     return frozen(copy.deepcopy(denoiser).float())
 
 
-def enable_gradient_checkpointing(network: nn.Module) -> None:
-    """Let every denoiser in a network, full or adapted, keep no activations within its blocks.
+def enable_gradient_checkpointing(network: nn.Module, checkpointing: Checkpointing) -> None:
+    """Let every denoiser in a network, full or adapted, keep few activations within its blocks, or none.
 
     Raises:
         UserError: there is one that can not do so.
     """
+    contexts = kept_products if checkpointing == "products" else None
     for module in network.modules():
-        if isinstance(module, Denoiser):
-            module.checkpoint_activations()
+        if isinstance(module, Denoiser) and checkpointing:
+            module.checkpoint_activations(contexts)
 
 
 class Ema:

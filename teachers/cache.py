@@ -104,6 +104,16 @@ class Window:
             rows.scatter_(2, self.columns.to(new.device)[:, None, :, None].expand_as(new), new)
         return rows[: len(new), :, : self.keys]
 
+    def sees_all(self, block_size: int | None, real: Tensor | None) -> bool:
+        """Whether every query sees all that is read: flash attention takes no mask, and here needs none.
+
+        Args:
+            block_size: None for full attention, where a row is one block. real: as of `visible`.
+        """
+        if real is not None or not self.aligned:
+            return False
+        return block_size is None or self.keys <= (self.starts[0] // block_size + 1) * block_size
+
     def visible(self, block: Tensor, real: Tensor | None) -> Tensor:
         """Where a query may look, (1 or R, 1, Q, E) bool: at its own block and earlier ones, never at padding.
 

@@ -31,6 +31,15 @@ def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
 
 
+def sees_all(length: int, block_size: int | None) -> bool:
+    """Whether a row is one block, in which every query sees every key: flash attention takes no mask, and needs none.
+
+    Args:
+        block_size: None, and what else is no size, goes on to `blocks_of`, which refuses it.
+    """
+    return block_size is not None and length <= block_size
+
+
 def visible_mask(
     attention: Attention,
     length: int,

@@ -66,7 +66,7 @@ def test_activations_that_are_computed_again_change_no_gradient(teacher, adapter
     passes.clear()
     kept, once = gradients(built, rollout), len(passes)
     for phase in built.phases:
-        enable_gradient_checkpointing(built.networks[phase])
+        enable_gradient_checkpointing(built.networks[phase], True)
     passes.clear()
     again = gradients(built, rollout)
     assert len(passes) > once

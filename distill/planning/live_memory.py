@@ -24,6 +24,7 @@ from students.adapters import AdaptedDenoiser
 from students.samplers.at_once import AtOnce
 from students.student import cast, enable_gradient_checkpointing
 from teachers.canvas import Canvas
+from teachers.checkpointing import Checkpointing
 from teachers.chunks import chunk_count
 from teachers.delegating import DelegatingDenoiser
 from teachers.denoiser import Denoiser
@@ -228,7 +229,7 @@ class Passes:
 
 
 def pass_memory(
-    config: DistillConfig, teacher: Denoiser, objective: Objective, rows: int, micro: int, checkpointing: bool
+    config: DistillConfig, teacher: Denoiser, objective: Objective, rows: int, micro: int, checkpointing: Checkpointing
 ) -> Passes:
     """The memory of all passes of an update.
 
@@ -241,8 +242,8 @@ def pass_memory(
     networks = {"teacher": teacher, **objective.networks}
     for name, network in networks.items():
         cast(network, getattr(torch, config.train.precision))
-        if checkpointing and name in objective.phases:
-            enable_gradient_checkpointing(network)
+        if name in objective.phases:
+            enable_gradient_checkpointing(network, checkpointing)
     with FakeTensorMode():
         tracer = _Tracer(objective, networks, _fill(list(networks.values())), config.sequence_length)
         asked = [tracer.rollout(name, rows) for name in objective.asks]

@@ -12,16 +12,23 @@ from distill.planning.setup import Setup, micro_batches, setup_of
 from distill.planning.shapes import Networks, Shapes
 from distill.runtime.run_folder import flatten
 from students.adapters import AdapterConfig
+from teachers.checkpointing import Checkpointing
 
 GB = 1e9
+HARDER: list[Checkpointing] = [False, "products", True]
+"""Kinds of checkpointing, each of which keeps less than the one before it."""
 HEADROOM = 0.9
 """Part of a device's memory that a plan may fill: the rest is for CUDA, the collectives and fragmentation [own]."""
-WAYS = [
-    (1, False, False), (2, False, False), (1, False, True), (2, False, True),
-    (3, False, False), (3, False, True), (2, True, True), (3, True, True),
+WAYS: list[tuple[int | None, bool, Checkpointing]] = [
+    (1, False, False), (2, False, False), (1, False, "products"), (2, False, "products"), (1, False, True),
+    (2, False, True), (3, False, False), (3, False, True), (2, True, True), (3, True, True),
 ]  # fmt: skip
 """ZeRO stage, offload and gradient checkpointing, from what costs nothing to what costs most."""
-ALONE = [(None, False, False), (None, False, True)]
+ALONE: list[tuple[int | None, bool, Checkpointing]] = [
+    (None, False, False),
+    (None, False, "products"),
+    (None, False, True),
+]
 """The same where torch alone trains, which is tried first."""
 
 
@@ -58,8 +65,8 @@ def stages(shapes: Shapes, base: Setup, limit: float) -> list[Option]:
 def propose(shapes: Shapes, base: Setup, limit: float) -> Option | None:
     """The first way that fits, from what costs nothing to what costs most; None if none does.
 
-    First stages 1 and 2, then checkpointing, which computes every activation twice; then stage 3, which sends the
-    weights around for every pass, the teacher's too if it must; then the optimiser on the CPU; then adapters.
+    First stages 1 and 2, then checkpointing, of what is cheap to compute again and then of all; then stage 3, which
+    sends the weights around for every pass, the teacher's too if it must; then the optimiser on the CPU; then adapters.
     """
     adapted = with_adapters(shapes.config)
     for config in (shapes.config, adapted) if adapted != shapes.config else (shapes.config,):
@@ -82,7 +89,8 @@ def _setups(base: Setup) -> Iterator[Setup]:
     for placement in placements:
         for width in (4, 2) if base.width == 4 else (2,):
             for stage, offload, checkpointing in [*ALONE, *WAYS] if base.stage is None else WAYS:
-                if (checkpointing or not base.checkpointing) and not (stage is None and placement == "sharded"):
+                as_little = HARDER.index(checkpointing) >= HARDER.index(base.checkpointing)
+                if as_little and not (stage is None and placement == "sharded"):
                     yield replace(
                         base, stage=stage, offload=offload, checkpointing=checkpointing, placement=placement,
                         width=width,
@@ -122,8 +130,8 @@ def setup_overrides(setup: Setup, base: Setup) -> list[str]:
         words.append(f"{zero}.stage={setup.stage}")
     if setup.width != base.width:
         words.append("train.precision=bfloat16")
-    if setup.checkpointing and not base.checkpointing:
-        words.append("train.gradient_checkpointing=true")
+    if setup.checkpointing != base.checkpointing:
+        words.append(f"train.gradient_checkpointing={str(setup.checkpointing).lower()}")
     if setup.offload and not base.offload:
         words.append(f"{zero}.offload_optimizer.device=cpu")
     if setup.placement != base.placement:

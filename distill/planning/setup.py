@@ -8,6 +8,7 @@ from accelerate.utils import convert_file_size_to_int
 
 from distill.config import DistillConfig
 from distill.config.deepspeed import deepspeed_section, zero_section
+from teachers.checkpointing import Checkpointing
 from teachers.errors import UserError
 
 
@@ -34,7 +35,7 @@ class Setup:
     unrounded: bool
     stage: int | None
     offload: bool
-    checkpointing: bool
+    checkpointing: Checkpointing
     placement: str
     dispatched: float
     bucket: float

@@ -114,8 +114,7 @@ class Engine(ABC):
         self.network, self.optimizer, self.updates = network, optimizer, train.updates
         if train.precision == "bfloat16":
             cast(network, torch.bfloat16)
-        if train.gradient_checkpointing:
-            enable_gradient_checkpointing(network)
+        enable_gradient_checkpointing(network, train.gradient_checkpointing)
         self._trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
         self._shapes = {name: p.shape for name, p in self._trained}  # ZeRO 3 empties the parameters themselves
         self._groups = parameter_groups(self._trained, optimizer)

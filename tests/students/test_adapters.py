@@ -183,8 +183,9 @@ def test_base_and_adapter_may_be_of_different_precision(base, adapter):
     assert all(p.grad.abs().max() > 0 and p.grad.dtype == adapter for p in student.parameters())
 
 
+@pytest.mark.parametrize("checkpointing", [True, "products"])
 @pytest.mark.parametrize("kind", ["adapted", "full", "discriminator"])
-def test_checkpointing_recomputes_the_blocks_and_changes_no_gradient(kind):
+def test_checkpointing_recomputes_the_blocks_and_changes_no_gradient(kind, checkpointing):
     """Also when teacher and critic run between the forward and the backward pass."""
     teacher = make_teacher()
     critic = move(AdaptedDenoiser(teacher, FEW))
@@ -202,7 +203,7 @@ def test_checkpointing_recomputes_the_blocks_and_changes_no_gradient(kind):
     model = network.model if kind == "full" else teacher.model
     passes = []
     model.base_model.layers[0].self_attn.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
-    enable_gradient_checkpointing(network)
+    enable_gradient_checkpointing(network, checkpointing)
     assert not any(m.training for m in model.modules() if isinstance(m, torch.nn.Dropout | torch.nn.SiLU))
     value = loss(network)
     with torch.no_grad():
@@ -223,7 +224,7 @@ def test_checkpointed_students_and_critics_may_be_trained_in_one_backward_pass()
     (some_loss(student) + some_loss(critic)).backward()
     expected = gradients(student), gradients(critic)
     student.zero_grad(), critic.zero_grad()
-    enable_gradient_checkpointing(student)
+    enable_gradient_checkpointing(student, True)
     (some_loss(student) + some_loss(critic)).backward()
     assert_equal_gradients(gradients(student), expected[0], rtol=1e-5, atol=1e-7)
     assert_equal_gradients(gradients(critic), expected[1], rtol=1e-5, atol=1e-7)

@@ -19,6 +19,7 @@ from teachers.families import resolve
 from teachers.families.dit.denoiser import DitDenoiser, Release
 from teachers.families.dit.family import CAPABILITIES
 from teachers.families.dit.network import DiffusionTransformer, Shape
+from teachers.families.stock.trial import check_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.golden.places import COPIES
@@ -349,3 +350,51 @@ def test_a_network_that_can_not_approximate_is_one_line(network, says):
 def test_a_cache_needs_blocks_of_the_sampler():
     with pytest.raises(ValueError, match="set block_length as well"):
         TopK(cache="dual")
+
+
+@pytest.fixture
+def masks(monkeypatch):
+    """The mask of every attention that is computed, or None."""
+    seen, attention = [], torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*inputs, attn_mask=None, **options):
+        seen.append(attn_mask)
+        return attention(*inputs, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    return seen
+
+
+@pytest.mark.parametrize("network", ["blocks of 4", "shifted", "diffusion transformer"])
+def test_where_all_is_seen_no_mask_is_made_so_that_flash_attention_can_run(network, masks):
+    denoiser, rule = NETWORKS[network](), Threshold(threshold=2.0, block_length=4)  # a token a pass
+    if not isinstance(denoiser, DitDenoiser):
+        check_denoiser(denoiser, network)
+    alike = Canvas.prompted([[5]] * 2, L, MASK)
+    masks.clear()
+    written, laws = walk(denoiser, rule, alike, 24)
+    bare = sum(mask is None for mask in masks)
+    assert bare > 0.5 * len(masks), "all passes but those that store a block, or read beyond one"
+    masks.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Window, "sees_all", lambda *_: False)
+        same, masked = walk(denoiser, rule, alike, 24)
+    assert all(mask is not None for mask in masks)
+    assert torch.equal(written.tokens, same.tokens)
+    for one, other in zip(laws, masked, strict=True):
+        close(one, other)
+
+
+def test_a_row_of_one_block_needs_no_mask_and_padding_does(masks):
+    denoiser = blocks(L)
+    check_denoiser(denoiser, "one block")
+    masks.clear()
+    law = denoiser.log_probs(canvas_of("none"))
+    assert masks
+    assert all(mask is None for mask in masks)
+    denoiser.maskless = False
+    close(law, denoiser.log_probs(canvas_of("none")))
+    denoiser.maskless = True
+    masks.clear()
+    denoiser.log_probs(canvas_of("left"))
+    assert all(mask is not None for mask in masks)

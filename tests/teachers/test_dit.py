@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from students.student import trainable_copy
+from students.student import enable_gradient_checkpointing, trainable_copy
 from teachers.canvas import Canvas
 from teachers.errors import UserError
 from teachers.families import load_denoiser, resolve
@@ -94,16 +94,17 @@ def test_a_network_that_reads_time_is_given_it(folder, reference):
 
 def test_checkpointed_gradients_are_the_same(mdlm, reference):
     canvas, gradients, passes = Canvas.of(reference["half.input_ids"], MASK), [], []
-    for checkpointed in (False, True):
+    for checkpointing in (False, True, "products"):
         network = trainable_copy(mdlm)
-        if checkpointed:
-            network.checkpoint_activations()
+        if checkpointing:
+            enable_gradient_checkpointing(network, checkpointing)
             network.blocks()[0].register_forward_pre_hook(lambda *_: passes.append(1))
         network.log_probs(canvas)[..., :MASK].square().mean().backward()
         gradients.append([p.grad for p in network.parameters()])
-    assert len(passes) == 2, "the block is passed again in the backward pass"
-    for one, other in zip(*gradients, strict=True):
-        close(one, other, atol=1e-6)
+    assert len(passes) == 4, "the block is passed again in either's backward pass"
+    for one, *others in zip(*gradients, strict=True):
+        for other in others:
+            close(one, other, atol=1e-6)
     assert all(bool(g.any()) for g in gradients[0]), "every weight moves the output"
 
 

@@ -21,7 +21,7 @@ from teachers.errors import UserError
 from teachers.families.dit.network import DiffusionTransformer
 from teachers.families.stock.dtypes import FLOAT32, Dtypes
 from teachers.families.stock.saving import parameters_as
-from teachers.masks import visible_mask
+from teachers.masks import sees_all, visible_mask
 from teachers.positions import at
 from teachers.prefix import asked_rows, doubled, states_in_text
 from teachers.weights import write_weights
@@ -81,7 +81,7 @@ class DitDenoiser(Denoiser):
         if embeddings is None:
             embeddings = self.transformer.vocab_embed(canvas.tokens)
         visible = None if canvas.real is None else canvas.real[:, None, None]
-        if self.spec.attention == "block":
+        if self.spec.attention == "block" and not sees_all(canvas.length, self.spec.block_size):
             visible = visible_mask("block", canvas.length, canvas.device, self.spec.block_size, canvas.real)
         return self.transformer(embeddings, self._noise_level(canvas), visible, canvas.position_ids())
 
@@ -108,7 +108,9 @@ class DitDenoiser(Denoiser):
         sent = window.sent(canvas.tokens)
         self.tally.add(len(sent))
         embeddings = self.transformer.vocab_embed(sent)
-        visible = window.visible(attention_blocks(canvas, self.spec.block_size, self.columns), canvas.real)
+        visible = None
+        if not window.sees_all(self.spec.block_size, canvas.real):
+            visible = window.visible(attention_blocks(canvas, self.spec.block_size, self.columns), canvas.real)
         return self.transformer(embeddings, self._noise_level(canvas), visible, window.sent(positions), window)
 
     def _noise_level(self, canvas: Canvas) -> Tensor:

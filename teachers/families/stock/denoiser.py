@@ -39,7 +39,7 @@ from teachers.families.stock.saving import (
     stock_names,
 )
 from teachers.families.stock.window import states_in_window
-from teachers.masks import additive, attention_mask_4d
+from teachers.masks import additive, attention_mask_4d, sees_all
 from teachers.positions import at
 from teachers.prefix import asked_rows, doubled, states_in_text
 
@@ -54,6 +54,9 @@ class StockDenoiser(Denoiser):
             releases count positions and blocks in columns of the canvas; ours do not count padding.
         dtypes: of the tensors in the files it was read from.
         companions, columns: see `Denoiser`; a release's network counts columns, without being told.
+
+    Attributes:
+        maskless: whether the class needs no mask where all is seen; see `teachers.families.stock.trial`.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class StockDenoiser(Denoiser):
         self.model, self.spec, self.release = model, spec, release
         self.columns = columns or release is not None
         self.dtypes, self.companions = dtypes, dict(companions or {})
+        self.maskless = False
         self.takes_positions, self.first_position = takes_positions(model), first_position(model)
         missing: set[Capability] = set() if find_blocks(model) is not None else {"blocks", "dispatch"}
         missing |= set() if model.supports_gradient_checkpointing else {"checkpointing"}
@@ -103,7 +107,9 @@ class StockDenoiser(Denoiser):
         """
         assert self.release is None, "a release fixes what tokens look at"
         spec = replace(self.spec, attention="block", block_size=size)
-        return StockDenoiser(self.model, spec, None, self.dtypes, self.companions, self.columns).eval()
+        in_blocks = StockDenoiser(self.model, spec, None, self.dtypes, self.companions, self.columns).eval()
+        in_blocks.maskless = self.maskless
+        return in_blocks
 
     def inputs(
         self, canvas: Canvas, embeddings: Tensor | None = None, block_size: int | None = None
@@ -115,8 +121,8 @@ class StockDenoiser(Denoiser):
         """
         z, real = canvas.tokens, canvas.real
         places, attention_mask = None if self.columns else canvas.position_ids(), real
-        if self.spec.attention == "block":
-            size = block_size or self.spec.block_size
+        size = block_size or self.spec.block_size
+        if self.spec.attention == "block" and not (self.maskless and sees_all(canvas.length, size)):
             attention_mask = attention_mask_4d(
                 "block", canvas.length, self.model.dtype, z.device, size, real, self.columns
             )
@@ -154,9 +160,12 @@ class StockDenoiser(Denoiser):
             places = torch.arange(canvas.length, device=canvas.device)[None]
         sent = window.sent(canvas.tokens)
         self.tally.add(len(sent))
+        mask = None
+        if not (self.maskless and window.sees_all(self.spec.block_size, canvas.real)):
+            mask = additive(window.visible(blocks, canvas.real), self.model.dtype)
         inputs: dict[str, Tensor | None] = {
             "input_ids": sent,
-            "attention_mask": additive(window.visible(blocks, canvas.real), self.model.dtype),
+            "attention_mask": mask,
             "position_ids": window.sent(places) + self.first_position,
         }
         return states_in_window(self.model, inputs, window)

@@ -1,7 +1,7 @@
 """What no config says of a network, tried on a few tokens when it is loaded: whether its law is the model's own.
 
-Five passes of a dozen tokens. Where there are no weights yet, because they are spread over processes or devices while
-they are read, nothing is tried: the classes are the same there, and the head is the model's own in any case.
+A dozen passes of a dozen tokens. Where there are no weights yet, because they are spread over processes or devices
+while they are read, nothing is tried: the classes are the same there, and the head is the model's own in any case.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def check_denoiser(denoiser: StockDenoiser, name: str) -> None:
         fault = f"can not be read with {spec.attention} attention ({reason(error)})"
     if fault is None and "cache" in denoiser.capabilities and not _keeps(denoiser, rows):
         denoiser.capabilities -= {"cache"}
+    denoiser.maskless = fault is None and spec.attention != "causal" and _needs_no_mask(denoiser, rows)
     denoiser.model.train(training)
     if fault is not None:
         raise UserError(
@@ -146,6 +147,29 @@ def _keeps(denoiser: StockDenoiser, rows: Tensor) -> bool:
         return False
     close = max(NOTHING, ROUNDING * torch.finfo(states.dtype).eps)
     return float((states[:, TOKENS // 2 :] - part).abs().max()) <= close * float(states.abs().max())
+
+
+@torch.no_grad()
+def _needs_no_mask(denoiser: StockDenoiser, rows: Tensor) -> bool:
+    """Whether the states of one block, and of its second half beside what is kept, are the same without a mask.
+
+    A class may make a mask of its own where it is given none, or read from left to right.
+    """
+    canvas, states = Canvas.of(rows, denoiser.spec.mask_id), []
+    for denoiser.maskless in (False, True):
+        store = KeyValues(*rows.shape)
+        windows = [Window(store, 0, (start,) * len(rows), TOKENS - start, TOKENS) for start in (0, TOKENS // 2)]
+        try:
+            inputs = denoiser.inputs(canvas, block_size=TOKENS)
+            parts = [denoiser.model.base_model(**inputs, use_cache=False).last_hidden_state]
+            if "cache" in denoiser.capabilities:
+                parts += [denoiser.window_features(canvas, window) for window in windows]
+        except Exception:  # whatever a class meets that expects a mask
+            return False
+        states.append(torch.cat(parts, 1))
+    masked, bare = states
+    close = max(CLOSE, ROUNDING * torch.finfo(masked.dtype).eps)
+    return float((masked - bare).abs().max()) <= close * float(masked.abs().max())
 
 
 def effects(logits: Tensor, block_size: int | None = None) -> Effects:

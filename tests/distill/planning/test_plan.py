@@ -134,7 +134,7 @@ def test_two_depths_give_any(tmp_path):
     values = json.loads((BUNDLED / "teacher" / "config.json").read_text())
     values |= {"num_hidden_layers": 5, "layer_types": ["full_attention"] * 5}
     (tmp_path / "config.json").write_text(json.dumps(values))
-    for extra in ("train.micro_batch=4", "train.gradient_checkpointing=true"):
+    for extra in ("train.micro_batch=4", "train.gradient_checkpointing=true", "train.gradient_checkpointing=products"):
         shapes = Shapes(config(f"teacher.path={tmp_path}", extra))
         setup = setup_of(shapes.config, 1)
         told, run = shapes.passes(setup), shapes._trace(shapes.config, setup, None)
@@ -151,6 +151,8 @@ def test_checkpointing_keeps_less_and_stages_keep_less():
     plain, less = shapes.passes(setup), shapes.passes(replace(setup, checkpointing=True))
     assert less.phases["student"].forward.activations < 0.5 * plain.phases["student"].forward.activations
     assert less.phases["student"].forward.logits == plain.phases["student"].forward.logits > 0
+    products = shapes.passes(replace(setup, checkpointing="products")).phases["student"].forward.activations
+    assert less.phases["student"].forward.activations < products < plain.phases["student"].forward.activations
     terms = {stage: moments(networks, plain, replace(setup, stage=stage))[3].device for stage in (0, 1, 2, 3)}
     trained = networks.student.trained
     assert terms[0]["student: Adam's moments"] == 8 * trained
