@@ -13,25 +13,30 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"fewstep needs Python 3.11 or newer, this is {sys.version}; set PYTHON=python3.11"'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+# what the tests need besides, which the quickstart does not wait for
+$(VENV)/.tested: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
 
-# distil the bundled teacher, measure student and teacher, show both on a page, export the student, write some text
+# distil the bundled teacher, write some text, measure student and teacher, show both on a page, export the student
 quickstart: install
 	$(LAUNCH) distill configs/quickstart.yaml --run-dir runs/quickstart
+	$(BIN)/fewstep generate runs/quickstart --steps 8 --num 3
 	$(LAUNCH) evaluate runs/quickstart
 	$(BIN)/fewstep report runs/quickstart
 	$(BIN)/fewstep export runs/quickstart --out runs/quickstart/export
-	$(BIN)/fewstep generate runs/quickstart/export --steps 8 --num 3
 	@echo "page: runs/quickstart/report.html; table and plot: runs/quickstart/evaluation.json, runs/quickstart/evaluation.png; checkpoint: runs/quickstart/export"
 
 clean-quickstart:
 	rm -rf runs/quickstart
 
-test: install
+test: $(VENV)/.tested
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-lint: install
+lint: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --project . --pythonpath $(BIN)/python

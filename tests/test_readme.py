@@ -49,7 +49,13 @@ def test_the_python_runs_as_printed_at_smaller_sizes(tmp_path, monkeypatch, caps
     block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     assert block is not None
     code = block[1]
-    smaller = {"updates=40": "updates=2", "batch=32": "batch=4", "length=128": "length=32", "samples=256": "samples=8"}
+    smaller = {
+        "updates=40": "updates=2",
+        "batch=32": "batch=4",
+        "length=128": "length=32",
+        "samples=256": "samples=8",
+        "teacher_samples=128": "teacher_samples=4",
+    }
     for size, small in smaller.items():
         assert size in code
         code = code.replace(size, small)

@@ -80,16 +80,26 @@ def _text(subject: Subject, target: Path, is_new: bool, world: World) -> Path:
     bench = subject.bench(world)
     if is_new:
         world.on_main(lambda: new_folder(target))
-    evaluation = subject.measure(bench)
+    evaluation = subject.measure(bench, lambda known: world.on_main(lambda: _show(known, target)))
     return world.on_main(lambda: _write(subject, evaluation, target))
+
+
+def _show(known: Evaluation, folder: Path) -> None:
+    known.save(folder)
+    _print(known)
+    say("rows that take longer follow")
+
+
+def _print(evaluation: Evaluation) -> None:
+    for table in evaluation_tables(evaluation):
+        print_table(table)
 
 
 def _write(subject: Subject, evaluation: Evaluation, folder: Path) -> Path:
     path = evaluation.save(folder)
     save_figure(evaluation.plot(), folder / "evaluation.png")
     publish(folder / "samples.txt", samples_text(subject))
-    for table in evaluation_tables(evaluation):
-        print_table(table)
+    _print(evaluation)
     say(f"written: {path}, evaluation.png and samples.txt")
     return path
 

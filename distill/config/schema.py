@@ -19,6 +19,7 @@ from objectives.elbo import EditConfig
 from objectives.masking import MasksConfig
 from objectives.objective import ObjectiveConfig, Surroundings
 from students.samplers import Ancestral
+from teachers.checkpointing import Checkpointing
 from teachers.process import Schedule
 from teachers.section import Section
 
@@ -51,16 +52,17 @@ class OptimizerConfig(Section):
 class TrainConfig(Section):
     """The loop. ``batch`` rows make an update, over all processes; ``micro_batch`` of them pass a network at once.
 
-    ``gradient_checkpointing`` recomputes activations in the backward pass instead of keeping them. A step whose loss or
-    gradient is not finite is skipped; ``max_skipped`` such updates in a row end the run [own]. ``precision`` "auto" is
-    bfloat16 where this machine multiplies matrices clearly faster in it, else float32.
+    ``gradient_checkpointing`` recomputes activations in the backward pass instead of keeping them; "products" keeps
+    what matrix products and attention gave, and recomputes what is cheap. A step whose loss or gradient is not finite
+    is skipped; ``max_skipped`` such updates in a row end the run [own]. ``precision`` "auto" is bfloat16 where this
+    machine multiplies matrices clearly faster in it, else float32.
     """
 
     updates: Count
     batch: Count
     micro_batch: Count | None = None
     precision: Precision = "float32"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Checkpointing = False
     max_skipped: Count = 5
     seed: int = Field(default=0, ge=0, lt=2**63)
     ema: float = Field(default=0.999, ge=0, lt=1)
@@ -88,7 +90,9 @@ class EvaluateConfig(Section):
 
     Rows are measured at all ``temperatures`` [own], and always at the sampler's own; null for that one alone. The
     teacher's ``teacher_steps`` take long. They are measured at just ``teacher_temperatures``, of which two are enough
-    that lie on both sides of the entropy of real text; null for those of the other rows.
+    that lie on both sides of the entropy of real text; null for those of the other rows. They have
+    ``teacher_samples`` samples, fewer than ``samples``, or null for as many; such a row is read where it is as varied
+    as as many real texts.
 
     ``end_of_text`` says which of a text's end-of-text tokens the judge scores: "all" [own], so that perplexity is of
     all that was written, or the "first" alone, as published code does, which hides how many follow. ``featuriser`` is
@@ -114,6 +118,7 @@ class EvaluateConfig(Section):
     teacher_steps: Count = 1024
     temperatures: Temperatures | None = Field(default=[0.9, 1.0, 1.1])
     teacher_temperatures: Temperatures | None = None
+    teacher_samples: int | None = Field(default=None, ge=2, lt=2**31)
     samples: int = Field(default=1024, ge=2, lt=2**31)
     batch: Count = 128
     bootstrap: Count = 1000
@@ -128,6 +133,15 @@ class EvaluateConfig(Section):
     @classmethod
     def _as_published(cls, values: Any) -> Any:
         return with_protocol(values) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _fewer_of_the_teacher(self) -> EvaluateConfig:
+        if self.teacher_samples is not None and self.teacher_samples > self.samples:
+            raise ValueError(
+                f"teacher_samples is {self.teacher_samples}, more than the {self.samples} samples of other rows; set "
+                "it to as many or fewer"
+            )
+        return self
 
 
 class DistillConfig(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -60,9 +61,10 @@ class Bench:
         student: Denoiser | None,
         critic: nn.Module | None = None,
         served: bool = False,
+        tell: Callable[[Evaluation], None] | None = None,
     ) -> Evaluation:
         """Measure models, which are frozen and on the judge's device."""
         return evaluate(
             teacher, student, self.judge, self.config, self.length, self.text.rows, self.config.seed, self.process,
-            critic, self.world, self.text.prompts, served, self.gauges,
+            critic, self.world, self.text.prompts, served, self.gauges, tell,
         )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -31,7 +31,7 @@ from distill.evaluation.metrics import (
     unigram_entropies,
     unigram_entropy,
 )
-from distill.evaluation.parts import Part, parts_of, published_parts, served_parts
+from distill.evaluation.parts import Part, cheapest_first, parts_of, published_parts, served_parts
 from distill.evaluation.progress import Counter
 from distill.evaluation.results import Evaluation, Figures, Interval, JudgeDescription, Protocol, Row, Sampling
 from distill.evaluation.sample import Samples, draw
@@ -60,6 +60,7 @@ def evaluate(
     prompts: Canvas | None = None,
     served: bool = False,
     gauges: Gauges | None = None,
+    tell: Callable[[Evaluation], None] | None = None,
 ) -> Evaluation:
     """Measure samples of teacher and student, and real text: over the same number of tokens, or after the same prompts.
 
@@ -78,6 +79,8 @@ def evaluate(
         critic: the student's, for samplers that ask one; the teacher is the reference and goes without.
         served: whether a student is also measured as inference engines sample from it, where these can serve it.
         gauges: what texts are measured with beside the judge; None for what needs nothing else.
+        tell: called, on every process, with what is known before rows that take longer than all before them together.
+            Rows of few passes are sampled first.
 
     Raises:
         UserError: more steps than tokens, fewer than blocks, too little real text, or a length that does not fit.
@@ -87,48 +90,68 @@ def evaluate(
     parts += served_parts(student, config) if served and student is not None else []
     parts += published_parts(parts, config)
     gauges = Gauges(end_ids(parts[0].denoiser), seed=seed) if gauges is None else gauges
-    weights = resamples(config.samples, config.bootstrap, seed)
-    measured: list[tuple[Part, Row, Resampled]] = []
+    counts = sorted({part.config.samples for part in parts})
+    weights = {count: resamples(count, config.bootstrap, seed) for count in counts}
+    measured: dict[int, list[tuple[Part, Row, Resampled]]] = {}
+    real, real_resampled = None, dict[int, Resampled]()
+
+    def known() -> Evaluation:
+        rows = [row for number in sorted(measured) for row in measured[number]]
+        own = [(row, resampled) for part, row, resampled in rows if part.kind == "own"]
+        return Evaluation(
+            judge=JudgeDescription(judge.name, judge.parameters, judge.retokenized, judge.source_entropy(length)),
+            sampling=_sampling(config, length, seed, process, parts[0].denoiser.device, prompts is not None),
+            reference=real,
+            rows=tuple(row for row, _ in own),
+            served=tuple(row for part, row, _ in rows if part.kind == "served") or None,
+            frontier=frontiers(own, real_resampled, config.teacher_steps) if real_resampled else None,
+            instruments=gauges.instruments(config.samples),
+            protocol=_protocol(config),
+            published=tuple(row for part, row, _ in rows if part.kind == "published") or None,
+        )
+
     with progress_bar() as bar:
         progress = Counter(bar, sum(part.passes(length) for part in parts), world.size)
-        real, real_resampled = None, None
         if reference is not None:
             progress.say("real text")
             texts = real_texts(reference[: config.samples], prompts, parts[0].denoiser)
             scores = _score(texts, judge, config, world)
-            same = len(texts.tokens) == config.samples  # after prompts there may be fewer
-            real_weights = weights if same else resamples(len(texts.tokens), config.bootstrap, seed)
-            real_resampled = Resampled.of(scores, real_weights)
-            figures = _figures(texts, scores, real_resampled, judge)
+            here = len(texts.tokens)  # after prompts there may be fewer
+            fewer = weights if here == config.samples else {here: resamples(here, config.bootstrap, seed)}
+            resampled = {count: Resampled.of(scores, _padded(fewer[count], here)) for count in fewer}
+            real_resampled = {count: resampled.get(count, resampled[here]) for count in counts}
+            figures = _figures(texts, scores, resampled[here], judge)
             real = Figures(**figures, **gauges.figures(texts, distances=gauges.apart))
-        for part in parts:
+        for number in cheapest_first(parts, length):
+            part = parts[number]
+            if tell is not None and 0 < progress.done < part.passes(length):
+                bar.stop()
+                tell(known())
+                bar.start()
             progress.say(f"{part.name}, {part.steps} steps")
             drawn = draw(
-                part.denoiser, part.config, part.steps, config.samples, length, seed, process, progress, part.critic,
-                world, prompts, part.temperatures,
+                part.denoiser, part.config, part.steps, part.config.samples, length, seed, process, progress,
+                part.critic, world, prompts, part.temperatures,
             )  # fmt: skip
             progress.say(f"{part.name}, {part.steps} steps, judge")
+            measured[number], whole = [], part.config.samples == config.samples
             for temperature, samples in zip(part.temperatures, drawn, strict=True):
                 scores = _score(samples.texts, judge, part.config, world, progress)
-                resampled = Resampled.of(scores, weights)
+                resampled = Resampled.of(scores, weights[part.config.samples])
                 figures = _figures(samples.texts, scores, resampled, judge)
                 if samples.log_prob is not None and judge.source_entropy(length) is not None:
-                    figures |= _divergence(samples.log_prob + scores.nats, scores.tokens, weights)
-                figures |= gauges.figures(samples.texts, distances=temperature == part.sampler.temperature)
-                measured.append((part, _row(part, temperature, samples, figures), resampled))
+                    figures |= _divergence(samples.log_prob + scores.nats, scores.tokens, weights[part.config.samples])
+                # how far fewer texts are from real ones is no figure to compare
+                distances = whole and temperature == part.sampler.temperature
+                figures |= gauges.figures(samples.texts, distances=distances)
+                measured[number].append((part, _row(part, temperature, samples, figures), resampled))
             progress.finish(part.passes(length))
-    own = [(row, resampled) for part, row, resampled in measured if part.kind == "own"]
-    return Evaluation(
-        judge=JudgeDescription(judge.name, judge.parameters, judge.retokenized, judge.source_entropy(length)),
-        sampling=_sampling(config, length, seed, process, parts[0].denoiser.device, prompts is not None),
-        reference=real,
-        rows=tuple(row for row, _ in own),
-        served=tuple(row for part, row, _ in measured if part.kind == "served") or None,
-        frontier=None if real_resampled is None else frontiers(own, real_resampled, config.teacher_steps),
-        instruments=gauges.instruments(config.samples),
-        protocol=_protocol(config),
-        published=tuple(row for part, row, _ in measured if part.kind == "published") or None,
-    )
+    return known()
+
+
+def _padded(weights: np.ndarray, count: int) -> np.ndarray:
+    """(S, N) weights of the first N of ``count`` texts → (S, count), 0 of the others."""
+    return np.pad(weights, ((0, 0), (0, count - weights.shape[1])))
 
 
 def _protocol(config: EvaluateConfig) -> Protocol | None:
@@ -174,6 +197,7 @@ def _sampling(
         device=device_name(device),
         torch=str(torch.__version__),
         prompted=prompted or None,
+        teacher_samples=config.teacher_samples,
     )
 
 

@@ -12,7 +12,7 @@ would be too wide or too narrow; where they are independent nothing is lost by i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -85,11 +85,15 @@ def reaches(entropy: Sequence[float], at: float) -> bool:
     return min(entropy) <= at <= max(entropy) and min(entropy) < max(entropy)
 
 
-def frontiers(measured: Sequence[tuple[Row, Resampled]], real: Resampled, many: int) -> tuple[Frontier, ...]:
+def frontiers(
+    measured: Sequence[tuple[Row, Resampled]], real: Mapping[int, Resampled], many: int
+) -> tuple[Frontier, ...]:
     """Each model's perplexity at the entropy of real text, for each sampler, number of steps and axis.
 
     Args:
-        measured: rows and their resamples. real: that of real text.
+        measured: rows and their resamples.
+        real: that of real text, by the number of samples of a row: pooled entropies grow with it, so a row is read
+            where it is as varied as as many real texts. The one of the most samples is told.
         many: the teacher's many steps, against which others are held.
     """
     curves: dict[tuple[str, str, int], list[tuple[Row, Resampled]]] = {}
@@ -97,13 +101,15 @@ def frontiers(measured: Sequence[tuple[Row, Resampled]], real: Resampled, many: 
         curves.setdefault((row.model, row.sampler, row.steps), []).append((row, figures))
     out = []
     for axis in get_args(Axis):
-        read = {key: matched([part for _, part in curve], real, axis) for key, curve in curves.items()}
+        read = {
+            key: matched([part for _, part in curve], real[curve[0][0].samples], axis) for key, curve in curves.items()
+        }
         reference = [key for key in read if (key[0], key[2]) == ("teacher", many)]
         for key, curve in curves.items():
             _, sampler, steps = key
             same, far = ("teacher", sampler, steps), next(iter(reference), key)
             teacher, limit = (None if other == key else read.get(other) for other in (same, far))
-            out.append(_frontier(curve, axis, real, read[key], teacher, limit))
+            out.append(_frontier(curve, axis, real[max(real)], read[key], teacher, limit))
     return tuple(out)
 
 

@@ -56,9 +56,16 @@ def parts_of(
             settings.setdefault(config.teacher_steps, many_steps(config, denoiser))
         for steps in sorted(settings):
             how, is_reference = settings[steps], name == "teacher" and steps not in config.steps
+            if is_reference and config.teacher_samples is not None:
+                how = how.model_copy(update={"samples": config.teacher_samples})
             temperatures = temperatures_of(config, sampler_of(how, asked), is_reference)
             parts.append(Part(name, denoiser, asked, steps, how, temperatures))
     return parts
+
+
+def cheapest_first(parts: Sequence[Part], length: int) -> list[int]:
+    """The numbers of parts as they are best sampled by whoever waits: few passes first, the student's before others."""
+    return sorted(range(len(parts)), key=lambda n: (parts[n].passes(length), parts[n].name != "student"))
 
 
 def served_parts(student: Denoiser, config: EvaluateConfig) -> list[Part]:

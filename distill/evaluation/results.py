@@ -64,6 +64,8 @@ class Method:
 class Sampling:
     """How the samples were made. ``samples`` rows of ``length`` tokens, ``batch`` at a time; ``device`` by name.
 
+    ``teacher_samples`` is how many the teacher's many steps have, where these are fewer.
+
     ``prompted`` is True where they were written after prompts: figures are of what was written, up to its end.
     """
 
@@ -80,6 +82,7 @@ class Sampling:
     device: str
     torch: str
     prompted: bool | None = None
+    teacher_samples: int | None = None
 
     @property
     def temperature(self) -> float:
@@ -90,7 +93,8 @@ class Sampling:
     def size(self) -> str:
         """How many samples of how many tokens, in words."""
         prompts = ", prompt included" if self.prompted else ""
-        return f"{self.samples} samples of {self.length} tokens{prompts}"
+        fewer = f" ({self.teacher_samples} of the teacher's many steps)" if self.teacher_samples else ""
+        return f"{self.samples} samples of {self.length} tokens{prompts}{fewer}"
 
 
 @dataclass(frozen=True, kw_only=True)

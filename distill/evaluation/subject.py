@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -92,14 +93,21 @@ class Subject:
         bench.check(*self.parts)
         return bench.with_gauges(self.training_text, self.tokenizer, model)
 
-    def measure(self, bench: Bench) -> Evaluation:
-        """The evaluation, which says where the models came from, how they were measured, and what that took."""
+    def measure(self, bench: Bench, tell: Callable[[Evaluation], None] = lambda known: None) -> Evaluation:
+        """The evaluation, which says where the models came from, how they were measured, and what that took.
+
+        Args:
+            tell: see `evaluate`.
+        """
         start = time.monotonic()
-        evaluation = bench.evaluate(*self.parts, served=True)
-        cost = cost_of(evaluation, bench.world, time.monotonic() - start)
-        return replace(
-            evaluation, models=self.descriptions, training=self.training, cost=cost, method=method_of(self)
-        )  # fmt: skip
+
+        def described(evaluation: Evaluation) -> Evaluation:
+            cost = cost_of(evaluation, bench.world, time.monotonic() - start)
+            return replace(
+                evaluation, models=self.descriptions, training=self.training, cost=cost, method=method_of(self)
+            )  # fmt: skip
+
+        return described(bench.evaluate(*self.parts, served=True, tell=lambda known: tell(described(known))))
 
     @property
     def descriptions(self) -> dict[str, ModelDescription]:

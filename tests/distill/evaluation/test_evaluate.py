@@ -150,6 +150,31 @@ def test_run_is_evaluated_and_evaluated_again(made, capsys, machine):
     assert not list(made.run.glob(".partial*"))
 
 
+def test_what_is_known_is_told_before_the_teachers_many_steps_which_may_have_fewer_samples(made, judge):
+    teacher, student, told = tiny(made.tokenizer, 1), tiny(made.tokenizer, 2), []
+    config = EvaluateConfig(**SMALL | {"steps": [1], "teacher_samples": 5})
+    whole = evaluate(teacher, student, judge, config, LENGTH, rows(8), tell=told.append)
+    assert [(row.model, row.steps, row.samples) for row in whole.rows] == [
+        ("teacher", 1, 8), ("teacher", 64, 5), ("student", 1, 8)
+    ]  # fmt: skip
+    [first] = told
+    assert [figures(row) for row in first.rows] == [figures(whole.rows[0]), figures(whole.rows[2])]
+    assert first.reference == whole.reference
+    assert whole.rows[1].mauve is None
+    assert whole.sampling.size == "8 samples of 16 tokens (5 of the teacher's many steps)"
+    fewer = evaluate(teacher, None, judge, config.model_copy(update={"samples": 5}), LENGTH)
+    assert figures(whole.rows[1]) == figures(fewer.rows[1])
+
+
+def figures(row):
+    return row.judge_perplexity, row.judge_perplexity_ci, row.bigram_entropy, row.nfe, row.samples
+
+
+def test_more_of_the_teachers_samples_than_of_other_rows_are_refused():
+    with pytest.raises(ValueError, match="teacher_samples is 9, more than the 8 samples of other rows"):
+        EvaluateConfig(**SMALL | {"teacher_samples": 9})
+
+
 def test_the_many_step_teacher_is_ancestral_whatever_sampler_is_tried(made, tmp_path):
     plain = evaluate_command(made.run, out=tmp_path / "plain", overrides=["samples=6"])
     tried = evaluate_command(made.run, out=tmp_path / "tried", overrides=["samples=6", "sampler=dilated"])

@@ -124,7 +124,10 @@ def test_frontiers_hold_students_against_the_teacher_in_as_many_steps_and_in_man
         (row(8, 1.0), figures(math.log(5), 1.8, 4.5)),
         (row(8, 1.1), figures(math.log(20), 1.9, 5.5)),
     ]
-    found = {(one.model, one.steps, one.axis): one for one in frontiers(measured, real, many=64)}
+    found = {
+        (one.model, one.steps, one.axis): one
+        for one in frontiers(measured, {one.samples: real for one, _ in measured}, many=64)
+    }
     assert len(found) == 6
     teacher, many, student = (
         found[name, steps, "bigram"] for name, steps in (("teacher", 8), ("teacher", 64), ("student", 8))
@@ -140,6 +143,15 @@ def test_frontiers_hold_students_against_the_teacher_in_as_many_steps_and_in_man
     assert not missed.reached
     assert missed.judge_perplexity is missed.judge_perplexity_ci is missed.to_teacher is missed.to_many is None
     assert found["teacher", 8, "unigram"].judge_perplexity == pytest.approx(20)
+
+
+def test_fewer_samples_are_read_where_as_many_real_texts_are():
+    few, whole = figures(0.0, unigram=2.0, bigram=4.9), figures(0.0, unigram=2.0, bigram=5.0)
+    curve = [figures(math.log(10), 1.9, 4.8), figures(math.log(40), 2.1, 5.2)]
+    measured = [(replace(row(64, t, "teacher"), samples=4), part) for t, part in zip((0.9, 1.1), curve, strict=True)]
+    [_, bigram] = frontiers(measured, {4: few, 8: whole}, many=64)
+    assert bigram.judge_perplexity == pytest.approx(10 * 4**0.25)
+    assert bigram.entropy == 5.0
 
 
 # --- sampling at several temperatures ------------------------------------------------------------------------------
