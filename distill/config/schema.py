@@ -91,8 +91,8 @@ class EvaluateConfig(Section):
     Rows are measured at all ``temperatures`` [own], and always at the sampler's own; null for that one alone. The
     teacher's ``teacher_steps`` take long. They are measured at just ``teacher_temperatures``, of which two are enough
     that lie on both sides of the entropy of real text; null for those of the other rows. They have
-    ``teacher_samples`` samples, fewer than ``samples``, or null for as many; such a row is read where it is as varied
-    as as many real texts.
+    at most ``teacher_samples`` samples; null for as many as other rows. Such a row is read where it is as varied as as
+    many real texts.
 
     ``end_of_text`` says which of a text's end-of-text tokens the judge scores: "all" [own], so that perplexity is of
     all that was written, or the "first" alone, as published code does, which hides how many follow. ``featuriser`` is
@@ -133,15 +133,6 @@ class EvaluateConfig(Section):
     @classmethod
     def _as_published(cls, values: Any) -> Any:
         return with_protocol(values) if isinstance(values, dict) else values
-
-    @model_validator(mode="after")
-    def _fewer_of_the_teacher(self) -> EvaluateConfig:
-        if self.teacher_samples is not None and self.teacher_samples > self.samples:
-            raise ValueError(
-                f"teacher_samples is {self.teacher_samples}, more than the {self.samples} samples of other rows; set "
-                "it to as many or fewer"
-            )
-        return self
 
 
 class DistillConfig(Section):

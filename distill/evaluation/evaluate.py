@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,10 @@ def evaluate(
         own = [(row, resampled) for part, row, resampled in rows if part.kind == "own"]
         return Evaluation(
             judge=JudgeDescription(judge.name, judge.parameters, judge.retokenized, judge.source_entropy(length)),
-            sampling=_sampling(config, length, seed, process, parts[0].denoiser.device, prompts is not None),
+            sampling=replace(
+                _sampling(config, length, seed, process, parts[0].denoiser.device, prompts is not None),
+                teacher_samples=counts[0] if len(counts) > 1 else None,
+            ),
             reference=real,
             rows=tuple(row for row, _ in own),
             served=tuple(row for part, row, _ in rows if part.kind == "served") or None,
@@ -197,7 +200,6 @@ def _sampling(
         device=device_name(device),
         torch=str(torch.__version__),
         prompted=prompted or None,
-        teacher_samples=config.teacher_samples,
     )
 
 

@@ -57,7 +57,7 @@ def parts_of(
         for steps in sorted(settings):
             how, is_reference = settings[steps], name == "teacher" and steps not in config.steps
             if is_reference and config.teacher_samples is not None:
-                how = how.model_copy(update={"samples": config.teacher_samples})
+                how = how.model_copy(update={"samples": min(config.teacher_samples, config.samples)})
             temperatures = temperatures_of(config, sampler_of(how, asked), is_reference)
             parts.append(Part(name, denoiser, asked, steps, how, temperatures))
     return parts
