@@ -63,7 +63,7 @@ class AdapterConfig(Section):
 
 
 @contextmanager
-def _both(first: AbstractContextManager[None], second: AbstractContextManager[None]) -> Iterator[None]:
+def _both(first: AbstractContextManager[object], second: AbstractContextManager[object]) -> Iterator[None]:
     with first, second:
         yield
 
@@ -161,7 +161,7 @@ class AdaptedDenoiser(Denoiser):
         """
         active = self.active
 
-        def adapted() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        def adapted() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
             once, again = (nullcontext(), nullcontext()) if contexts is None else contexts()
             return once, _both(ActiveAdapter(active, active), again)
 

@@ -21,7 +21,7 @@ PRODUCTS = [
 ]  # fmt: skip
 
 
-def kept_products() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def kept_products() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
     """Contexts of a checkpointed pass and its repetition, which takes matrix products and attention from the pass.
 
     What is then computed again are norms, activations and sums: no product, so next to no operation. With torch's

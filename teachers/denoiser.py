@@ -34,7 +34,7 @@ Layout = Literal["own", "stock", "sdar"]
 """How a folder is laid out: as the family's releases are, as stock transformers' are, or as SDAR's are."""
 UNBOUNDED = 2**20
 """Tokens of a canvas where nothing in a network bounds them; no memory holds more [own]."""
-Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
+Contexts = Callable[[], tuple[AbstractContextManager[object], AbstractContextManager[object]]]
 """Makes what surrounds a forward pass, and its repetition in the backward pass."""
 
 

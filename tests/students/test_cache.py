@@ -367,7 +367,7 @@ def masks(monkeypatch):
 
 @pytest.mark.parametrize("network", ["blocks of 4", "shifted", "diffusion transformer"])
 def test_where_all_is_seen_no_mask_is_made_so_that_flash_attention_can_run(network, masks):
-    denoiser, rule = NETWORKS[network](), Threshold(threshold=2.0, block_length=4)  # a token a pass
+    denoiser, rule = NETWORKS[network](), Threshold(threshold=1.0, block_length=4)  # a token a pass
     if not isinstance(denoiser, DitDenoiser):
         check_denoiser(denoiser, network)
     alike = Canvas.prompted([[5]] * 2, L, MASK)

@@ -26,7 +26,7 @@ class Counted(TorchDispatchMode):
 
 def update(checkpointing):
     """Products of a backward pass, and its gradients."""
-    network = stock()
+    network = stock(12, 8)
     enable_gradient_checkpointing(network, checkpointing)
     canvas = Canvas.blank(2, 8, network.spec.mask_id)
     loss = network.features(canvas).square().sum()
