@@ -15,7 +15,7 @@ done.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +55,8 @@ class Blocks:
                 size = module.weight.numel()
                 trained += size * module.weight.requires_grad
                 frozen += size * (not module.weight.requires_grad)
-        for layer in lora_layers(denoiser.network).values() if trains else ():
+        adapted: Iterable[Any] = lora_layers(denoiser.network).values() if trains else ()
+        for layer in adapted:
             pair = (next(iter(half.values())) for half in (layer.lora_A, layer.lora_B))
             trained += sum(one.weight.numel() for one in pair)
         return Blocks(len(denoiser.blocks()), attention_width(denoiser), frozen, trained)

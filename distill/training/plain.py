@@ -79,7 +79,7 @@ class PlainEngine(Engine):
         pairs = zip((parameter for _, parameter in self._trained), self._masters, strict=True)
         rounded = [(parameter, master) for parameter, master in pairs if parameter.dtype != master.dtype]
         if rounded:
-            torch._foreach_copy_(*zip(*rounded, strict=True))
+            torch._foreach_copy_([parameter for parameter, _ in rounded], [master for _, master in rounded])
 
     def destroy(self) -> None:
         """See `Engine.destroy`."""
