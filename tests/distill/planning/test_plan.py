@@ -145,8 +145,10 @@ def test_two_depths_give_any(tmp_path):
                 assert getattr(from_two, point).total == pytest.approx(getattr(of_run, point).total, rel=1e-3), point
 
 
-def test_checkpointing_keeps_less_and_stages_keep_less():
-    shapes = Shapes(config())
+def test_checkpointing_keeps_less_and_stages_keep_less(tmp_path):
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 2}
+    benchmark.make_teacher(tmp_path, shape, {"vocabulary": 3000, "type": "qwen3"})
+    shapes = Shapes(config(f"teacher.path={tmp_path}"))
     networks, setup = shapes.networks(), setup_of(shapes.config, 4)
     plain, less = shapes.passes(setup), shapes.passes(replace(setup, checkpointing=True))
     assert less.phases["student"].forward.activations < 0.5 * plain.phases["student"].forward.activations
