@@ -57,8 +57,7 @@ class Blocks:
                 frozen += size * (not module.weight.requires_grad)
         adapted: Iterable[Any] = lora_layers(denoiser.network).values() if trains else ()
         for layer in adapted:
-            pair = (next(iter(half.values())) for half in (layer.lora_A, layer.lora_B))
-            trained += sum(one.weight.numel() for one in pair)
+            trained += sum(next(half.parameters()).numel() for half in (layer.lora_A, layer.lora_B))
         return Blocks(len(denoiser.blocks()), attention_width(denoiser), frozen, trained)
 
     def forward(self, rows: int, length: int) -> float:
