@@ -79,8 +79,8 @@ class Work:
         number: n of the pass. most: the largest of the steps, in every process. passes: how many there may be, in every
             process.
         blocks: that the canvas is written in. schedule: of a `PlannedSampler`. planned: its `planned_passes`, where
-            none of them depends on what is written. ends: (E,) what ends a text, the token
-            that fills up a text first. confidence: (B, L), of what was written, for a rule that remasks.
+            none of them depends on what is written. ends: (E,) what ends a text, the token that fills up a text first.
+            confidence: (B, L), of what was written, for a rule that remasks.
         transition: (B,) how many each row has made, for a rule that makes several in a pass.
     """
 
