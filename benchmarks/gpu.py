@@ -37,7 +37,7 @@ from benchmarks.on_gpu import blocks, correctness, latency, memory, training, up
 from benchmarks.on_gpu.setting import SETTINGS, Figures, Job, Section
 from teachers.files import publish
 
-FORKS = get_context("fork")
+FORKS = get_context("forkserver")  # of a process that has neither memory nor a GPU's state
 RESULTS, TABLE = "gpu.json", "gpu.md"
 SECONDS = 360
 """Of all sections together, unless told otherwise."""
@@ -182,4 +182,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    parts = (blocks, correctness, latency, memory, training, updates)
+    FORKS.set_forkserver_preload([part.__name__ for part in parts])
     main()

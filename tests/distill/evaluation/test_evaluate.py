@@ -275,7 +275,8 @@ def test_two_processes_measure_what_one_does(made, tmp_path, samples):
         written, said = command.communicate()
         assert command.returncode == 0, said[-3000:]
         assert said.count("written: ") == 1
-        assert written.count("Quality against steps") == 1, "one process says it"
+        assert said.count("rows that take longer follow") == 1
+        assert written.count("Quality against steps") == 2, "one process says it, before the longer rows and after them"
         result = json.loads((tmp_path / f"{processes}" / "evaluation.json").read_text("utf-8"))
         for row in result["rows"]:
             assert row.pop("seconds") > 0
