@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 import torch
+from torch.nn import functional
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 Checkpointing = bool | Literal["products"]
@@ -27,4 +29,21 @@ def kept_products() -> tuple[AbstractContextManager[object], AbstractContextMana
     What is then computed again are norms, activations and sums: no product, so next to no operation. With torch's
     selective activation checkpointing.
     """
-    return create_selective_checkpoint_contexts(PRODUCTS)
+    once, again = create_selective_checkpoint_contexts(PRODUCTS)
+    return _with_own_linear(once), _with_own_linear(again)
+
+
+@contextmanager
+def _with_own_linear(context: AbstractContextManager[object]) -> Iterator[None]:
+    """The context, with torch's linear layer in it.
+
+    DeepSpeed puts another in its place for a whole process as soon as weights are sharded, which adds a bias into the
+    product that is kept: taken again, it would have the bias twice.
+    """
+    before = functional.linear
+    functional.linear = torch.ops.aten.linear
+    try:
+        with context:
+            yield
+    finally:
+        functional.linear = before

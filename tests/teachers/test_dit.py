@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.runtime.zero.linear import zero3_linear_wrap
 from safetensors.torch import load_file, save_file
+from torch.nn import functional
 
 from students.student import enable_gradient_checkpointing, trainable_copy
 from teachers.canvas import Canvas
@@ -92,7 +94,9 @@ def test_a_network_that_reads_time_is_given_it(folder, reference):
     close(timed.head(hidden), at[0], atol=1e-6)
 
 
-def test_checkpointed_gradients_are_the_same(mdlm, reference):
+@pytest.mark.parametrize("linear", [functional.linear, zero3_linear_wrap], ids=["torch's", "DeepSpeed's"])
+def test_checkpointed_gradients_are_the_same(mdlm, reference, monkeypatch, linear):
+    monkeypatch.setattr(functional, "linear", linear)
     canvas, gradients, passes = Canvas.of(reference["half.input_ids"], MASK), [], []
     for checkpointing in (False, True, "products"):
         network = trainable_copy(mdlm)
