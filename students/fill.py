@@ -129,9 +129,7 @@ def fill(
     passes = most if passes is None else passes
     session = Session(denoiser, canvas, sampler.most_transitions(canvas.length, most), sampler.cache)
     start = sampler.start(canvas, denoiser.spec, randomness)
-    work = Work(
-        session, start, steps, process, randomness, critic, until, given, uniforms, most if passes is None else passes
-    )
+    work = Work(session, start, steps, process, randomness, critic, until, given, uniforms, passes)
     total = torch.zeros(len(canvas), dtype=torch.float64, device=canvas.device)
     for number in range(sampler.begin(work)):
         work.number = number

@@ -90,9 +90,9 @@ class EvaluateConfig(Section):
 
     Rows are measured at all ``temperatures`` [own], and always at the sampler's own; null for that one alone. The
     teacher's ``teacher_steps`` take long. They are measured at just ``teacher_temperatures``, of which two are enough
-    that lie on both sides of the entropy of real text; null for those of the other rows. They have
-    at most ``teacher_samples`` samples; null for as many as other rows. Such a row is read where it is as varied as as
-    many real texts.
+    that lie on both sides of the entropy of real text; null for those of the other rows. They have at most
+    ``teacher_samples`` samples; null for as many as other rows. Entropies of few texts are lower, so such a row is held
+    against as many real texts.
 
     ``end_of_text`` says which of a text's end-of-text tokens the judge scores: "all" [own], so that perplexity is of
     all that was written, or the "first" alone, as published code does, which hides how many follow. ``featuriser`` is

@@ -93,7 +93,7 @@ class Subject:
         bench.check(*self.parts)
         return bench.with_gauges(self.training_text, self.tokenizer, model)
 
-    def measure(self, bench: Bench, tell: Callable[[Evaluation], None] = lambda known: None) -> Evaluation:
+    def measure(self, bench: Bench, tell: Callable[[Evaluation], None] | None = None) -> Evaluation:
         """The evaluation, which says where the models came from, how they were measured, and what that took.
 
         Args:
@@ -107,7 +107,8 @@ class Subject:
                 evaluation, models=self.descriptions, training=self.training, cost=cost, method=method_of(self)
             )  # fmt: skip
 
-        return described(bench.evaluate(*self.parts, served=True, tell=lambda known: tell(described(known))))
+        told = None if tell is None else lambda known: tell(described(known))
+        return described(bench.evaluate(*self.parts, served=True, tell=told))
 
     @property
     def descriptions(self) -> dict[str, ModelDescription]:

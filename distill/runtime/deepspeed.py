@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from distill.runtime.world import World, group_backend
+from teachers.environment import environment
 
 
 def import_deepspeed() -> Any:
@@ -25,30 +24,14 @@ def import_deepspeed() -> Any:
         import deepspeed
         import deepspeed.ops
 
-        with _without_compiler():
+        # Muon's functions are compiled as they are imported, which imports torch's compiler: two seconds of a core in
+        # every process, and nothing here trains with Muon
+        with environment("TORCHDYNAMO_DISABLE", "1"):
             import deepspeed.runtime.zero.muon.original_muon
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # every CPU start would compile it for a minute
     return deepspeed
-
-
-@contextmanager
-def _without_compiler() -> Iterator[None]:
-    """Within, `torch.compile` gives a function back as it is.
-
-    DeepSpeed compiles the functions of an optimiser, Muon, as it imports them. That imports torch's compiler, which
-    takes two seconds of a core in every process, and nothing here trains with Muon.
-    """
-    name = "TORCHDYNAMO_DISABLE"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[name]
-        if before is not None:
-            os.environ[name] = before
 
 
 def join_deepspeed(world: World) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -17,12 +16,20 @@ from transformers import (
     PreTrainedModel,
 )
 
+from teachers.environment import environment
 from teachers.errors import UserError
 from teachers.families.family import Checkpoint, Partition, Reading, Spread
 from teachers.families.stock.compressed import compression_of, plain_tensors
 from teachers.headers import Headers
 from teachers.source import reason
 from teachers.weights import check_finite, file_tensors
+
+ONE_AFTER_ANOTHER = "HF_DEACTIVATE_ASYNC_LOAD", "1"
+"""Has transformers read tensors when it comes to them.
+
+By default threads read ahead, and where tensors are cast or stacked, as experts are, they are all there before the
+first is used: a second copy of the network.
+"""
 
 
 def read_network(
@@ -49,7 +56,7 @@ def read_network(
             read = _packed_reader(checkpoint, plain_tensors(headers, schemes, checkpoint.name), config)
         else:
             read = _reader(checkpoint, config)
-        with one_after_another(), partitioned(reading.spread):
+        with environment(*ONE_AFTER_ANOTHER), partitioned(reading.spread):
             model, report = read(
                 **_spread_options(reading.spread),
                 key_mapping=None if key_names is None else dict(key_names),
@@ -117,22 +124,3 @@ def partitioned(spread: Spread | Partition | None) -> Iterator[None]:
     finally:
         unset_hf_deepspeed_config()
         del config
-
-
-@contextmanager
-def one_after_another() -> Iterator[None]:
-    """Have transformers read tensors when it comes to them.
-
-    By default threads read ahead, and where tensors are cast or stacked, as experts are, they are all there before the
-    first is used: a second copy of the network.
-    """
-    variable = "HF_DEACTIVATE_ASYNC_LOAD"
-    before = os.environ.get(variable)
-    os.environ[variable] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = before

@@ -17,6 +17,10 @@ from teachers.files import publish
 from tests.distill.pages.html import check, read
 
 DOCS = Path(__file__).parents[3] / "docs"
+REACHED = Frontier(
+    model="student", sampler="ancestral", steps=8, nfe=8.0, axis="unigram", entropy=2.887, reached=True,
+    judge_perplexity=10.0,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["novels-seeds", "ablation", "oracle"])
@@ -66,16 +70,12 @@ def at_temperatures(rows):
 
 def test_students_are_curves_over_temperatures_and_read_at_the_entropy_of_real_text():
     comparison = Comparison.load(DOCS / "novels-seeds.json")
-    one = Frontier(
-        model="student", sampler="ancestral", steps=8, nfe=8.0, axis="unigram", entropy=2.887, reached=True,
-        judge_perplexity=10.0,
-    )  # fmt: skip
     first, second = comparison.settings
     runs = tuple(
         replace(
             run, rows=at_temperatures(run.rows),
-            frontier=(replace(one, judge_perplexity=10.0 + run.seed) if run.label == first
-                      else replace(one, reached=False, judge_perplexity=None),),
+            frontier=(replace(REACHED, judge_perplexity=10.0 + run.seed) if run.label == first
+                      else replace(REACHED, reached=False, judge_perplexity=None),),
         )
         for run in comparison.runs
     )  # fmt: skip
@@ -83,7 +83,7 @@ def test_students_are_curves_over_temperatures_and_read_at_the_entropy_of_real_t
         comparison,
         runs=runs,
         teacher=at_temperatures(comparison.teacher),
-        frontier=(replace(one, judge_perplexity=15.0),),
+        frontier=(replace(REACHED, judge_perplexity=15.0),),
     )
     charts = ComparisonCharts(comparison)
     curve = next(curve for curve in charts.frontiers()[1].curves if curve.name == first)
@@ -98,7 +98,7 @@ def test_students_are_curves_over_temperatures_and_read_at_the_entropy_of_real_t
     rows = table_cells(root)
     assert [first, "8", "unigram", "2.887", f"{mean:.2f}", "10.00–12.00", "3 of 3"] in rows
     assert [second, "8", "unigram", "2.887", "not reached", "–", "0 of 3"] in rows
-    some = replace(runs[0], frontier=(replace(one, reached=False, judge_perplexity=None),))
+    some = replace(runs[0], frontier=(replace(REACHED, reached=False, judge_perplexity=None),))
     root = read(comparison_page(replace(comparison, runs=(some, *runs[1:])), "seeds").html())
     assert [first, "8", "unigram", "2.887", "not reached", "–", "2 of 3"] in table_cells(root), "no mean of the luckier"
     assert f"only with some seeds: {first} with 2 of 3 seeds." in root.all("section", id="claim")[0].text
@@ -106,13 +106,9 @@ def test_students_are_curves_over_temperatures_and_read_at_the_entropy_of_real_t
 
 def test_the_order_is_told_at_the_entropy_that_claims_less():
     comparison = Comparison.load(DOCS / "novels-seeds.json")
-    one = Frontier(
-        model="student", sampler="ancestral", steps=8, nfe=8.0, axis="unigram", entropy=2.887, reached=True,
-        judge_perplexity=10.0,
-    )  # fmt: skip
-    bigram = replace(one, axis="bigram", entropy=5.471, judge_perplexity=13.0)
-    runs = tuple(replace(run, frontier=(one, bigram)) for run in comparison.runs)
-    teacher = (replace(one, judge_perplexity=15.0), replace(bigram, judge_perplexity=14.0))
+    bigram = replace(REACHED, axis="bigram", entropy=5.471, judge_perplexity=13.0)
+    runs = tuple(replace(run, frontier=(REACHED, bigram)) for run in comparison.runs)
+    teacher = (replace(REACHED, judge_perplexity=15.0), replace(bigram, judge_perplexity=14.0))
     assert "(bigram entropy), perplexities are" in claim_of(replace(comparison, runs=runs, frontier=teacher))
     other = (teacher[0], replace(bigram, judge_perplexity=40.0))
     assert "(unigram entropy), perplexities are" in claim_of(replace(comparison, runs=runs, frontier=other))
