@@ -47,6 +47,7 @@ ROOT = Path(__file__).parents[1]
 OURS = tuple(str(ROOT / floor) + "/" for floor in ("fewstep", "distill", "objectives", "students", "teachers"))
 LOOP = str(ROOT / "distill/training/trainer.py")
 SIZED_BY_VALUES = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "repeat_interleave"}
+SIZED_BY_VALUES |= {"masked_scatter_backward"}  # a masked_select within
 READS = {"_local_scalar_dense", "equal", "is_nonzero"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 NO_KERNEL = {

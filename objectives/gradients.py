@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -21,6 +22,7 @@ from objectives.ratios import AuxiliaryRatio, RatioPart
 from objectives.tail import weighted
 from teachers.canvas import Canvas
 from teachers.chunks import row_sums
+from teachers.host import derived
 from teachers.positions import at
 
 
@@ -155,10 +157,10 @@ class Move:
     size: Tensor
     weights: Tensor | None = None
 
-    @property
+    @cached_property
     def used(self) -> Tensor:
         """What was revealed and is masked again: where a reward says something of this move."""
-        return self.revealed & self.corrupted
+        return derived(torch.logical_and, self.revealed, self.corrupted)
 
 
 class GradientPart(Part, ABC):
@@ -317,7 +319,8 @@ class ScoreFunction(GroupedGradient):
         mean = (weighted(reward, move.weights) * move.corrupted).sum(1) / move.corrupted.sum(1).clamp(min=1)
         advantage = grouped_advantage(mean, self.group, self.advantage_clamp)
         # weights are of the reward: the law of the row is that of all its tokens
-        return score_function(row_sums(estimates[move.revealed[move.state.open]], move.revealed), advantage)
+        written = at(estimates, at(move.revealed, move.state.open))
+        return score_function(row_sums(written, move.revealed), advantage)
 
 
 AnyGradient = Annotated[Marginalised | ThroughLogits | PerToken | ScoreFunction, Field(discriminator="name")]

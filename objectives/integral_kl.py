@@ -40,6 +40,7 @@ from students.rollout import Trajectory, redrawn
 from teachers.canvas import Batch, Canvas
 from teachers.capability import Capability
 from teachers.chunks import chunk_count, in_chunks, row_sums
+from teachers.host import columns_of
 from teachers.positions import at
 from teachers.randomness import RowStreams
 
@@ -200,7 +201,7 @@ class IntegralKLRollout(Rollout):
         """The M moves, with what the corruption hides of them."""
         size = self.canvas.open.sum(1).clamp(min=1)
         states = recorded(self.states, self.revealed, self.time, self.canvas)
-        moves = zip(states, self.revealed.unbind(1), strict=True)
+        moves = zip(states, columns_of(self.revealed), strict=True)
         return [Move(state, revealed, self.fake.open, size, self.weights) for state, revealed in moves]
 
 

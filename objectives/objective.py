@@ -16,6 +16,7 @@ from students.samplers import Ancestral, Sampler
 from teachers.canvas import Batch, Canvas
 from teachers.capability import Capability
 from teachers.denoiser import Denoiser
+from teachers.host import learned, part_of
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from teachers.section import Section
@@ -61,9 +62,17 @@ class Rollout:
     def rows(self, part: slice) -> Self:
         """The rollout of some of the rows."""
         cut = {
-            name: value.rows(part) if isinstance(value, Canvas) else value[part] for name, value in self.parts().items()
+            name: value.rows(part) if isinstance(value, Canvas) else part_of(value, part)
+            for name, value in self.parts().items()
         }
         return replace(self, **cut)
+
+    def learn(self) -> None:
+        """Let the host know all masks and tokens, for which it waits once: losses ask where masks are True."""
+        each = (
+            (value.tokens, value.open) if isinstance(value, Canvas) else (value,) for value in self.parts().values()
+        )
+        learned(*(tensor for tensors in each for tensor in tensors if tensor.dtype in (torch.bool, torch.int64)))
 
 
 OneRollout = TypeVar("OneRollout", bound=Rollout)
@@ -308,7 +317,7 @@ def one_prompt_a_group(batch: Batch, group: int) -> Batch:
 
     Rows that are open everywhere have no prompts, and stay as they are.
     """
-    if group == 1 or bool(batch.canvas.open.all()):
+    if group == 1 or bool(learned(batch.canvas.open)[0].all()):
         return batch
     return batch.rows(torch.arange(len(batch), device=batch.canvas.device) // group * group)
 

@@ -132,7 +132,7 @@ class AuxiliaryRatio(Ratio):
 
         own, drawn = None, None
         if soft is not None:
-            drawn = soft.state.open[masked]
+            drawn = at(soft.state.open, masked)
             with torch.no_grad():
                 own = soft.student.features(soft.state, masked)
         features = self.network.features(fake, masked)
@@ -223,7 +223,8 @@ class DiscriminatorRatio(Ratio):
 
 def _stacked(one: Canvas, other: Canvas) -> Canvas:
     """The rows of one canvas, then those of the other, which differs from it in tokens alone."""
-    return replace(one.rows(torch.arange(len(one)).repeat(2)), tokens=torch.cat([one.tokens, other.tokens]))
+    rows = torch.arange(len(one), device=one.device).repeat(2)
+    return replace(one.rows(rows), tokens=torch.cat([one.tokens, other.tokens]))
 
 
 class RatioPart(Part, ABC):

@@ -15,6 +15,7 @@ from students.rollout import Trajectory, from_data, k_step, one_move, two_moves
 from students.samplers.sampler import Sampler
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser
+from teachers.host import columns_of, derived
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 
@@ -49,8 +50,8 @@ def recorded(states: Tensor, revealed: Tensor, time: Tensor, canvas: Canvas) -> 
         states, revealed: (B, M, L). time: (B,) of the last state; those before it start at 1.
     """
     times = [torch.ones_like(time)] * (states.shape[1] - 1) + [time]
-    open_ = revealed.flip(1).cumsum(1).flip(1) > 0  # (B, M, L)
-    each = zip(states.unbind(1), open_.unbind(1), times, strict=True)
+    open_ = derived(lambda each: each.flip(1).cumsum(1).flip(1) > 0, revealed)  # (B, M, L)
+    each = zip(columns_of(states), columns_of(open_), times, strict=True)
     return [replace(canvas, tokens=tokens, open=where, time=t) for tokens, where, t in each]
 
 

@@ -33,7 +33,8 @@ from students.samplers.sampler import Asked, Sampler, Work
 from teachers.canvas import Batch, Canvas
 from teachers.chunks import chunk_count, in_chunks
 from teachers.denoiser import Denoiser
-from teachers.positions import at, positions
+from teachers.host import learned
+from teachers.positions import at, on_device, positions
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, uniform
 
@@ -93,8 +94,12 @@ class ShortSteps(Sampler):
 
     def ask(self, work: Work) -> Asked:
         """All rows, whether anything is open or not: so that every process makes as many passes."""
-        rows = torch.arange(len(work.canvas), device=work.canvas.device)
-        return Asked(rows, work.canvas.open.clone(), self.time(work.canvas, work.number))
+        rows = on_device(range(len(work.canvas)), work.canvas.device)
+        t, s = self.time(work.canvas, work.number), self.time(work.canvas, work.number + 1)
+        chance, open_ = work.process.reveal_probability(t, s), work.canvas.open.clone()
+        work.revealed = open_ & (uniform(work.randomness, *open_.shape) < chance[:, None])
+        learned(open_, work.revealed, work.canvas.tokens)
+        return Asked(rows, open_, t)
 
     def time(self, canvas: Canvas, step: int) -> Tensor:
         """(B,) before a step."""
@@ -103,9 +108,7 @@ class ShortSteps(Sampler):
 
     def settle(self, work: Work, asked: Asked, before: Canvas, features: Tensor) -> tuple[Tokens, Tensor]:
         """Tokens are drawn where they are committed; elsewhere the token says nothing."""
-        t, s = self.time(work.canvas, work.number), self.time(work.canvas, work.number + 1)
-        chance = work.process.reveal_probability(t, s)
-        commit = before.open & (uniform(work.randomness, *before.open.shape) < chance[:, None])
+        commit = work.revealed
         where = at(commit, asked.positions)  # (N,)
         drawn = self.draw_tokens(work, replace(asked, positions=commit), at(features, where))
         return Tokens(*(_spread(values, where) for values in drawn)), commit

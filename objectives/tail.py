@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from teachers.positions import at
+
 
 @dataclass(frozen=True)
 class Tail:
@@ -74,4 +76,4 @@ def weighted(values: Tensor, weights: Tensor | None, where: Tensor | None = None
     """
     if weights is None:
         return values
-    return values * (weights if where is None else weights[where]).to(values)
+    return values * (weights if where is None else at(weights, where)).to(values)

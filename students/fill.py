@@ -21,6 +21,7 @@ from teachers.canvas import Canvas
 from teachers.chunks import scatter
 from teachers.denoiser import Denoiser, end_ids
 from teachers.errors import UserError
+from teachers.host import learned
 from teachers.process import MaskedProcess
 from teachers.randomness import Randomness
 
@@ -109,7 +110,7 @@ def fill(
         given: (B, L) tokens to write instead of drawing any: then only the order is the denoiser's.
         uniforms: (B, L) what a position's token is drawn with, whatever the pass; None for fresh draws in every pass.
         passes: the most of any row of any process, where rows take different ``steps``: so many are made where they
-            are collective. None for the largest of ``steps``.
+            are collective, and the host need not read these. None for the largest of ``steps``.
         record: told of every pass.
 
     Raises:
@@ -118,8 +119,10 @@ def fill(
     """
     if isinstance(steps, int):
         each, steps = [steps], torch.full((len(canvas),), steps, device=canvas.device)
-    else:
-        each = steps.tolist()
+    elif passes is None:
+        each = learned(steps)[0].tolist()
+    else:  # `until` leaves out what is no pass
+        each = [max(1, passes + (until is not None))]
     if min(each, default=1) < 1:
         raise UserError(f"steps is {min(each)}; a sampler needs at least 1, set a positive number")
     denoiser.spec.check_mask()

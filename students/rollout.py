@@ -19,6 +19,7 @@ from students.samplers.random_start import random_tokens
 from students.samplers.sampler import Sampler
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, DenoiserSpec
+from teachers.host import learned
 from teachers.positions import on_device
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams, uniform
@@ -96,6 +97,7 @@ def two_moves(
     """
     first = canvas.open & (uniform(randomness, *canvas.tokens.shape, real=canvas.real) < process.alpha(tau)[:, None])
     rest = canvas.open & ~first
+    learned(first, rest)  # at once, before the passes that ask for them
     middle = complete(student, replace(canvas, open=first, time=torch.ones_like(tau)), randomness).tokens
     sample = complete(student, replace(canvas, tokens=middle, open=rest, time=tau), randomness).tokens
     states, revealed = torch.stack([canvas.tokens, middle], 1), torch.stack([first, rest], 1)

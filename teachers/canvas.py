@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from teachers.errors import UserError
+from teachers.host import part_of, tell
 from teachers.positions import sent
 
 AnyRows = TypeVar("AnyRows", "Canvas", "Batch", "Context", "Prefix")
@@ -56,7 +57,7 @@ class Context:
 
     def rows(self, part: Tensor | slice) -> Context:
         """Of some of the rows: by index, mask or slice."""
-        return _mapped(self, lambda tensor: tensor[part])
+        return _mapped(self, lambda tensor: part_of(tensor, part))
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Prefix:
 
     def rows(self, part: Tensor | slice) -> Prefix:
         """Of some of the rows: by index, mask or slice."""
-        return _mapped(self, lambda tensor: tensor[part])
+        return _mapped(self, lambda tensor: part_of(tensor, part))
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,10 @@ class Canvas:
     def blank(rows: int, length: int, mask_id: int, device: torch.device | str = "cpu") -> Canvas:
         """Rows of masks alone, all of it open."""
         tokens = torch.full((rows, length), mask_id, device=device)
-        return Canvas(tokens, torch.ones_like(tokens, dtype=torch.bool))
+        canvas = Canvas(tokens, torch.ones_like(tokens, dtype=torch.bool))
+        tell(canvas.tokens, torch.tensor(mask_id).expand(rows, length))
+        tell(canvas.open, torch.tensor(True).expand(rows, length))
+        return canvas
 
     @staticmethod
     def of(tokens: Tensor, mask_id: int, real: Tensor | None = None, time: Tensor | None = None) -> Canvas:
@@ -172,7 +176,7 @@ class Canvas:
 
     def rows(self, part: Tensor | slice) -> Canvas:
         """Some of the rows: by index, mask or slice."""
-        return _mapped(self, lambda tensor: tensor[part])
+        return _mapped(self, lambda tensor: part_of(tensor, part))
 
     def to(self, device: torch.device | str) -> Canvas:
         """The same on another device."""
@@ -223,7 +227,7 @@ class Batch:
 
     def rows(self, part: Tensor | slice) -> Batch:
         """Some of the rows: by index, mask or slice."""
-        return _mapped(self, lambda tensor: tensor[part])
+        return _mapped(self, lambda tensor: part_of(tensor, part))
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on another device."""

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from teachers.host import part_of
+from teachers.positions import positions
 
 LOGITS_AT_ONCE = 2**26
 """Log-probabilities of one chunk, 256 MB in float32 [own]; a loss needs a small multiple of it."""
@@ -44,7 +48,9 @@ def in_chunks(function: Callable[..., tuple[Tensor, ...]], chunks: int, *tensors
     positions = next(len(tensor) for tensor in tensors if tensor is not None)
     small, larger = divmod(positions, chunks)
     sizes = [small + (chunk < larger) for chunk in range(chunks)]
-    parts = zip(*([None] * chunks if tensor is None else tensor.split(sizes) for tensor in tensors), strict=True)
+    ends = list(accumulate(sizes))
+    spans = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    parts = [[None if tensor is None else part_of(tensor, span) for tensor in tensors] for span in spans]
     if torch.is_grad_enabled():
         outputs = [checkpoint(function, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
     else:
@@ -54,7 +60,8 @@ def in_chunks(function: Callable[..., tuple[Tensor, ...]], chunks: int, *tensors
 
 def scatter(values: Tensor, where: Tensor) -> Tensor:
     """Put (N,) values at the True positions of (B, L) ``where``, in row-major order, and zeros elsewhere: (B, L)."""
-    return torch.zeros(where.shape, dtype=values.dtype, device=values.device).masked_scatter(where, values)
+    # not masked_scatter: in its backward pass the host waits
+    return values.new_zeros(where.numel()).index_copy(0, positions(where), values).view(where.shape)
 
 
 def row_sums(values: Tensor, where: Tensor) -> Tensor:

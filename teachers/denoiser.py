@@ -17,6 +17,7 @@ from teachers.canvas import Canvas
 from teachers.capability import Capability
 from teachers.companions import end_tokens
 from teachers.errors import UserError
+from teachers.host import alike, derived
 from teachers.ops.log_softmax import log_softmax_without
 from teachers.positions import at
 from teachers.randomness import Randomness
@@ -175,11 +176,11 @@ class Denoiser(nn.Module, ABC):
         """
         z = canvas.tokens
         alone = any(part is not None for part in (canvas.real, canvas.context, canvas.prefix))
-        if len(z) < 2 or alone or self.spec.time_conditioned or not bool((z == z[:1]).all()):
+        if len(z) < 2 or alone or self.spec.time_conditioned or not alike(z):
             return self.features(canvas, select)
-        wanted = select.any(0)
-        shared = self.features(canvas.rows(slice(0, 1)), wanted[None])
-        return shared[at((wanted.cumsum(0) - 1).expand_as(z), select)]
+        wanted = derived(lambda each: each.any(0, keepdim=True), select)
+        shared = self.features(canvas.rows(slice(0, 1)), wanted)
+        return shared[at((wanted.cumsum(1) - 1).expand_as(z), select)]
 
     def head(self, features: Tensor) -> Tensor:
         """(…, H) `features` → (…, V) float32 log-probabilities of x₀, −∞ for what is no text; each position alone."""

@@ -133,6 +133,7 @@ class Trainer:
 
     def _steps(self, rollout: Rollout) -> list[tuple[str, Step]]:
         """Each phase's step, and then the average's."""
+        rollout.learn()
         steps = read_steps([(phase, self._step(phase, rollout)) for phase in self.objective.phases])
         if any(phase == "student" and step.moved for phase, step in steps):
             self.ema.update()

@@ -10,6 +10,7 @@ from torch import Tensor
 from students.samplers.planned import PlannedSampler
 from students.samplers.sampler import Asked, Work
 from teachers.canvas import Canvas
+from teachers.host import derived
 from teachers.process import MaskedProcess
 from teachers.randomness import Randomness
 
@@ -21,7 +22,7 @@ class AtOnce(PlannedSampler):
 
     def transitions(self, canvas: Canvas, steps: Tensor, process: MaskedProcess, randomness: Randomness) -> Tensor:
         """See `PlannedSampler.transitions`."""
-        return torch.zeros_like(canvas.tokens)
+        return derived(lambda open_: torch.zeros_like(open_, dtype=torch.int64), canvas.open)
 
     def ask(self, work: Work) -> Asked | None:
         """See `Sampler.ask`."""

@@ -99,7 +99,8 @@ def block_numbers(canvas: Canvas, denoiser: Denoiser, length: int | None) -> tup
     """
     if length is None:
         return canvas.open.long() - 1, canvas.open.any(1).long()
-    return number_events(places(canvas, denoiser) // length, canvas.open)
+    number = number_events(places(canvas, denoiser) // length, canvas.open)
+    return number, number.amax(1) + 1
 
 
 def places(canvas: Canvas, denoiser: Denoiser) -> Tensor:
@@ -111,11 +112,11 @@ def places(canvas: Canvas, denoiser: Denoiser) -> Tensor:
     return column if position is None else position
 
 
-def number_events(transition: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+def number_events(transition: Tensor, where: Tensor) -> Tensor:
     """Number each row's distinct transitions at the positions of ``where`` (B, L) in order.
 
     Returns:
-        (B, L) the number of the one that writes each of these positions, −1 elsewhere; (B,) how many a row has.
+        (B, L) the number of the one that writes each of these positions, −1 elsewhere.
     """
     # 1. a row's transitions in order, (B, L); those that do not count are behind all others
     never = torch.iinfo(transition.dtype).max
@@ -124,5 +125,4 @@ def number_events(transition: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
     rank = torch.zeros_like(ordered)
     rank[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(1)
     # 3. back to the positions
-    event = torch.empty_like(rank).scatter_(1, order, rank).masked_fill_(~where, -1)
-    return event, event.amax(1) + 1
+    return torch.empty_like(rank).scatter_(1, order, rank).masked_fill_(~where, -1)

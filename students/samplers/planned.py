@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from students.samplers.sampler import Asked, Sampler, Schedule, Work
 from students.session import Session
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser
+from teachers.host import derived, learned, part_of
 from teachers.positions import positions, sent, tell
 from teachers.process import MaskedProcess
 from teachers.randomness import Randomness, of_rows
@@ -47,9 +49,11 @@ class PlannedSampler(Sampler):
         self.enter(work)
         transition = self.of_blocks(work)
         where = work.canvas.open if work.until is None else work.canvas.open & (transition < work.until[:, None])
-        work.schedule = Schedule(transition, *number_events(transition, where))
+        event = derived(number_events, transition, where)
+        work.schedule = Schedule(transition, event, event.amax(1) + 1)
         if not self.stop:
-            work.planned = planned_passes(work.schedule.event)
+            learned(event, work.canvas.tokens)  # the first pass asks whether all rows are the same
+            work.planned = planned_passes(event)
         if work.session.denoiser.collective:
             return work.passes
         return len(work.planned) if work.planned is not None else max(work.schedule.events.tolist(), default=0)
@@ -75,7 +79,7 @@ class PlannedSampler(Sampler):
         rows = self.asked_rows(work)
         if len(rows) == 0:
             return None
-        now = event[rows] == work.number
+        now = derived(lambda event, rows: event[rows] == work.number, event, rows)
         if work.planned is not None:
             tell(now, work.planned[work.number][1])
         return Asked(rows, now, self.time(work, rows, now, transition[rows].masked_fill(~now, 0).amax(1)))
@@ -106,17 +110,19 @@ class PlannedSampler(Sampler):
 def planned_passes(event: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The rows of each pass, (R,), and the `positions` that it asks in them, (N,).
 
-    The host waits for the device once, here, and not in the passes.
+    The host waits for the device at most once, here, and not in the passes.
 
     Args:
         event: (B, L), as `number_events` says.
     """
-    host, parts = event.cpu(), []
-    for number in range(int(host.max()) + 1 if host.numel() else 0):
-        now = host == number
+    (copy,), parts = learned(event), []
+    for number in range(int(copy.max()) + 1 if copy.numel() else 0):
+        now = copy == number
         rows = now.any(1)
         parts += [rows.nonzero().squeeze(1), positions(now[rows])]
     if not parts:
         return []
-    told = sent(torch.cat(parts), event.device).split([len(part) for part in parts])
+    ends = list(accumulate(len(part) for part in parts))
+    together = sent(torch.cat(parts), event.device)
+    told = [part_of(together, slice(end - len(part), end)) for end, part in zip(ends, parts, strict=True)]
     return list(zip(told[::2], told[1::2], strict=True))

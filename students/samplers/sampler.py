@@ -24,7 +24,8 @@ from students.session import Session, check_cache
 from teachers.canvas import Canvas
 from teachers.denoiser import UNBOUNDED, Denoiser, DenoiserSpec, end_ids
 from teachers.errors import UserError
-from teachers.positions import on_device
+from teachers.host import derived, learned
+from teachers.positions import at, on_device
 from teachers.process import MaskedProcess
 from teachers.randomness import Randomness, of_rows, uniform_at
 
@@ -61,7 +62,7 @@ class Schedule(NamedTuple):
 
     Attributes:
         transition: (B, L), of all transitions of a row, block after block.
-        event, events: as `number_events` says.
+        event: as `number_events` says. events: (B,) how many a row has.
     """
 
     transition: Tensor
@@ -81,7 +82,8 @@ class Work:
         blocks: that the canvas is written in. schedule: of a `PlannedSampler`. planned: its `planned_passes`, where
             none of them depends on what is written. ends: (E,) what ends a text, the token that fills up a text first.
             confidence: (B, L), of what was written, for a rule that remasks.
-        transition: (B,) how many each row has made, for a rule that makes several in a pass.
+        transition: (B,) how many each row has made, for a rule that makes several in a pass. revealed: (B, L) what the
+            pass will write, for a rule that draws it before it asks.
     """
 
     blocks: Blocks
@@ -90,6 +92,7 @@ class Work:
     ends: Tensor
     confidence: Tensor
     transition: Tensor
+    revealed: Tensor
 
     def __init__(
         self,
@@ -104,11 +107,12 @@ class Work:
         uniforms: Tensor | None = None,
         passes: int | None = None,
     ):
-        self.most = max(steps.tolist(), default=0) if passes is None else passes
+        self.most = max(learned(steps)[0].tolist(), default=0) if passes is None else passes
         self.passes = min(self.most, canvas.length)
         self.session, self.steps, self.process, self.randomness = session, steps, process, randomness
         self.critic, self.until, self.given, self.uniforms = critic, until, given, uniforms
-        self.canvas = replace(canvas, tokens=canvas.tokens.clone(), open=canvas.open.clone())
+        tokens, open_ = (derived(Tensor.clone, values) for values in (canvas.tokens, canvas.open))
+        self.canvas = replace(canvas, tokens=tokens, open=open_)
         self.to_write, self.number = canvas.open.sum(1), 0
 
     @property
@@ -388,9 +392,9 @@ class Sampler(Drawing, ABC):
         """A token at each of the N asked positions, from the denoiser's law there."""
         uniforms = given = None
         if work.given is not None:
-            given = work.given[asked.rows][asked.positions]
+            given = at(work.given[asked.rows], asked.positions)
         elif work.uniforms is not None:
-            uniforms = work.uniforms[asked.rows][asked.positions]
+            uniforms = at(work.uniforms[asked.rows], asked.positions)
         elif self.draw == "exact":
             real = None if work.canvas.real is None else work.canvas.real[asked.rows]
             uniforms = uniform_at(of_rows(work.randomness, asked.rows), asked.positions, len(features), real)
