@@ -26,6 +26,7 @@ from teachers.cache import Window
 from teachers.canvas import Canvas
 from teachers.denoiser import Compression, Contexts, Denoiser
 from teachers.errors import UserError, nearest
+from teachers.ops.head import LinearHead
 from teachers.section import Section
 from teachers.weights import weight_of
 
@@ -139,6 +140,10 @@ class AdaptedDenoiser(Denoiser):
         """The base's, adapted where it is more than the output layer, as BERT's is; see `Denoiser.head`."""
         with ActiveAdapter(self.active, [self.name]):
             return self.base.head(features)
+
+    def linear_head(self) -> LinearHead | None:
+        """The base's, which no adapter sits on; see `Denoiser.linear_head`."""
+        return self.base.linear_head()
 
     def time(self, canvas: Canvas) -> Tensor:
         """The base's; see `Denoiser.time`."""

@@ -10,6 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from teachers.chunks import in_chunks
+from teachers.ops.draw import head_and_draw
+from teachers.ops.head import LinearHead
 from teachers.randomness import Randomness, categorical, check_generator, gumbel_float32
 from teachers.section import Section
 
@@ -103,6 +105,20 @@ class Drawing(Section):
             return tokens, log_prob, confidence, said
 
         return Tokens(*in_chunks(at_positions, chunks, uniforms, given, *tensors))
+
+    @property
+    def fusible(self) -> bool:
+        """Whether a token is drawn from all of the vocabulary, by a rule that `fused_tokens` knows."""
+        return self.draw != "float32-gumbel" and self.top_k is None and self.top_p is None
+
+    def fused_tokens(self, head: LinearHead, features: Tensor, uniforms: Tensor | None) -> Tokens:
+        """`tokens` where `fusible`, never V wide: those of the same law; nearly all are the same tokens.
+
+        Args:
+            features: (N, H). uniforms: as of `tokens`.
+        """
+        drawn = head_and_draw(head, features, uniforms if self.exact else None, self.temperature)
+        return Tokens(*drawn, drawn.log_prob.new_empty(len(features), 0))
 
     def _draw(self, log_probs: Tensor, uniforms: Tensor | None, randomness: Randomness) -> Tensor:
         if self.draw == "greedy":

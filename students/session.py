@@ -10,6 +10,7 @@ from teachers.canvas import Canvas
 from teachers.chunks import chunk_count, in_chunks
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
+from teachers.ops.head import LinearHead, fusing_pays
 
 
 class Session:
@@ -66,6 +67,14 @@ class Session:
         features = self.denoiser.features(row, torch.zeros_like(row.open))
         in_chunks(lambda part: (self.denoiser.head(part),), self.chunks(0), features)
         return features
+
+    def linear_head(self, positions: int) -> LinearHead | None:
+        """The head for what is fused with it at so many positions; None where that is impossible, or does not pay.
+
+        Under ZeRO 3 a weight is there only while its module computes.
+        """
+        pays = fusing_pays(positions, self.spec.vocabulary, self.denoiser.device)
+        return self.denoiser.linear_head() if pays and not self.denoiser.collective else None
 
     def chunks(self, positions: int) -> int:
         """In how many parts so many positions go through the head; see `chunk_count`."""

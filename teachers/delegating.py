@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from teachers.canvas import Canvas
 from teachers.denoiser import Compression, Contexts, Denoiser, Layout
+from teachers.ops.head import LinearHead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,6 +40,10 @@ class DelegatingDenoiser(Denoiser):
     def head(self, features: Tensor) -> Tensor:
         """See `Denoiser.head`."""
         return self.inner.head(features)
+
+    def linear_head(self) -> LinearHead | None:
+        """See `Denoiser.linear_head`."""
+        return self.inner.linear_head()
 
     def time(self, canvas: Canvas) -> Tensor:
         """See `Denoiser.time`."""

@@ -18,6 +18,7 @@ from teachers.capability import Capability
 from teachers.companions import end_tokens
 from teachers.errors import UserError
 from teachers.host import alike, derived
+from teachers.ops.head import LinearHead
 from teachers.ops.log_softmax import log_softmax_without
 from teachers.positions import at
 from teachers.randomness import Randomness
@@ -185,6 +186,10 @@ class Denoiser(nn.Module, ABC):
     def head(self, features: Tensor) -> Tensor:
         """(…, H) `features` → (…, V) float32 log-probabilities of x₀, −∞ for what is no text; each position alone."""
         return features
+
+    def linear_head(self) -> LinearHead | None:
+        """What `head` normalises, where that is one linear layer whose weights are at hand; else None."""
+        return None
 
     def log_probs(self, canvas: Canvas, select: Tensor | None = None) -> Tensor:
         """Unshifted log-probabilities of x₀, as `head` gives them: (B, L, V), or (N, V). Arguments as `features`."""

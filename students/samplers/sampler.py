@@ -398,6 +398,10 @@ class Sampler(Drawing, ABC):
         elif self.draw == "exact":
             real = None if work.canvas.real is None else work.canvas.real[asked.rows]
             uniforms = uniform_at(of_rows(work.randomness, asked.rows), asked.positions, len(features), real)
+        fusible = self.fusible and given is None and self.summary is None
+        head = work.session.linear_head(len(features)) if fusible else None
+        if head is not None:
+            return self.fused_tokens(head, features, uniforms)
         return self.tokens(
             work.session.denoiser.head, work.session.chunks(len(features)), uniforms, work.randomness, features,
             given=given, summary=self.summary,

@@ -19,6 +19,7 @@ from tests.teachers.test_dit import GOLDEN
 from tests.teachers.test_golden_language import NAMED
 
 ROOT = Path(__file__).parents[2]
+NOT_LINEAR = {"oracle"}
 
 
 @pytest.fixture
@@ -77,6 +78,18 @@ def test_what_is_declared_is_there_and_what_is_not_is_refused(family, tmp_path):
         else:
             with pytest.raises(UserError, match=f"{capability}"):
                 call()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_linear_head_is_the_head(family, tmp_path):
+    denoiser = sample_of(family, tmp_path).load()
+    head = denoiser.linear_head()
+    assert (head is None) == (family.name in NOT_LINEAR)
+    if head is not None:
+        features = 3 * torch.randn(5, head.weight.shape[1], generator=torch.Generator().manual_seed(0))
+        law = head.logits(features.to(head.weight), slice(None)).log_softmax(-1)
+        torch.testing.assert_close(law, denoiser.head(features.to(head.weight)))
 
 
 def test_a_config_of_no_family(tmp_path):

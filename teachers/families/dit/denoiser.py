@@ -22,6 +22,7 @@ from teachers.families.dit.network import DiffusionTransformer
 from teachers.families.stock.dtypes import FLOAT32, Dtypes
 from teachers.families.stock.saving import parameters_as
 from teachers.masks import sees_all, visible_mask
+from teachers.ops.head import LinearHead
 from teachers.positions import at
 from teachers.prefix import asked_rows, doubled, states_in_text
 from teachers.weights import write_weights
@@ -131,6 +132,10 @@ class DitDenoiser(Denoiser):
         """See `Denoiser.head`."""
         return log_probabilities(self.transformer.output_layer.linear(features), self.spec)
 
+    def linear_head(self) -> LinearHead | None:
+        """See `Denoiser.linear_head`."""
+        return LinearHead.of(self.transformer.output_layer.linear, self.spec.excluded_ids(self.device))
+
     def token_embeddings(self) -> Tensor:
         """See `Denoiser.token_embeddings`."""
         return self.transformer.vocab_embed(torch.arange(self.spec.vocabulary, device=self.device))
@@ -184,6 +189,11 @@ class UniformDenoiser(DitDenoiser):
     def head(self, features: Tensor) -> Tensor:
         """(…, V) over all entries; see `Denoiser.head`."""
         return self.transformer.output_layer.linear(features).float().log_softmax(-1)
+
+    def linear_head(self) -> LinearHead | None:
+        """See `Denoiser.linear_head`."""
+        nothing = torch.empty(0, dtype=torch.int64, device=self.device)
+        return LinearHead.of(self.transformer.output_layer.linear, nothing)
 
     def time(self, canvas: Canvas) -> Tensor:
         """The canvas's own.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -75,6 +76,20 @@ def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     with _known(model, hidden if hidden.ndim == 3 else hidden[None]):
         logits = model(use_cache=False).logits
     return logits if hidden.ndim == 3 else logits[0]
+
+
+@torch.no_grad()
+def has_linear_head(model: PreTrainedModel) -> bool:
+    """Whether the model's logits are what its output embedding says of its states, and nothing is done besides.
+
+    No config says so, and classes differ; two states whose logits are large tell dense layers, scaling and capping.
+    """
+    layer = model.get_output_embeddings()
+    if type(layer) is not nn.Linear:
+        return False
+    states = torch.linspace(-30, 30, 2 * layer.in_features, device=layer.weight.device).to(layer.weight)
+    states = states.view(1, 2, -1)
+    return torch.equal(logits_of(model, states).float(), layer(states).float())
 
 
 def find_blocks(model: PreTrainedModel) -> nn.ModuleList | None:

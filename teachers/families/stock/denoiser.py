@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,7 +27,14 @@ from teachers.companions import is_tokenizer, write_companions
 from teachers.denoiser import Attention, Compression, Contexts, Denoiser, DenoiserSpec, Layout, log_probabilities
 from teachers.errors import UserError
 from teachers.families.stock import CAPABILITIES
-from teachers.families.stock.anatomy import find_blocks, first_position, logits_of, takes_positions, window_of
+from teachers.families.stock.anatomy import (
+    find_blocks,
+    first_position,
+    has_linear_head,
+    logits_of,
+    takes_positions,
+    window_of,
+)
 from teachers.families.stock.context import states_behind_prefix, states_in_context
 from teachers.families.stock.dtypes import FLOAT32, Dtypes
 from teachers.families.stock.release import Release
@@ -40,6 +48,7 @@ from teachers.families.stock.saving import (
 )
 from teachers.families.stock.window import states_in_window
 from teachers.masks import additive, attention_mask_4d, sees_all
+from teachers.ops.head import LinearHead
 from teachers.positions import at
 from teachers.prefix import asked_rows, doubled, states_in_text
 
@@ -200,6 +209,16 @@ class StockDenoiser(Denoiser):
     def head(self, features: Tensor) -> Tensor:
         """The model's own, without what is no text; see `Denoiser.head`."""
         return log_probabilities(logits_of(self.model, features), self.spec)
+
+    @cached_property
+    def _has_linear_head(self) -> bool:
+        return has_linear_head(self.model)
+
+    def linear_head(self) -> LinearHead | None:
+        """See `Denoiser.linear_head`."""
+        if not self._has_linear_head:
+            return None
+        return LinearHead.of(self.output_layer, self.spec.excluded_ids(self.device))
 
     def blocks(self) -> nn.ModuleList:
         """See `Denoiser.blocks`."""
