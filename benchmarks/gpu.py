@@ -33,7 +33,7 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks.on_gpu import blocks, correctness, latency, memory, training, updates
+from benchmarks.on_gpu import blocks, correctness, fused, latency, memory, training, updates
 from benchmarks.on_gpu.setting import SETTINGS, Figures, Job, Section
 from teachers.files import publish
 
@@ -62,6 +62,7 @@ def sections(size: str) -> list[Planned]:
         Planned("correctness", correctness.correctness, 50),
         *measured,
         Planned("latency", latency.latency, 40),
+        Planned("fused heads", fused.fused, 25),
         Planned("training", training.training, 120),
         Planned("blocks", blocks.blocks, 45),
         Planned("memory", memory.memory, 60),

@@ -60,7 +60,7 @@ def at(denoiser: Denoiser, canvas: Canvas, job: Job) -> Figures:
     }
 
 
-def clocked(way: Callable[[], None], job: Job) -> float:
+def clocked(way: Callable[[], object], job: Job) -> float:
     """Seconds until the device has done it."""
     job.settle()
     start = time.perf_counter()
