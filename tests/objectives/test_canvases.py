@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -53,20 +52,20 @@ def positions(tensor):
 @pytest.fixture
 def same_draws(monkeypatch):
     """Every real position of a padded row gets what it would get in the row without padding."""
-    rand = torch.rand
+    plain = randomness._of_streams
 
-    def drawn(size, **options):
+    def drawn(streams, size, dtype):
         axis = next((a for a, n in enumerate(size) if n in (PADDED, PADDED + 1)), None)
         if axis is None:
-            return rand(size, **options)
+            return plain(streams, size, dtype)
         own = size[axis] - PADDED  # a number of the row's own stands before those of its positions
-        values = rand((*size[:axis], LENGTH + own, *size[axis + 1 :]), **options)
+        values = plain(streams, (*size[:axis], LENGTH + own, *size[axis + 1 :]), dtype)
         out = torch.full(tuple(size), 0.5, dtype=values.dtype)
         out.narrow(axis, 0, own).copy_(values.narrow(axis, 0, own))
         out.narrow(axis, own + LEFT, LENGTH).copy_(values.narrow(axis, own, LENGTH))
         return out
 
-    monkeypatch.setattr(randomness, "torch", SimpleNamespace(**{**vars(torch), "rand": drawn}))
+    monkeypatch.setattr(randomness, "_of_streams", drawn)
 
 
 @pytest.mark.parametrize("name", [*KINDS, "elbo", "autoregressive"])

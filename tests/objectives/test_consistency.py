@@ -94,7 +94,7 @@ def test_loss_by_hand(divergence):
     teacher, student = TabularDenoiser(3, 2, 0), TabularDenoiser(3, 2, 1)
     objective = build(teacher, student, divergence=divergence, boundary=0.3)
     real = torch.randint(2, (8, 2), generator=torch.Generator().manual_seed(2))
-    drawn = objective.rollout(batch_of(objective, real, 8), RowStreams(0, (1,), range(8)))
+    drawn = objective.rollout(batch_of(objective, real, 8), RowStreams(0, (2,), range(8)))
     total, kinds = torch.zeros((), dtype=torch.float64), set()
     for z_t, z_s, x in zip(drawn.z_t.tokens, drawn.z_s.tokens, real, strict=True):
         for i in range(2):

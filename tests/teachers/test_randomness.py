@@ -5,7 +5,39 @@ import math
 import pytest
 import torch
 
-from teachers.randomness import RowStreams, beta, categorical, uniform
+from teachers.randomness import RowStreams, beta, categorical, split_mix, uniform
+
+
+@pytest.mark.parametrize(
+    ("seed", "numbers"),
+    [  # of Vigna's splitmix64.c
+        (0, [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC, 0x1B39896A51A8749B]),
+        (
+            1234567,
+            [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821],
+        ),
+    ],
+)
+def test_numbers_are_those_of_the_reference(seed, numbers):
+    drawn = split_mix(torch.tensor(seed), torch.arange(len(numbers)))
+    assert [number % 2**64 for number in drawn.tolist()] == numbers
+
+
+def test_a_row_is_a_stream_of_the_reference():
+    """Its 53 highest bits, from where the key's own stream says; and of 24 bits in float32."""
+    streams = RowStreams(7, (3,), [5])
+    begins = streams.seeds.clone()
+    numbers = [n % 2**64 for n in split_mix(begins, torch.arange(6)).tolist()]
+    assert uniform(streams, 1, 2, 2)[0].flatten().tolist() == [(n >> 11) / 2**53 for n in numbers[:4]]
+    assert uniform(streams, 1, 2, dtype=torch.float32)[0].tolist() == [(n >> 40) / 2**24 for n in numbers[4:]]
+
+
+def test_draws_go_on_anywhere():
+    """A stream needs no state but how many numbers it has given: those of later draws are known beforehand."""
+    whole = uniform(RowStreams(1, (9,), range(3)), 3, 20)
+    streams = RowStreams(1, (9,), range(3))
+    drawn = [uniform(streams, 3, n) for n in (7, 0, 1, 12)]
+    assert torch.equal(torch.cat(drawn, 1), whole)
 
 
 def test_draws_do_not_depend_on_how_rows_are_split():
@@ -51,6 +83,36 @@ def test_streams_are_uncorrelated():
     draws = uniform(RowStreams(0, (0,), range(16)), 16, 4_000)
     correlation = torch.corrcoef(draws) - torch.eye(16)
     assert correlation.abs().max() < 5 / math.sqrt(4_000)
+
+
+def test_numbers_of_a_stream_and_of_neighbours_are_independent():
+    """Pairs of numbers that follow each other, of rows and of updates that do, fill the square evenly."""
+    n, cells = 20_000, 8
+    for one, other in (
+        (uniform(RowStreams(0, (0,), [0]), 1, n)[0], uniform(RowStreams(0, (0,), [1]), 1, n)[0]),
+        (uniform(RowStreams(0, (0,), [0]), 1, n)[0], uniform(RowStreams(0, (1,), [0]), 1, n)[0]),
+        (uniform(RowStreams(0, (0,), range(n)), n), uniform(RowStreams(1, (0,), range(n)), n)),
+        tuple(uniform(RowStreams(0, (0,), [0]), 1, n, 2)[0].unbind(1)),
+        tuple(uniform(RowStreams(0, (0,), range(n)), n, 2).unbind(1)),
+    ):
+        seen = torch.bincount((cells * one).long() * cells + (cells * other).long(), minlength=cells**2)
+        chi_squared = ((seen - n / cells**2) ** 2 / (n / cells**2)).sum()
+        assert chi_squared < 118  # of 63 degrees of freedom: exceeded 3 times in 100,000
+
+
+@pytest.mark.parametrize("lowest", [1, 16, 52])
+def test_every_bit_is_one_half_of_the_time(lowest):
+    ones = ((uniform(RowStreams(5, (0,), range(50)), 50, 400) * 2**lowest).long() % 2).double().mean()
+    assert abs(ones - 0.5) < 4.5 * 0.5 / math.sqrt(20_000)
+
+
+def test_split_streams_are_new_and_a_function_of_the_row():
+    whole = RowStreams(2, (0,), range(4))
+    parts = whole.split(3)
+    alone = RowStreams(2, (0,), [2]).split(3)
+    drawn = uniform(parts, 12, 5)
+    assert torch.equal(drawn[6:9], uniform(alone, 3, 5))
+    assert len(torch.cat([drawn, uniform(whole, 4, 5)]).unique()) == 80
 
 
 def _kolmogorov_smirnov(samples, cdf):
