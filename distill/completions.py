@@ -19,7 +19,6 @@ from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, DenoiserSpec, end_ids
 from teachers.errors import UserError
 from teachers.process import MaskedProcess
-from teachers.randomness import Randomness, RowStreams, generator_of
 
 Padding = Literal["none", "right"]
 """Whether rows are equally long, or have equally many tokens to write, as of `Canvas.prompted`."""
@@ -89,13 +88,13 @@ def complete(
     def write(rows: range) -> list[Completion]:
         part = prompts[rows.start : rows.stop]
         canvas = Canvas.prompted(part, length, spec.mask_id, pad_id=spec.pad_id, padding=padding).to(denoiser.device)
-        randomness = _randomness(sampler, seed, steps, rows, denoiser.device)
+        randomness = sampler.randomness(seed, (steps,), rows, denoiser.device)
         # the reverse process has as many transitions as it is told, whatever there is to write
         most = steps if isinstance(sampler, PlannedSampler) else steps_of_rows(canvas, sampler, steps)
         filled = fill_to_length(denoiser, canvas, sampler, most, randomness, process=process, critic=critic)
         return _completions(tokenizer, end_ids(denoiser), part, length, filled)
 
-    return [completion for part in world.share(len(prompts), batch, write) for completion in part]
+    return [completion for part in world.share(len(prompts), batch, write, sampler.by_row) for completion in part]
 
 
 def check_prompts(
@@ -125,13 +124,6 @@ def check_prompts(
             )
         if spec.mask_id in prompt:
             raise UserError(f"{name} holds the mask token, which stands for what is to be written; take it out")
-
-
-def _randomness(sampler: Sampler, seed: int, steps: int, rows: range, device: torch.device) -> Randomness:
-    """A stream for each row, or one for the batch where draws are as published code makes them."""
-    if sampler.draw == "float32-gumbel":
-        return generator_of(seed, steps, rows.start, device=device)
-    return RowStreams(seed, (steps,), rows, device)
 
 
 def _completions(

@@ -129,13 +129,13 @@ def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 def write(student: Student, canvases: Iterable[Canvas], steps: int, sampler: Sampler, seed: int) -> list[Filled]:
     """Fill batches of canvases one after another, each row in at most as many steps as it has open positions."""
-    device, process = student.denoiser.device, MaskedProcess(student.schedule)
-    generator, critic = torch.Generator(device).manual_seed(seed), student.critic(sampler)
-    filled = []
+    device, process, critic = student.denoiser.device, MaskedProcess(student.schedule), student.critic(sampler)
+    filled, first = [], 0
     for canvas in (canvas.to(device) for canvas in canvases):
+        randomness = sampler.randomness(seed, (), range(first, first := first + len(canvas)), device)
         most = steps_of_rows(canvas, sampler, steps)
         filled.append(
-            fill_to_length(student.denoiser, canvas, sampler, most, generator, process=process, critic=critic)
+            fill_to_length(student.denoiser, canvas, sampler, most, randomness, process=process, critic=critic)
         )
     return filled
 

@@ -30,7 +30,6 @@ from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, end_ids
 from teachers.errors import UserError
 from teachers.files import publish
-from teachers.randomness import generator_of
 
 FILE = "answers.json"
 TEACHER_STEPS = (16, 8)
@@ -169,14 +168,14 @@ class Writer:
         """What a model writes in so many steps."""
         denoiser, sampler, critic = self._how(model, steps)
         canvas = self.canvas.to(denoiser.device)
-        generator = generator_of(self.subject.config.seed, steps, 0, device=denoiser.device)
+        randomness = sampler.randomness(self.subject.config.seed, (steps,), range(len(canvas)), denoiser.device)
         start, passes = time.perf_counter(), PassRecorder(canvas.length)
         settings = {"process": self.subject.process, "critic": critic}
         each = steps_of_rows(canvas, sampler, steps)
         if sampler.length is None:
-            filled = fill(denoiser, canvas, sampler, each, generator, record=passes, **settings)
+            filled = fill(denoiser, canvas, sampler, each, randomness, record=passes, **settings)
         else:
-            filled = fill_to_length(denoiser, canvas, sampler, each, generator, **settings)
+            filled = fill_to_length(denoiser, canvas, sampler, each, randomness, **settings)
         seconds, tokens = time.perf_counter() - start, filled.tokens.cpu()
         return Answer(
             model=model,

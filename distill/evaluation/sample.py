@@ -24,7 +24,6 @@ from students.samplers import LOG_LINEAR, SERVED, Ancestral, Sampler
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser, end_ids
 from teachers.process import MaskedProcess
-from teachers.randomness import generator_of
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,10 @@ def draw(
         The samples at each temperature. They are those of sampling at that temperature alone, bit for bit; a pass that
         is the same for several is made for the first of them.
 
-    A batch's noise is fixed by (seed, steps, first row), so samples depend on ``config.batch``, and not on how many
-    processes share the work, nor on which other temperatures there are. The seconds last until the slowest process is
-    done, and are shared out as the temperatures took them.
+    A row's noise is fixed by (seed, steps, its number). So samples depend neither on ``config.batch`` nor on how many
+    processes share the work, but for what rounding differs between batches of other sizes, and for `Sampler.by_row`;
+    nor on which other temperatures there are. The seconds last until the slowest process is done, and are shared out
+    as the temperatures took them.
     """
     network = denoiser if progress is None else Watched(denoiser, progress)
     own = sampler_of(config, critic)
@@ -79,14 +79,14 @@ def draw(
 
     def fill_batch(rows: range, rule: Sampler) -> _Filled:
         start, before = time.perf_counter(), denoiser.tally.passes
-        generator = generator_of(seed, steps, rows.start, device=denoiser.device)
+        randomness = rule.randomness(seed, (steps,), rows, denoiser.device)
         if prompts is None:
             canvas = Canvas.blank(len(rows), length, denoiser.spec.mask_id, denoiser.device)
         else:
             canvas = prompts.rows(slice(rows.start, rows.stop)).to(denoiser.device)
         if isinstance(network, FirstPass):
             network.start()
-        out = fill_to_length(network, canvas, rule, steps, generator, process=process, critic=critic)
+        out = fill_to_length(network, canvas, rule, steps, randomness, process=process, critic=critic)
         log_prob = None if out.log_prob is None else out.log_prob.cpu()
         return _Filled(
             out.tokens.cpu(), out.nfe.cpu(), int(out.critic_nfe.sum()), out.length_nfe, log_prob,
@@ -96,7 +96,7 @@ def draw(
     batches, use = measured(
         world,
         denoiser,
-        lambda: world.share(samples, config.batch, lambda rows: [fill_batch(rows, rule) for rule in rules]),
+        lambda: world.share(samples, config.batch, lambda rows: [fill_batch(rows, rule) for rule in rules], own.by_row),
     )
     whole = sum(batch.seconds for at_each in batches for batch in at_each)
     first = None if prompts is None else prompts.rows(slice(0, samples))

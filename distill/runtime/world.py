@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import math
 import os
 import signal
 import socket
@@ -111,18 +112,26 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def share(self, count: int, batch: int, work: Callable[[range], Result]) -> list[Result]:
+    def share(self, count: int, batch: int, work: Callable[[range], Result], even: bool = True) -> list[Result]:
         """Do something with ``count`` rows, ``batch`` at a time, the batches dealt out to the processes.
 
         Args:
             work: called with the rows of a batch.
+            even: whether batches may be smaller, so that every process has as many rows to work on.
 
         Returns:
             The plain results of all batches, in the order of their rows, on every process.
         """
+        if even:
+            batch = self.even(count, batch)
         batches = [range(first, min(first + batch, count)) for first in range(0, count, batch)]
         shares = self.gather([work(rows) for rows in batches[self.rank :: self.size]])
         return [shares[number % self.size][number // self.size] for number in range(len(batches))]
+
+    def even(self, count: int, batch: int) -> int:
+        """How many rows to a batch, at most ``batch``, when all processes have as many batches of about one size."""
+        rounds = math.ceil(count / (batch * self.size))
+        return max(1, math.ceil(count / (rounds * self.size))) if count else batch
 
     def on_main(self, action: Callable[[], Result]) -> Result:
         """Do something on the main process; its plain result, or its `UserError`, on every process."""

@@ -9,6 +9,7 @@ which of them to commit. Either writes a whole canvas, or block after block.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -27,7 +28,7 @@ from teachers.errors import UserError
 from teachers.host import derived, learned
 from teachers.positions import at, on_device
 from teachers.process import MaskedProcess
-from teachers.randomness import Randomness, of_rows, uniform_at
+from teachers.randomness import Randomness, RowStreams, generator_of, of_rows, uniform_at
 
 LOG_LINEAR = MaskedProcess()
 Budget = Literal["text", "block"]
@@ -211,6 +212,21 @@ class Sampler(Drawing, ABC):
     def blind(self) -> bool:
         """Whether positions are chosen without sight of what is drawn for them, so that text has the drawn law."""
         return True
+
+    @property
+    def by_row(self) -> bool:
+        """Whether each row draws from a stream of its own; else a batch draws from one, as published code does."""
+        return self.draw != "float32-gumbel"
+
+    def randomness(self, seed: int, key: Sequence[int], rows: range, device: torch.device) -> Randomness:
+        """What to draw with, from a seed and what the draws are for.
+
+        Args:
+            rows: numbers of the rows, in all that is written with this seed and key.
+        """
+        if self.by_row:
+            return RowStreams(seed, key, rows, device)
+        return generator_of(seed, *key, rows.start, device=device)
 
     @property
     def label(self) -> str:
