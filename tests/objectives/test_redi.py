@@ -101,7 +101,7 @@ def test_pairs_have_the_enumerated_law_and_the_loss_its_minimum_at_the_minimiser
     objective = config.build(Distillation(target, student, MaskedProcess(), LENGTH, target))
     objective.begin(2, 3)
     objective.target = target
-    drawn = objective.rollout(batch_of(objective, None, rows), RowStreams(0, (0,), range(rows)))
+    drawn = objective.rollout(batch_of(objective, None, rows), RowStreams(0, (2,), range(rows)))
     place = 3 ** torch.arange(LENGTH)
     order = {int((s * place).sum()): a for a, s in enumerate(STARTS)}
     counts = torch.zeros_like(law)

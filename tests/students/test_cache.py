@@ -72,6 +72,7 @@ RULES = {
     "entropy_bound": EntropyBound(block_length=3),
     "edit": Edit(threshold=0.2, editing_threshold=0.2, block_length=4),
 }
+KEY = (6,)
 PROMPTS = [[5, 6, 7], [8] * 7, [9] * 2, [4] * 5, [7, 8]]
 
 
@@ -106,7 +107,7 @@ def canvas_of(padding):
 
 
 def streams():
-    return RowStreams(0, (1,), range(len(PROMPTS)))
+    return RowStreams(0, KEY, range(len(PROMPTS)))
 
 
 def close(one, other, atol=1e-5):
@@ -242,14 +243,14 @@ def test_a_network_that_keeps_no_activations_keeps_keys_and_values():
 def test_a_pass_sends_what_changed_and_what_it_asks():
     """A block of four in two passes: the second of a block sends it alone, the first stores the one before as well."""
     counted, canvas = Counted(blocks()), Canvas.blank(2, 16, MASK)
-    filled = fill(counted, canvas, TopK(order="random", block_length=4), 8, RowStreams(0, (1,), range(2)))
+    filled = fill(counted, canvas, TopK(order="random", block_length=4), 8, RowStreams(0, KEY, range(2)))
     assert counted.sent == [(1, 4), (2, 4), *[(2, 8), (2, 4)] * 3]
     assert filled.query_tokens == 2 * sum(width for _, width in counted.sent)
 
 
 def test_under_a_shift_the_pass_that_stores_a_block_writes_the_first_token_of_the_next():
     counted, canvas = Counted(blocks(shift=True)), Canvas.blank(1, 12, MASK)
-    fill(counted, canvas, TopK(draw="greedy", block_length=4), 9, RowStreams(0, (1,), range(1)))
+    fill(counted, canvas, TopK(draw="greedy", block_length=4), 9, RowStreams(0, KEY, range(1)))
     assert counted.sent == [(1, 4)] * 9
 
 
@@ -274,7 +275,7 @@ def test_finished_rows_are_sent_no_more():
     given[0, 2] = EOS
     rule = Threshold(threshold=1, block_length=4, stop=True)
     counted = Counted(network)
-    filled = fill(counted, canvas, rule, 16, RowStreams(0, (1,), range(2)), given=given)
+    filled = fill(counted, canvas, rule, 16, RowStreams(0, KEY, range(2)), given=given)
     assert filled.nfe.tolist() == [4, 16]
     assert [rows for rows, _ in counted.sent[4:]] == [1] * 12
     assert_same(network, rule, canvas_of("none"), 24)
@@ -288,7 +289,7 @@ def test_processes_that_pass_together_make_equally_many_whatever_their_rows():
         counted.collective = True
         given = torch.full_like(canvas.tokens, EOS if stopped else 7)
         rule = TopK(order="random", block_length=4, stop=True)
-        fill(counted, canvas, rule, 12, RowStreams(0, (1,), [0]), given=given, passes=12)
+        fill(counted, canvas, rule, 12, RowStreams(0, KEY, [0]), given=given, passes=12)
         calls.append(len(counted.sent))
     assert calls == [12, 12]
 
@@ -308,7 +309,7 @@ def test_what_an_approximate_cache_writes_does_not_depend_on_the_batch(cache, sh
         canvas = canvas_of("left")
         together = fill(network, canvas, rule, 12, streams())
         for row in (0, 1, 4):
-            alone = fill(network, canvas.rows(slice(row, row + 1)), rule, 12, RowStreams(0, (1,), [row]))
+            alone = fill(network, canvas.rows(slice(row, row + 1)), rule, 12, RowStreams(0, KEY, [row]))
             assert torch.equal(alone.tokens[0], together.tokens[row])
         assert together.log_prob is None
 
@@ -318,7 +319,7 @@ def test_what_an_approximate_cache_writes_does_not_depend_on_the_batch(cache, sh
 def test_an_approximate_cache_sends_a_whole_row_for_each_block_and_then_a_part(cache, later, budget):
     counted = Counted(full())
     rule = TopK(draw="greedy", block_length=6, cache=cache, budget=budget[0])
-    fill(counted, Canvas.blank(1, L, MASK), rule, budget[1], RowStreams(0, (1,), range(1)))
+    fill(counted, Canvas.blank(1, L, MASK), rule, budget[1], RowStreams(0, KEY, range(1)))
     assert [width for _, width in counted.sent] == [w for part in later for w in (L, part, part)]
     assert f"approximate {cache} cache" in rule.label
 
