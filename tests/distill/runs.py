@@ -20,7 +20,7 @@ from distill.runtime.run_folder import RunFolder
 from tests.forks import Command
 
 ROOT = Path(__file__).parents[2]
-QUICK = ["evaluate.every=null", "train.log_every=1"]
+QUICK = ["evaluate.every=null", "train.log_every=1", "train.seed=3"]
 
 
 def words(run, *overrides, resume=False, allow_changes=False):
