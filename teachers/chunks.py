@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from teachers.host import part_of
+from teachers.host import split_of
 from teachers.positions import positions
 
 LOGITS_AT_ONCE = 2**26
@@ -48,9 +47,8 @@ def in_chunks(function: Callable[..., tuple[Tensor, ...]], chunks: int, *tensors
     positions = next(len(tensor) for tensor in tensors if tensor is not None)
     small, larger = divmod(positions, chunks)
     sizes = [small + (chunk < larger) for chunk in range(chunks)]
-    ends = list(accumulate(sizes))
-    spans = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-    parts = [[None if tensor is None else part_of(tensor, span) for tensor in tensors] for span in spans]
+    split = [[None] * chunks if tensor is None else split_of(tensor, sizes) for tensor in tensors]
+    parts = zip(*split, strict=True)
     if torch.is_grad_enabled():
         outputs = [checkpoint(function, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
     else:

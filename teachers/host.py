@@ -64,6 +64,15 @@ def part_of(tensor: Tensor, part: Tensor | slice) -> Tensor:
     return derived(lambda whole: whole[part], tensor)
 
 
+def split_of(tensor: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """``tensor.split(sizes)``, with one gradient for all parts; the host knows these where it knows the whole."""
+    parts, copy = tensor.split(list(sizes)), known(tensor)
+    if copy is not None:
+        for part, its in zip(parts, copy.split(list(sizes)), strict=True):
+            tell(part, its)
+    return parts
+
+
 def columns_of(tensor: Tensor) -> Sequence[Tensor]:
     """(B, M, …) → M times (B, …), `derived`."""
     return [derived(lambda whole, n=n: whole[:, n], tensor) for n in range(tensor.shape[1])]

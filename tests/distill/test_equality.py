@@ -14,7 +14,8 @@ from distill.runtime.checkpoints import latest_checkpoint
 from distill.runtime.run_folder import RunFolder
 from tests.forks import Command
 
-COMMON = ["length=16", "evaluate.every=null", "train.updates=6", "train.checkpoint_every=100", "train.log_every=1", "train.seed=1"]
+COMMON = ["length=16", "evaluate.every=null", "train.updates=6", "train.checkpoint_every=100", "train.log_every=1"]
+COMMON += ["train.seed=1"]
 WHOLE, SPLIT, STAGES = "whole", "split", [f"zero-{stage}" for stage in range(4)]
 
 

@@ -44,6 +44,7 @@ def test_what_is_derived_is_known_where_all_it_comes_from_is():
     assert copied(total) == [4, 6]
     assert copied(host.part_of(total, slice(1, 2))) == [6]
     assert copied(host.part_of(total, torch.tensor([1]))) is None  # which row that is, it has not learned
+    assert [copied(part) for part in host.split_of(total, [0, 2])] == [[], [4, 6]]
 
 
 def test_copies_go_with_their_tensors():
