@@ -38,7 +38,7 @@ def generator_of(*key: int, device: torch.device | str = "cpu") -> torch.Generat
     return torch.Generator(device).manual_seed(seed_of(*key))
 
 
-def split_mix(seeds: Tensor, number: Tensor) -> Tensor:
+def split_mix(seeds: Tensor | int, number: Tensor) -> Tensor:
     """Number n ≥ 0 of the streams with these seeds: int64 of any shape, each of 64 random bits."""
     bits = (number + 1).mul_(GAMMA).add(seeds)
     for shift, multiplier in MULTIPLIERS:
@@ -57,6 +57,13 @@ def _as_uniform(bits: Tensor, dtype: torch.dtype) -> Tensor:
     return _shifted(bits, 64 - places).to(dtype).mul_(2.0**-places)
 
 
+def _numbers(rows: Sequence[int], device: torch.device | str) -> Tensor:
+    """(R,) int64; a range is made on the device, and need not be sent there."""
+    if isinstance(rows, range):
+        return torch.arange(rows.start, rows.stop, rows.step, device=device)
+    return torch.tensor(rows, dtype=torch.int64, device=device)
+
+
 class RowStreams:
     """Independent streams of random numbers, one a row.
 
@@ -73,9 +80,7 @@ class RowStreams:
     """
 
     def __init__(self, seed: int, key: Sequence[int], rows: Sequence[int], device: torch.device | str = "cpu"):
-        numbers = torch.tensor(list(rows), dtype=torch.int64, device=device)
-        own = torch.tensor(seed_of(seed, len(key), *key), device=device)
-        self._begin(split_mix(own, numbers))
+        self._begin(split_mix(seed_of(seed, len(key), *key), _numbers(rows, device)))
 
     def _begin(self, seeds: Tensor) -> None:
         self.seeds, self.drawn = seeds, torch.zeros_like(seeds)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from benchmarks.launches import CASES, Watcher, case_config, count
@@ -81,6 +82,12 @@ def test_an_update_launches_in_proportion_to_the_depth_and_stops_as_often(tmp_pa
         counts.append(count(config, tmp_path / f"run-{layers}"))
     launches = [found.launches.total() for found in counts]
     assert launches[2] - launches[1] == launches[1] - launches[0] > 0
-    assert len({found.stops.total() for found in counts}) == 1
+    assert [found.stops.total() for found in counts] == [4, 4, 4]
     assert all(found.updates == 1 for found in counts)
     assert not counts[0].mixes, "a GPU would refuse these"
+
+
+@pytest.mark.parametrize("objective", ["sdtt", "didi_instruct"])
+def test_other_objectives_stop_no_oftener(tmp_path, objective):
+    case = replace(CASES[f"{objective}, 4 layers"], layers=1)
+    assert count(case_config(case, tmp_path / "data", updates=1), tmp_path / "run").stops.total() == 4

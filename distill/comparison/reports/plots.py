@@ -19,7 +19,7 @@ from distill.comparison.reports.cells import quality_text
 from distill.comparison.results import Comparison
 from distill.comparison.summary import Summary, summarise
 from distill.evaluation.reports.cells import AXES
-from distill.evaluation.reports.plots import COLOURS, GREY, draw_real_text, lighten, new_figure, plain_log_ticks
+from distill.evaluation.reports.plots import COLOURS, caption, draw_real_text, lighten, new_figure, plain_log_ticks
 from distill.evaluation.results import Figures, Interval
 
 PALETTE = (
@@ -82,7 +82,7 @@ def frontier_figure(comparison: Comparison) -> Figure:
     figure.legend(list(handles.values()), names, loc="outside right upper", frameon=False, fontsize=9)
     note = f"large: mean of {comparison.command.seeds} seeds, and their range; small: seeds"
     note = note if comparison.command.seeds > 1 else "one seed"
-    figure.supxlabel(f"budget {comparison.command.budget} a run; {note}", fontsize=8.5, color=GREY)
+    caption(figure, f"budget {comparison.command.budget} a run; {note}")
     _label(figure, labels)
     return figure
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -18,6 +19,8 @@ from teachers.files import publish
 
 COLOURS = {"teacher": "#3b6fb6", "student": "#d1495b", "real text": "#4f7a52"}
 GREY = "#555555"
+CHARACTERS = 15
+"""Of a caption to an inch [own]."""
 POINTS, LINES = "osD^vP", ("-", "--", ":", "-.")
 """Of a model's curves, from the fewest steps on."""
 
@@ -38,11 +41,11 @@ def frontier_figure(evaluation: Evaluation) -> Figure:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     figure.axes[0].set_ylabel("judge perplexity (lower is better)")
-    figure.supxlabel(
+    caption(
+        figure,
         f"{evaluation.sampling.size}, {samplers(evaluation)} sampler, {evaluation.sampling.draw} draws; a point a "
         "temperature; bars: 95% bootstrap intervals where the entropy is that of real text",
-        fontsize=8.5, color=GREY,
-    )  # fmt: skip
+    )
     return figure
 
 
@@ -93,11 +96,8 @@ def steps_figure(evaluation: Evaluation) -> Figure:
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     sampling = evaluation.sampling
-    figure.supxlabel(
-        f"{sampling.size}, {samplers(evaluation)} sampler, "
-        f"{sampling.draw} draws; band: 95% bootstrap interval",
-        fontsize=8.5, color=GREY,
-    )  # fmt: skip
+    said = f"{sampling.size}, {samplers(evaluation)} sampler, {sampling.draw} draws; band: 95% bootstrap interval"
+    caption(figure, said)
     return figure
 
 
@@ -160,6 +160,11 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     return figure
+
+
+def caption(figure: Figure, text: str) -> None:
+    """What the figure shows, below it, in lines that are no longer than it is wide."""
+    figure.supxlabel(fill(text, int(CHARACTERS * figure.get_figwidth())), fontsize=8.5, color=GREY)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from distill.evaluation.reports.plots import COLOURS, GREY, lighten, new_figure, plain_log_ticks
+from distill.evaluation.reports.plots import COLOURS, caption, lighten, new_figure, plain_log_ticks
 from distill.evaluation.tasks.results import TaskEvaluation, TaskRow
 
 MARKS = ["o-", "s--", "^-.", "D:", "v-", "P--"]
@@ -27,11 +27,11 @@ def task_figure(evaluation: TaskEvaluation) -> Figure:
     right.set_title("Accuracy against parallelism", loc="left", fontweight="bold")
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 3), frameon=False)
-    figure.supxlabel(
+    caption(
+        figure,
         f"{evaluation.task.questions} questions of {evaluation.task.name}, checked by {evaluation.task.checker}; "
         "band: 95% interval",
-        fontsize=8.5, color=GREY,
-    )  # fmt: skip
+    )
     return figure
 
 

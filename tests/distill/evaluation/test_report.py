@@ -246,3 +246,12 @@ def test_a_task_is_a_page_as_well():
     assert len(plots[0].all("path", class_="dot")) == 3
     assert "40.0" in root.all("table")[0].text
     assert not root.all("section", id="frontier")
+
+
+def test_a_caption_is_no_wider_than_its_figure():
+    from distill.evaluation.reports.plots import evaluation_figure  # matplotlib is loaded by what draws
+
+    figure = evaluation_figure(Evaluation.load(DOCS / "quickstart.json"))
+    figure.canvas.draw()
+    [caption] = [text for text in figure.texts if "bootstrap" in text.get_text()]
+    assert 0 < caption.get_window_extent().x0 < caption.get_window_extent().x1 < figure.bbox.width
