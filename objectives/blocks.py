@@ -83,6 +83,10 @@ class BlocksRollout(Rollout):
         start, stop, _ = part.indices(len(self))
         return replace(self, blocks=self.blocks.rows(slice(start * self.each, stop * self.each)))
 
+    def learn(self) -> None:
+        """See `Rollout.learn`."""
+        self.blocks.learn()
+
 
 class InBlocks(Objective[BlocksRollout]):
     """An objective, given blocks for rows.
