@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from teachers.errors import UserError
+from teachers.ops.draw import hit
 from teachers.ops.parts import reduced
 from teachers.positions import at
 
@@ -197,10 +198,7 @@ def categorical(log_probs: Tensor, uniforms: Tensor) -> Tensor:
     """
 
     def of_rows(log_probs: Tensor, uniforms: Tensor) -> Tensor:
-        cumulative = log_probs.double().softmax(-1).cumsum_(-1)
-        target = uniforms.unsqueeze(-1) * cumulative[..., -1:]
-        # right=True: a token of zero width can not be hit, even by u = 0
-        return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=log_probs.shape[-1] - 1)
+        return hit(log_probs.double().softmax(-1).cumsum_(-1), uniforms)[0].squeeze(-1)
 
     return reduced(of_rows, log_probs, uniforms)
 

@@ -67,6 +67,13 @@ def head_and_draw(head: LinearHead, features: Tensor, uniforms: Tensor | None, t
     return HeadDraw(tokens, logits / temperature - masses.tempered.logsumexp(-1), logits - masses.own.logsumexp(-1))
 
 
+def hit(cumulative: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Where in each row of cumulative sums (N, V) a uniform (N,) falls: the entry, and the sum there, (N, 1)."""
+    target = uniforms[:, None] * cumulative[:, -1:]
+    # right=True: what has no width can not be hit, even by u = 0
+    return torch.searchsorted(cumulative, target, right=True).clamp_(max=cumulative.shape[-1] - 1), target
+
+
 def inverse(log_masses: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """The entry of each row in whose part of the distribution a uniform falls, (N,), and where in this part, (N,).
 
@@ -75,9 +82,7 @@ def inverse(log_masses: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """
     p = log_masses.double().softmax(-1)
     cumulative = p.cumsum(-1)
-    target = uniforms[:, None] * cumulative[:, -1:]
-    # right=True: what has no width can not be hit, even by u = 0
-    entry = torch.searchsorted(cumulative, target, right=True).clamp_(max=p.shape[-1] - 1)
+    entry, target = hit(cumulative, uniforms)
     width = p.gather(-1, entry)
     within = (target - cumulative.gather(-1, entry) + width) / width
     return entry[:, 0], within[:, 0].clamp_(0, math.nextafter(1, 0))
