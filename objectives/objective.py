@@ -212,10 +212,11 @@ class ObjectiveConfig(Section, ABC):
         """How good a checkpoint is, the lower the better; None where it can not be the best.
 
         Args:
-            figures: what the watch measured of the averaged student: judge_perplexity, nfe, ….
+            figures: what the watch measured of the averaged student: judge_perplexity, nfe, …, and of them
+                relative_perplexity is that of the teacher where it writes as varied text.
             reference: the same of `Objective.reference`, where there is one.
         """
-        return figures["judge_perplexity"]
+        return figures["relative_perplexity"]
 
     @abstractmethod
     def build(self, distillation: Distillation) -> Objective:

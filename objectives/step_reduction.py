@@ -41,7 +41,7 @@ from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser
 from teachers.randomness import RowStreams
 
-TOLERANCE = 0.02  # of judge perplexity, where steps are reduced [own]
+TOLERANCE = 0.02  # of perplexity at equal entropy, where steps are reduced [own]
 CALIBRATION_ROWS = 64  # trajectories of the start that measure its passes [own]
 
 
@@ -152,9 +152,9 @@ class StepReductionConfig(VerifierConfig):
             )
 
     def ranks(self, figures: Mapping[str, float], reference: Mapping[str, float] | None) -> float | None:
-        """The fewest passes, with a judge perplexity of at most 1 + `TOLERANCE` times the start's."""
+        """The fewest passes, with a perplexity of at most 1 + `TOLERANCE` times the start's, each at its entropy."""
         assert reference is not None
-        good = figures["judge_perplexity"] <= (1 + TOLERANCE) * reference["judge_perplexity"]
+        good = figures["relative_perplexity"] <= (1 + TOLERANCE) * reference["relative_perplexity"]
         return figures["nfe"] if good else None
 
     def build(self, distillation: Distillation) -> StepReduction:

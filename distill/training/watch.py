@@ -1,8 +1,8 @@
 """Collapse is watched: the averaged student's quality and entropies, while training, against the teacher's own.
 
 The loss does not show collapse and unigram entropy shows it late, so bigram entropy decides. A student that writes less
-varied text has a lower perplexity by that alone. So the teacher is measured at several temperatures, once, and its
-perplexity is told where its entropy is the student's.
+varied text has a lower perplexity by that alone. So the teacher is measured at several temperatures, once, its
+perplexity is told where its entropy is the student's, and checkpoints are compared by how far they are from it.
 """
 
 from __future__ import annotations
@@ -94,12 +94,14 @@ class CollapseWatch:
         self, update: int, average: Denoiser, state: dict[str, Any]
     ) -> tuple[dict[str, float], bool, str | None, dict[str, Any]]:
         state = dict(state)
-        teacher, [student] = state["teacher"], self._figures(average)
-        as_varied = perplexity_as_varied(student, state["teacher_curve"])
+        teacher, curve, [student] = state["teacher"], state["teacher_curve"], self._figures(average)
+        as_varied = perplexity_as_varied(student, curve)
+        start = at_equal_entropy(state["start"], curve) if self.reference is not None else None
+        student = at_equal_entropy(student, curve)
         # one token after each prompt has no bigram to lose
         kept = student["bigram_entropy"] / teacher["bigram_entropy"] if teacher["bigram_entropy"] else 1.0
         best, stopped = False, None
-        rank = self.objective.ranks(student, state.get("start"))
+        rank = self.objective.ranks(student, start)
         if kept >= self.config.entropy_floor and rank is not None and rank < state.get("best", math.inf):
             best, state["best"] = True, rank
         if kept < self.config.collapse:
@@ -111,20 +113,15 @@ class CollapseWatch:
         say(
             f"update {update}: judge perplexity {student['judge_perplexity']:.2f} at {self.config.watch_steps} steps "
             f"(teacher {teacher['judge_perplexity']:.2f}{_told(as_varied)}), bigram entropy "
-            f"{student['bigram_entropy']:.3f} ({teacher['bigram_entropy']:.3f}){self._passes(student, state)}"
+            f"{student['bigram_entropy']:.3f} ({teacher['bigram_entropy']:.3f}), at equal entropy "
+            f"{student['relative_perplexity']:.2f} of the teacher's perplexity{_passes(student, start)}"
             f"{', best so far' if best else ''}",
         )
         metrics = {f"watch/{k}": v for k, v in student.items()} | {f"watch/teacher_{k}": v for k, v in teacher.items()}
         metrics |= {f"watch/teacher_at_{axis}_entropy": value for axis, value in as_varied.items()}
-        if self.reference is not None:
-            metrics |= {f"watch/start_{k}": v for k, v in state["start"].items()}
+        if start is not None:
+            metrics |= {f"watch/start_{k}": v for k, v in start.items()}
         return metrics, best, stopped, state
-
-    def _passes(self, student: dict[str, float], state: dict[str, Any]) -> str:
-        if self.reference is None:
-            return ""
-        start = state["start"]
-        return f", {student['nfe']:.1f} passes (start {start['nfe']:.1f}, perplexity {start['judge_perplexity']:.2f})"
 
 
 def perplexity_as_varied(student: dict[str, float], curve: Sequence[dict[str, float]]) -> dict[Axis, float]:
@@ -140,6 +137,33 @@ def perplexity_as_varied(student: dict[str, float], curve: Sequence[dict[str, fl
             logs = np.log([[figures["judge_perplexity"]] for figures in curve])
             out[axis] = float(np.exp(reading(np.array(entropies)[:, None], logs, np.array([at])))[0])
     return out
+
+
+def at_equal_entropy(figures: dict[str, float], curve: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The figures, and ``relative_perplexity``: of that of a teacher as varied, on the axis that claims less.
+
+    The teacher's log-perplexity over its entropy is taken as a line, by least squares through its temperatures, since
+    checkpoints must be compared whatever their entropies are. Beyond either end it goes as far as the ends are apart.
+
+    Args:
+        figures: see `quick_figures`. curve: the teacher's, at each temperature; one is a level line.
+    """
+    logs = np.log([at["judge_perplexity"] for at in curve])
+    excess = []
+    for axis in get_args(Axis):
+        entropies = np.array([at[f"{axis}_entropy"] for at in curve])
+        low, high, middle = entropies.min(), entropies.max(), entropies.mean()
+        spread = ((entropies - middle) ** 2).sum()
+        slope = (entropies - middle) @ logs / spread if spread > 0 else 0.0
+        at = np.clip(figures[f"{axis}_entropy"], 2 * low - high, 2 * high - low)
+        excess.append(math.log(figures["judge_perplexity"]) - logs.mean() - slope * (at - middle))
+    return figures | {"relative_perplexity": math.exp(max(excess))}
+
+
+def _passes(student: dict[str, float], start: dict[str, float] | None) -> str:
+    if start is None:
+        return ""
+    return f", {student['nfe']:.1f} passes (start {start['nfe']:.1f}, perplexity {start['judge_perplexity']:.2f})"
 
 
 def _told(as_varied: dict[Axis, float]) -> str:

@@ -100,7 +100,7 @@ def test_the_watch_measures_marks_the_best_and_stops_a_collapse(tmp_path):
     run = distil(tmp_path / "run", *overrides)
     watched = [line for line in run.read_metrics() if "watch/judge_perplexity" in line]
     assert [line["update"] for line in watched] == [2, 4]
-    lowest = min(watched, key=lambda line: line["watch/judge_perplexity"])["update"]
+    lowest = min(watched, key=lambda line: line["watch/relative_perplexity"])["update"]
     assert (run.checkpoints / "best").read_text("utf-8").strip() == f"update-{lowest:08d}"
     # a learning rate that destroys the student: the watch must end the run and say why
     doomed = distil(tmp_path / "doomed", "evaluate.every=2", "train.updates=200", "train.student.lr=0.3", "train.ema=0")

@@ -512,10 +512,10 @@ def test_config_asks_for_a_critic_and_for_the_sampler_that_is_trained():
 
 
 def test_the_fewest_passes_at_the_starts_perplexity_are_the_best():
-    start = {"judge_perplexity": 10.0, "nfe": 16.0}
+    start = {"relative_perplexity": 1.0, "nfe": 16.0}
     config = StepReductionConfig()
-    assert config.ranks({"judge_perplexity": 10.1, "nfe": 9.0}, start) == 9.0
-    assert config.ranks({"judge_perplexity": 10.3, "nfe": 8.0}, start) is None
-    assert RediConfig().ranks({"judge_perplexity": 10.3, "nfe": 8.0}, None) == 10.3
+    assert config.ranks({"relative_perplexity": 1.01, "nfe": 9.0}, start) == 9.0
+    assert config.ranks({"relative_perplexity": 1.03, "nfe": 8.0}, start) is None
+    assert RediConfig().ranks({"relative_perplexity": 1.03, "nfe": 8.0}, None) == 1.03
     objective = small_objective()
     assert objective.reference is objective.target is objective.networks["target"]

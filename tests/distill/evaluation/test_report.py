@@ -22,6 +22,7 @@ LINES = [
     {
         "update": 20, "watch/judge_perplexity": 12.0, "watch/teacher_judge_perplexity": 15.0,
         "watch/bigram_entropy": 5.4, "watch/teacher_bigram_entropy": 5.5, "watch/teacher_at_bigram_entropy": 14.0,
+        "watch/relative_perplexity": 0.86,
     },
 ]  # fmt: skip
 COST = Cost(
@@ -172,8 +173,10 @@ def test_a_whole_run(quickstart):
     root = read(report_page([report]).html())
     check(root)
     plots = {plot.all("title")[0].text: plot for plot in root.all("svg", class_="plot")}
-    assert {"Loss", "Norm of the gradient", "Watch: judge perplexity", "Watch: bigram entropy"} <= plots.keys()
+    assert {"Loss", "Norm of the gradient", "Watch: judge perplexity", "Watch: relative perplexity"} <= plots.keys()
     assert "student: reward" in plots
+    relative = plots["Watch: relative perplexity"]
+    assert len(relative.all("path", class_="level")) == 2, "the teacher as varied, and the best checkpoint"
     quality = next(f for f in root.all("figure", class_="chart") if plots["Watch: judge perplexity"] in f.all("svg"))
     assert "teacher at the student's bigram entropy" in quality.text
     assert "unigram entropy" not in quality.text, "it was never as varied"

@@ -13,6 +13,7 @@ Lines = Sequence[dict[str, Any]]
 """Of metrics.jsonl."""
 PHASES = {"student": "student", "critic": "critic"}
 WATCH = ("", "teacher_")
+WATCHED = ("judge_perplexity", "relative_perplexity", "bigram_entropy")
 AS_VARIED = "watch/teacher_at_{}_entropy"
 APART = {"update", "seconds", "updates_per_second", "tokens", "tokens_per_second", "skipped"}
 
@@ -30,8 +31,7 @@ def training_charts(lines: Lines, settings: EvaluateConfig, best: int | None, ow
             lines, "grad_norm", "Norm of the gradient", "A norm that keeps growing comes before most collapses.", True,
             owner,
         ),
-        _watched(lines, "judge_perplexity", best, settings, owner),
-        _watched(lines, "bigram_entropy", best, settings, owner),
+        *(_watched(lines, what, best, settings, owner) for what in WATCHED),
     ]  # fmt: skip
     return [chart for chart in charts if chart.curves]
 
@@ -39,7 +39,7 @@ def training_charts(lines: Lines, settings: EvaluateConfig, best: int | None, ow
 def other_training_charts(lines: Lines, owner: str = "") -> list[Chart]:
     """Whatever else was logged, a plot for each figure."""
     shown = {f"{phase}/{what}" for phase in PHASES for what in ("loss", "grad_norm")}
-    shown |= {f"watch/{prefix}{what}" for prefix in WATCH for what in ("judge_perplexity", "bigram_entropy")}
+    shown |= {f"watch/{prefix}{what}" for prefix in WATCH for what in WATCHED}
     shown |= {AS_VARIED.format(axis) for axis in get_args(Entropy)}
     names = dict.fromkeys(name for line in lines for name in line if name not in APART | shown)
     charts = [
@@ -83,11 +83,17 @@ def _watched(lines: Lines, what: str, best: int | None, settings: EvaluateConfig
             " A checkpoint below the floor is never marked best, and the run ends at "
             f"{settings.collapse:.0%} of the teacher's."
         )
+    elif what == "relative_perplexity":
+        levels.append(Level("teacher, as varied as the student", "teacher", 1.0))
+        told += (
+            " Its perplexity over the teacher's at equal entropy, on the axis that claims less: the best "
+            "checkpoint has the lowest, or, where passes are reduced, the fewest passes at no more than the start's."
+        )
     else:
         told += " Lower is better at equal entropy, so the teacher is also read where its entropy is the student's."
     if best is not None and student:
         levels.append(Level(f"best checkpoint, update {best:,}", "real", best, upright=True))
-    log = what == "judge_perplexity"
+    log = what != "bigram_entropy"
     return Chart(
         f"Watch: {what.replace('_', ' ')}", told, Axis("updates"), Axis(what.replace("_", " "), log=log),
         tuple(curves), tuple(levels), owner,
