@@ -68,7 +68,7 @@ def predict(overrides: list[str], config: str = "configs/smoke.yaml") -> dict:
     from distill.planning.shapes import Shapes
 
     loaded = load_config(DistillConfig, config, overrides)
-    shapes, setup = Shapes(loaded), setup_of(loaded, 1)
+    shapes, setup = Shapes(loaded, "cpu"), setup_of(loaded, 1)
     found = moments(shapes.networks(), shapes.passes(setup), setup)
     training = [m for m in found if m.name != "checkpoint"]
     return {

@@ -8,7 +8,9 @@ inside the function that reduces its output again, chunk by chunk, and once more
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -47,13 +49,25 @@ def in_chunks(function: Callable[..., tuple[Tensor, ...]], chunks: int, *tensors
     positions = next(len(tensor) for tensor in tensors if tensor is not None)
     small, larger = divmod(positions, chunks)
     sizes = [small + (chunk < larger) for chunk in range(chunks)]
-    split = [[None] * chunks if tensor is None else split_of(tensor, sizes) for tensor in tensors]
-    parts = zip(*split, strict=True)
-    if torch.is_grad_enabled():
-        outputs = [checkpoint(function, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-    else:
-        outputs = [function(*part) for part in parts]
+    again = partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
+    outputs = chunk_loop.get()(again if torch.is_grad_enabled() else function, sizes, tensors)
     return tuple(torch.cat(output) for output in zip(*outputs, strict=True))
+
+
+def all_chunks(
+    function: Callable[..., tuple[Tensor, ...]], sizes: Sequence[int], tensors: Sequence[Tensor | None]
+) -> list[tuple[Tensor, ...]]:
+    """What ``function`` makes of each chunk, in order.
+
+    Args:
+        sizes: of the chunks, in positions. tensors: as of `in_chunks`.
+    """
+    split = [[None] * len(sizes) if tensor is None else split_of(tensor, sizes) for tensor in tensors]
+    return [function(*part) for part in zip(*split, strict=True)]
+
+
+chunk_loop = ContextVar("chunk_loop", default=all_chunks)
+"""How `in_chunks` goes through them. A plan of memory, which computes nothing, leaves most of them out."""
 
 
 def scatter(values: Tensor, where: Tensor) -> Tensor:

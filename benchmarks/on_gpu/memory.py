@@ -14,19 +14,19 @@ from distill.planning.shapes import Shapes
 
 
 def memory(job: Job) -> Iterator[tuple[str, Figures]]:
-    """Of each network whose updates were measured; this needs no device, and can be done later."""
+    """Of each network whose updates were measured; it is computed, and can be done later."""
     for name, size in job.setting.updates.items():
-        found = predicted(size)
+        found = predicted(size, job.device.type)
         measured = job.earlier.get(f"updates, {name}", {}).get("whole updates", {}).get("GB allocated at most")
         yield name, {**found, "GB measured": measured, "predicted / measured": ratio(found["GB predicted"], measured)}
 
 
-def predicted(size: Size) -> Figures:
-    """The plan's peak within updates, on one device, without a checkpoint."""
+def predicted(size: Size, device: str) -> Figures:
+    """The plan's peak within updates, on one device of this type, without a checkpoint."""
     with tempfile.TemporaryDirectory() as temporary:
         size.describe(Path(temporary))
         config = size.config(Path(temporary), updates=1)
-        shapes, setup = Shapes(config), setup_of(config, 1)
+        shapes, setup = Shapes(config, device), setup_of(config, 1)
         found = moments(shapes.networks(), shapes.passes(setup), setup)
     most = peak([moment for moment in found if moment.name not in ("checkpoint", "start")])
     return {"GB predicted": most.total() / 1e9, "moment": most.name}

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from distill.config import DistillConfig
+from distill.planning.alike import planned
 from objectives.objective import Objective
 from students.adapters import AdaptedDenoiser
 from students.samplers.at_once import AtOnce
@@ -229,7 +230,13 @@ class Passes:
 
 
 def pass_memory(
-    config: DistillConfig, teacher: Denoiser, objective: Objective, rows: int, micro: int, checkpointing: Checkpointing
+    config: DistillConfig,
+    teacher: Denoiser,
+    objective: Objective,
+    rows: int,
+    micro: int,
+    checkpointing: Checkpointing,
+    device: str,
 ) -> Passes:
     """The memory of all passes of an update.
 
@@ -238,13 +245,14 @@ def pass_memory(
         rows: of this process; the rollout sends them through a network together.
         micro: rows of a loss.
         checkpointing: gradient checkpointing.
+        device: the type of what trains, "cpu" or another one.
     """
     networks = {"teacher": teacher, **objective.networks}
     for name, network in networks.items():
         cast(network, getattr(torch, config.train.precision))
         if name in objective.phases:
             enable_gradient_checkpointing(network, checkpointing)
-    with FakeTensorMode():
+    with FakeTensorMode(), planned(device):
         tracer = _Tracer(objective, networks, _fill(list(networks.values())), config.sequence_length)
         asked = [tracer.rollout(name, rows) for name in objective.asks]
         phases = {phase: tracer.loss(phase, micro) for phase in objective.phases}

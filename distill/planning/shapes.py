@@ -107,13 +107,16 @@ def _sketch(checkpoint: Checkpoint, config: DistillConfig, blocks: int | None = 
 class Shapes:
     """The networks of a config as shapes: their sizes, and the memory of their passes at any micro-batch."""
 
-    def __init__(self, config: DistillConfig):
+    def __init__(self, config: DistillConfig, device: str = "cuda"):
         """Read the config.json of teacher and student.
+
+        Args:
+            device: the type of what trains, "cpu" or another one.
 
         Raises:
             UserError: see `read_sizes`; rows are longer than the teacher's positions, or it is autoregressive.
         """
-        self.config = config
+        self.config, self.device = config, device
         self.teacher = read_sizes(config.teacher.path, config.teacher.family)
         self.student = None if config.student.init == "teacher" else read_sizes(config.student.init)
         teacher, _ = self._objective(config, None)
@@ -162,7 +165,8 @@ class Shapes:
         teacher, objective = self._objective(config, layers)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks that tensors without data have no address
-            return pass_memory(config, teacher, objective, setup.share, setup.micro, setup.checkpointing)
+            rows, micro, checkpointing = setup.share, setup.micro, setup.checkpointing
+            return pass_memory(config, teacher, objective, rows, micro, checkpointing, self.device)
 
     def _objective(self, config: DistillConfig, layers: int | None) -> tuple[Denoiser, Objective]:
         """The teacher, and the networks as `distill.commands.distil` wires them, without weights."""

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from teachers.ops import parts
+from teachers.ops.parts import entries_at_once
 
 LEAST_COLUMNS, TILE = 256, 128
 """Columns of a chunk at least, which a matrix product needs to be fast, and those of a Triton program [own]."""
@@ -56,8 +56,7 @@ class LinearHead:
 
     def chunks(self, positions: int) -> Iterator[slice]:
         """Runs of columns that cover the vocabulary, whose logits at so many positions are of a fitting size."""
-        entries = parts.IN_CACHE if self.weight.device.type == "cpu" else parts.AT_ONCE
-        width = max(LEAST_COLUMNS, entries // max(1, positions))
+        width = max(LEAST_COLUMNS, entries_at_once(self.weight.device) // max(1, positions))
         return (slice(start, start + width) for start in range(0, len(self.weight), width))
 
 

@@ -7,6 +7,7 @@ operations wait for the memory, not for arithmetic. Elsewhere they are so many t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,13 @@ IN_CACHE = 2**17
 """Entries of the rows that a CPU is given at once, 512 KB in float32 [own]."""
 AT_ONCE = 2**24
 """Those of other devices, 64 MB in float32 [own]."""
+stands_for: ContextVar[str | None] = ContextVar("stands_for", default=None)
+"""The type of the device that tensors without data are on, in a plan of memory; None where tensors have data."""
+
+
+def entries_at_once(device: torch.device) -> int:
+    """Entries of the rows that a device is given at once."""
+    return IN_CACHE if (stands_for.get() or device.type) == "cpu" else AT_ONCE
 
 
 def row_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -24,8 +32,7 @@ def row_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         tensors: the first one is (…, V).
     """
     first = tensors[0]
-    entries = IN_CACHE if first.device.type == "cpu" else AT_ONCE
-    rows = max(1, entries // max(1, first.shape[-1]))
+    rows = max(1, entries_at_once(first.device) // max(1, first.shape[-1]))
     flat = (tensor.reshape(-1, *tensor.shape[first.dim() - 1 :]) for tensor in tensors)
     yield from zip(*(tensor.split(rows) for tensor in flat), strict=True)
 

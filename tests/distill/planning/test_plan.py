@@ -15,6 +15,7 @@ from distill.cli import app
 from distill.commands.plan import plan_command
 from distill.config import DistillConfig, load_config
 from distill.models import load_teacher
+from distill.planning import alike
 from distill.planning.live_memory import GroupedProducts
 from distill.planning.moments import moments, peak
 from distill.planning.propose import largest_micro_batch, with_adapters
@@ -23,9 +24,11 @@ from distill.planning.setup import setup_of
 from distill.planning.shapes import Shapes
 from objectives.registry import DISTILLERS
 from students.adapters import AdaptedDenoiser
+from teachers import chunks
 from teachers.errors import UserError
 from teachers.families import resolve
 from teachers.families.language import LANGUAGE
+from teachers.ops import parts
 from teachers.source import BUNDLED
 from tests.forks import Command
 from tests.golden.places import COPIES, checkpoint_of
@@ -143,6 +146,35 @@ def test_two_depths_give_any(tmp_path):
         for from_two, of_run in passes:
             for point in vars(of_run):
                 assert getattr(from_two, point).total == pytest.approx(getattr(of_run, point).total, rel=1e-3), point
+
+
+def of_all_chunks(monkeypatch, shapes, *arguments):
+    """What every chunk's run tells."""
+    with monkeypatch.context() as patch:
+        patch.setattr(alike, "ends", chunks.all_chunks)
+        return shapes._trace(*arguments)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["train.precision=bfloat16"], ["objective={name: sdtt}", "train.critic=null", "student.adapter={rank: 4}"]],
+    ids=["integral_kl", "sdtt"],
+)
+def test_the_ends_of_chunks_tell_what_all_chunks_tell(words, monkeypatch):
+    """Of 64 positions, in chunks of 8 and of 7."""
+    planned = config("length=32", "train.batch=2", *words)
+    shapes, setup = Shapes(planned), setup_of(planned, 1)
+    monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 8 * shapes.vocabulary - 1)
+    told = shapes._trace(planned, setup, None)
+    assert told == of_all_chunks(monkeypatch, shapes, planned, setup, None)
+
+
+def test_a_plan_for_a_device_has_its_parts():
+    with alike.planned("cuda"):
+        assert parts.entries_at_once(torch.device("cpu")) == parts.AT_ONCE
+    with alike.planned("cpu"):
+        assert parts.entries_at_once(torch.device("cuda")) == parts.IN_CACHE
+    assert parts.entries_at_once(torch.device("cpu")) == parts.IN_CACHE
 
 
 def test_checkpointing_keeps_less_and_stages_keep_less(tmp_path):
