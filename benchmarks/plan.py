@@ -17,8 +17,8 @@ from typing import Any
 from unittest.mock import patch
 
 TRAIN = ["train.updates=2", "train.log_every=1", "evaluate.every=null", "train.checkpoint_every=100"]
-# a plan is for the worst update of a run, in which every position is masked; here each update is
-TRAIN += ["objective.rollout=one_move", "objective.time={clamp: [0.99, 1.0]}"]
+# a plan is for the worst update of a run, in which every position is masked and no row like another; here each update is
+TRAIN += ["objective.rollout={name: one_move, random_share: 0.01}", "objective.time={clamp: [0.99, 1.0]}"]
 BUCKET = "deepspeed.zero_optimization.reduce_bucket_size"
 CASES = {
     # 36 M parameters; every row of an update in one pass
