@@ -33,7 +33,7 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks.on_gpu import blocks, correctness, fused, latency, memory, training, updates
+from benchmarks.on_gpu import blocks, compiled, correctness, fused, latency, memory, training, updates
 from benchmarks.on_gpu.setting import SETTINGS, Figures, Job, Section
 from teachers.files import publish
 
@@ -66,6 +66,7 @@ def sections(size: str) -> list[Planned]:
         Planned("training", training.training, 120),
         Planned("blocks", blocks.blocks, 45),
         Planned("memory", memory.memory, 60),
+        *(Planned(f"compiled, {name}", partial(compiled.compiled, name), 60) for name in SETTINGS[size].updates),
     ]
 
 
@@ -183,6 +184,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    parts = (blocks, correctness, latency, memory, training, updates)
+    parts = (blocks, compiled, correctness, latency, memory, training, updates)
     FORKS.set_forkserver_preload([part.__name__ for part in parts])
     main()

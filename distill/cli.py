@@ -389,11 +389,14 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON object for each text, one a line: prompt, text, nfe, log_prob.")
     ] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the passes first, which takes a while and is for many texts.")
+    ] = False,
 ) -> None:
     """Write text on standard output: one text as it is, several texts under lines such as "--- 1 of 3 ---"."""
     from distill.commands.generate import generate_command
 
-    generate_command(folder, steps, prompt or (), num, length, seed, sampler, temperature, as_json, chat)
+    generate_command(folder, steps, prompt or (), num, length, seed, sampler, temperature, as_json, chat, compiled)
 
 
 @command

@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from students.planner import PlannedDenoiser
 from teachers.cache import Window
 from teachers.canvas import Canvas
+from teachers.compilation import Compilation
 from teachers.denoiser import Compression, Contexts, Denoiser
 from teachers.errors import UserError, nearest
 from teachers.ops.head import LinearHead
@@ -172,6 +173,10 @@ class AdaptedDenoiser(Denoiser):
 
         self.base.checkpoint_activations(adapted)
 
+    def compile_passes(self, compilation: Compilation) -> None:
+        """The base's, for whichever adapter is active; see `Denoiser.compile_passes`."""
+        self.base.compile_passes(compilation)
+
     def timed(self) -> AdaptedDenoiser:
         """The base's, through the same adapter; see `Denoiser.timed`."""
         timed = copy.copy(self)
@@ -284,6 +289,8 @@ def insert_adapter(base: Denoiser, config: AdapterConfig) -> tuple[str, list[str
     """
     from peft import LoraConfig, inject_adapter_in_model
 
+    from students.low_rank import AdaptedLinear
+
     model, targets = base.network, config.targets
     of_transformers = isinstance(model, PreTrainedModel)
     if targets == "all-linear" and (has_experts(model) or not of_transformers):
@@ -311,6 +318,7 @@ def insert_adapter(base: Denoiser, config: AdapterConfig) -> tuple[str, list[str
     for parameter, requires_grad in zip(others, trained, strict=True):
         parameter.requires_grad_(requires_grad)
     for layer in lora_layers(model).values():
+        layer.__class__ = AdaptedLinear
         layer._active_adapter = active
         for part in ("lora_A", "lora_B"):
             if part in layer._modules:  # still found by PEFT, but no longer among the base's own parameters

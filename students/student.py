@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from students.adapters import AdaptedDenoiser, plain_copy
 from students.planner import PlannedDenoiser
 from teachers.checkpointing import Checkpointing, kept_products
+from teachers.compilation import Compilation
 from teachers.denoiser import Denoiser
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -62,6 +63,17 @@ def enable_gradient_checkpointing(network: nn.Module, checkpointing: Checkpointi
     for module in network.modules():
         if isinstance(module, Denoiser) and checkpointing:
             module.checkpoint_activations(contexts)
+
+
+def compile_passes(network: nn.Module, compilation: Compilation) -> None:
+    """Let every denoiser in a network make its passes without a gradient compiled, where that is asked for.
+
+    Raises:
+        UserError: there is one that can not do so.
+    """
+    for module in network.modules():
+        if isinstance(module, Denoiser) and compilation:
+            module.compile_passes(compilation)
 
 
 class Ema:

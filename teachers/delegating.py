@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from teachers.canvas import Canvas
+from teachers.compilation import Compilation
 from teachers.denoiser import Compression, Contexts, Denoiser, Layout
 from teachers.ops.head import LinearHead
 
@@ -72,6 +73,10 @@ class DelegatingDenoiser(Denoiser):
     def checkpoint_activations(self, contexts: Contexts | None = None) -> None:
         """See `Denoiser.checkpoint_activations`."""
         self.inner.checkpoint_activations(contexts)
+
+    def compile_passes(self, compilation: Compilation) -> None:
+        """See `Denoiser.compile_passes`."""
+        self.inner.compile_passes(compilation)
 
     def commit_logits(self, features: Tensor, summaries: Tensor, where: Tensor) -> Tensor | None:
         """See `Denoiser.commit_logits`."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from teachers.canvas import Canvas
 from teachers.capability import Capability
 from teachers.companions import end_tokens
+from teachers.compilation import Compilation, compile_blocks
 from teachers.errors import UserError
 from teachers.host import alike, derived
 from teachers.ops.head import LinearHead
@@ -259,6 +260,15 @@ class Denoiser(nn.Module, ABC):
         """
         self.require("checkpointing", "train.gradient_checkpointing")
         raise AssertionError(f"{type(self).__name__} declares checkpointing and has none")
+
+    def compile_passes(self, compilation: Compilation) -> None:
+        """Compile the transformer blocks for passes without a gradient; see `teachers.compilation`.
+
+        Raises:
+            UserError: it has none.
+        """
+        self.require("blocks", "compile")
+        compile_blocks(self.blocks(), compilation)
 
     def commit_logits(self, features: Tensor, summaries: Tensor, where: Tensor) -> Tensor | None:
         """Which open positions a sampler should commit: (N,) logits; None for a denoiser that has no such opinion.

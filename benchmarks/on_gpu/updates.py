@@ -57,10 +57,14 @@ def updates(name: str, job: Job) -> Iterator[tuple[str, Figures]]:
         yield "kernels", kernels(trainer, job.out / f"{name.replace(' ', '')}.trace.json.gz", job)
 
 
-def in_memory_trainer(size: Size, folder: Path, job: Job) -> Trainer:
-    """Of random weights, made on the device in the precision that they are used in."""
+def in_memory_trainer(size: Size, folder: Path, job: Job, **train: Any) -> Trainer:
+    """Of random weights, made on the device in the precision that they are used in.
+
+    Args:
+        train: of that section of the config, beside the size's.
+    """
     size.describe(folder)
-    config = size.config(folder, updates=10**6)
+    config = size.config(folder, updates=10**6, **train)
     teacher = size.network(job.device, getattr(torch, config.train.precision))
     networks = load_networks(config, (teacher, load_tokenizer("bundled:teacher")))
     return in_memory(config, networks, World(0, 1, job.device))

@@ -9,6 +9,7 @@ import torch
 
 from distill.finished import open_student
 from distill.generation import ROWS, Generated, generate
+from distill.runtime.compilation import compile_network
 from distill.runtime.messages import say, write_text
 from distill.runtime.progress import track
 from distill.runtime.threads import few_for_small
@@ -26,12 +27,14 @@ def generate_command(
     temperature: float | None = None,
     as_json: bool = False,
     chat: bool = False,
+    compiled: bool = False,
 ) -> list[str]:
     """Print texts on stdout, and what they cost on stderr.
 
     Args:
         folder: an export, another model folder, or a run folder.
         steps, prompts, num, length, seed, sampler, temperature, chat: see `generate`.
+        compiled: whether passes are compiled, see `teachers.compilation`.
         as_json: a JSON object in a line of its own for each text, instead of the text.
 
     Returns:
@@ -45,6 +48,7 @@ def generate_command(
     rows = min(num * max(1, len(prompts)), ROWS)
     few_for_small(sum(p.numel() for p in student.denoiser.parameters()), rows * (length or student.canvas_length))
     student.denoiser.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    compile_network(student.denoiser, compiled)
     generated = generate(
         student, prompts, num, steps, sampler, temperature, seed, length, chat,
         track=lambda batches: track(batches, f"writing, {ROWS} at once", total=len(batches)),

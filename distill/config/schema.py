@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
 from pydantic import Field, model_validator
 
 from distill.config.data import DataConfig
-from distill.config.deepspeed import check_deepspeed
+from distill.config.deepspeed import check_deepspeed, zero_section
 from distill.config.models import NewModelConfig, StudentConfig, TeacherConfig, TokenizerConfig
 from distill.config.protocols import ProtocolName, with_protocol
 from distill.config.samplers import AnySampler, measured_with
@@ -20,6 +20,7 @@ from objectives.masking import MasksConfig
 from objectives.objective import ObjectiveConfig, Surroundings
 from students.samplers import Ancestral
 from teachers.checkpointing import Checkpointing
+from teachers.compilation import Compilation
 from teachers.process import Schedule
 from teachers.section import Section
 
@@ -53,9 +54,10 @@ class TrainConfig(Section):
     """The loop. ``batch`` rows make an update, over all processes; ``micro_batch`` of them pass a network at once.
 
     ``gradient_checkpointing`` recomputes activations in the backward pass instead of keeping them; "products" keeps
-    what matrix products and attention gave, and recomputes what is cheap. A step whose loss or gradient is not finite
-    is skipped; ``max_skipped`` such updates in a row end the run [own]. ``precision`` "auto" is bfloat16 where this
-    machine multiplies matrices clearly faster in it, else float32.
+    what matrix products and attention gave, and recomputes what is cheap. ``compile`` computes passes that need no
+    gradient by compiled blocks; "reduce-overhead" also replays them from CUDA graphs, on a GPU. A step whose loss or
+    gradient is not finite is skipped; ``max_skipped`` such updates in a row end the run [own]. ``precision`` "auto" is
+    bfloat16 where this machine multiplies matrices clearly faster in it, else float32.
     """
 
     updates: Count
@@ -63,6 +65,7 @@ class TrainConfig(Section):
     micro_batch: Count | None = None
     precision: Precision = "float32"
     gradient_checkpointing: Checkpointing = False
+    compile: Compilation = False
     max_skipped: Count = 5
     seed: int = Field(default=0, ge=0, lt=2**63)
     ema: float = Field(default=0.999, ge=0, lt=1)
@@ -85,8 +88,9 @@ class EvaluateConfig(Section):
     """Quality against step count: what `fewstep evaluate` measures, and what the loop watches while training.
 
     ``batch`` rows are sampled at once, from noise of their own; several processes share the batches, so each needs one.
-    ``precision`` is as in `TrainConfig`. ``length``, of the rows that `fewstep evaluate` measures and of an export's
-    canvas, is that of training by default. With ``task``, `fewstep evaluate` asks its questions and judges no text.
+    ``precision`` and ``compile`` are as in `TrainConfig`. ``length``, of the rows that `fewstep evaluate` measures and
+    of an export's canvas, is that of training by default. With ``task``, `fewstep evaluate` asks its questions and
+    judges no text.
 
     Rows are measured at all ``temperatures`` [own], and always at the sampler's own; null for that one alone. The
     teacher's ``teacher_steps`` take long. They are measured at just ``teacher_temperatures``, of which two are enough
@@ -109,6 +113,7 @@ class EvaluateConfig(Section):
     data: DataName | None = None
     retokenize: bool = False
     end_of_text: EndOfText = "all"
+    compile: Compilation = False
     protocol: ProtocolName | None = None
     featuriser: Literal["judge"] | ModelName | None = "judge"
     training_data: DataName | None = None
@@ -195,7 +200,20 @@ class DistillConfig(Section):
                 "replicated, or leave the adapters out"
             )
         check_deepspeed(self.deepspeed, self.train.precision)
+        self._check_compile()
         return self
+
+    def _check_compile(self) -> None:
+        """Blocks whose weights are elsewhere until they compute can not be compiled."""
+        for key, value, elsewhere in (
+            ("teacher.placement", self.teacher.placement, self.teacher.placement != "replicated"),
+            ("deepspeed.zero_optimization.stage", 3, zero_section(self.deepspeed).get("stage") == 3),
+        ):
+            if self.train.compile and elsewhere:
+                raise ValueError(
+                    f"train.compile is {self.train.compile!r}, but with {key} {value!r} a block's weights are brought "
+                    "to where it computes, which can not be compiled; leave out either"
+                )
 
     def _check_blocks(self) -> None:
         """What of the samplers' blocks can be told without a model."""
@@ -242,6 +260,11 @@ class PretrainConfig(Section):
         self._check_masks()
         self._check_blocks()
         self._check_edit()
+        if self.train.compile:
+            raise ValueError(
+                f"train.compile is {self.train.compile!r}, but it is for passes without a gradient, and pretraining "
+                "makes none; leave it out"
+            )
         check_deepspeed(self.deepspeed, self.train.precision)
         return self
 

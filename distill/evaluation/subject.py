@@ -27,6 +27,7 @@ from distill.evaluation.tasks.task import check_task, load_task
 from distill.finished import written_schedule, written_settings
 from distill.models import load_averaged, load_base, load_discriminator, load_named, load_released
 from distill.runtime.checkpoints import AVERAGE, best_checkpoint, verify_checkpoint
+from distill.runtime.compilation import compile_network
 from distill.runtime.cost import Cost
 from distill.runtime.resources import spent
 from distill.runtime.run_folder import RunFolder
@@ -74,8 +75,10 @@ class Subject:
         return self.models.get("teacher"), self.models.get("student"), self.critic
 
     def on(self, device: torch.device | str) -> Subject:
-        """The same, frozen and on a device."""
+        """The same, frozen and on a device, compiled if the config asks for it."""
         models = {name: frozen_on(model, device) for name, model in self.models.items()}
+        for model in models.values():
+            compile_network(model, self.config.compile)
         return replace(self, models=models, critic=None if self.critic is None else self.critic.to(device))
 
     def bench(self, world: World) -> Bench:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from distill.config import TeacherConfig, TrainConfig
+from distill.runtime.compilation import compile_network
 from distill.runtime.deepspeed import join_deepspeed
 from distill.runtime.world import World
 from students.student import cast
@@ -34,7 +35,7 @@ def spread_of(config: TeacherConfig, train: TrainConfig, world: World, run: Path
 
 
 def place_teacher(teacher: Denoiser, config: TeacherConfig, train: TrainConfig, world: World, folder: Path) -> Denoiser:
-    """Put the teacher where ``teacher.placement`` says, in the precision it is used at; in place.
+    """Put the teacher where ``teacher.placement`` says, in the precision it is used at, compiled if asked; in place.
 
     Nothing is done to one that is there already. Student and critic must have been copied from it before.
 
@@ -44,6 +45,7 @@ def place_teacher(teacher: Denoiser, config: TeacherConfig, train: TrainConfig, 
     if train.precision == "bfloat16":
         cast(teacher, torch.bfloat16)
     if config.placement == "replicated":
+        compile_network(teacher, train.compile)
         return teacher.to(world.device)
     if config.placement == "sharded" and not is_sharded(teacher):
         shard(teacher, train, world)

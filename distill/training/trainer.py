@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distill.config import OptimizerConfig, TrainConfig
 from distill.data.batches import Rows, training_batch
+from distill.runtime.compilation import compile_network
 from distill.runtime.world import World
 from distill.training.engine import Engine, micro_batch
 from distill.training.engines import start_engine
@@ -109,6 +110,9 @@ class Trainer:
         for name, network in objective.networks.items():
             if name not in objective.phases:
                 cast(network, getattr(torch, config.precision)).to(world.device)
+            compile_network(network, config.compile)
+        if self._average is not None:
+            compile_network(self._average, config.compile)
 
     def __iter__(self) -> Iterator[Update]:
         while self.done < self.config.updates:

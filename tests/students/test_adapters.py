@@ -6,11 +6,21 @@ import itertools
 import peft
 import pytest
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 
+from benchmarks.launches import Watcher
 from objectives.didi_instruct import DidiInstructConfig
 from objectives.integral_kl import IntegralKLConfig
 from objectives.objective import Distillation
-from students.adapters import AdaptedDenoiser, AdapterConfig, merge_adapter, merged, plain_copy
+from students.adapters import (
+    ActiveAdapter,
+    AdaptedDenoiser,
+    AdapterConfig,
+    lora_layers,
+    merge_adapter,
+    merged,
+    plain_copy,
+)
 from students.critic import Discriminator, auxiliary_denoiser
 from students.student import Ema, cast, enable_gradient_checkpointing, frozen, trainable_copy, twin
 from teachers.canvas import Canvas
@@ -19,8 +29,9 @@ from teachers.errors import UserError
 from teachers.families.stock.loading import create_denoiser
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
+from teachers.weights import weight_of
 from tests.batches import batch_of
-from tests.networks import shape
+from tests.networks import shape, stock
 
 SHAPE = shape(32, 2, initializer_range=0.2, tie_word_embeddings=False)
 LENGTH, VOCABULARY, MASK = 12, 20, 1
@@ -395,3 +406,31 @@ def test_losses_are_those_of_merged_networks(config, student_adapter):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
         one.backward()
         assert all(p.grad is not None for p in adapted.networks[phase].parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_is_added_as_its_product_is_computed(dtype):
+    """With the same bits with and without a gradient; in three launches without."""
+    base = stock(12, 8, 11, sizes=shape(16, 2)).to(dtype)
+    adapted = AdaptedDenoiser(base, AdapterConfig(rank=4, alpha=6.0)).to(dtype)
+    for parameter in adapted.parameters():
+        parameter.data.normal_(generator=torch.Generator().manual_seed(1)).mul_(0.1)
+    x = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(2)).to(dtype)
+    layer = next(iter(lora_layers(base.network).values()))
+    low, high = (weight_of(part[adapted.name]).float() for part in (layer.lora_A, layer.lora_B))
+    with ActiveAdapter(adapted.active, [adapted.name]):
+        learned = layer(x)
+        with torch.no_grad(), Watcher() as watcher:
+            drawn = layer(x)
+        peft = LoraLinear.forward(layer, x)
+    with torch.no_grad():
+        alone = layer(x)
+    expected = alone.float() + 6.0 / 4 * x.float() @ low.T @ high.T
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    assert learned.requires_grad
+    assert learned.dtype == dtype
+    assert torch.equal(learned, drawn)
+    assert watcher.counts.launches.total() == 3
+    assert (expected - alone.float()).abs().max() > 0.05
+    for seen in (learned, peft):
+        assert torch.allclose(seen.float(), expected, atol=tolerance, rtol=tolerance)

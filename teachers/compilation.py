@@ -1,0 +1,87 @@
+"""Transformer blocks that are compiled for passes without a gradient, by `torch.compile`: fewer launches a pass.
+
+Blocks of a network differ in their weights alone, so one is compiled for all of them, for any number of rows and
+tokens. One row, adapters and masks of another kind are compiled once more each. Weights and their names are untouched,
+and a copy of a network is not compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from teachers.errors import UserError
+
+Compilation = bool | Literal["reduce-overhead"]
+"""Whether passes without a gradient are compiled; "reduce-overhead": on a GPU also replayed from CUDA graphs."""
+VARIANTS = 64
+"""How many kinds of a block's pass are compiled at most, in one process [own]."""
+
+
+class CompiledBlock:
+    """What is called in a block's place: compiled where no gradient is asked for, the block itself elsewhere.
+
+    A pass that keeps keys and values (`teachers.cache`) is never compiled, since its tensors change from pass to pass.
+
+    Args:
+        compiled: computes any block, given as its first argument.
+        first, last: of the network's blocks. What a CUDA graph gives is overwritten when it is replayed: the first
+            block says that a pass begins, and the last one's output is copied.
+    """
+
+    def __init__(self, block: nn.Module, compiled: Callable[..., Any], first: bool = False, last: bool = False):
+        self.block, self.compiled, self.first, self.last = block, compiled, first, last
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the block.
+
+        Raises:
+            UserError: it can not be compiled.
+        """
+        if torch.is_grad_enabled() or not all(map(_is_plain, (*args, *kwargs.values()))):
+            return self.block._call_impl(*args, **kwargs)
+        if self.first:
+            torch.compiler.cudagraph_mark_step_begin()
+        try:
+            out = self.compiled(self.block, *args, **kwargs)
+        except compiler_errors() as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise UserError(
+                f"{type(self.block).__name__} can not be compiled ({reason[:200]}); leave compile out"
+            ) from error
+        return tree_map_only(Tensor, Tensor.clone, out) if self.last else out
+
+
+def compile_blocks(blocks: nn.ModuleList, compilation: Compilation) -> None:
+    """Compile a network's blocks, first to last, when the first pass without a gradient reaches them."""
+    if not compilation:
+        return
+    import torch._dynamo  # takes two seconds
+
+    torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
+    graphs = compilation == "reduce-overhead"
+    compiled = torch.compile(_computed, dynamic=True, fullgraph=True, mode="reduce-overhead" if graphs else None)
+    for number, block in enumerate(blocks):
+        first, last = graphs and number == 0, graphs and number == len(blocks) - 1
+        block._compiled_call_impl = CompiledBlock(block, compiled, first, last)
+
+
+def _computed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return block.forward(*args, **kwargs)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is nothing that passes write into."""
+    return value is None or isinstance(value, Tensor | bool | int | float | str | tuple)
+
+
+def compiler_errors() -> tuple[type[Exception], ...]:
+    """What torch raises where it can not compile."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+    from torch._inductor.exc import OperatorIssue
+
+    return FailOnRecompileLimitHit, TorchDynamoException, OperatorIssue
