@@ -163,7 +163,7 @@ def report(lines: list[Line]) -> None:
     if "before" in lines[0]["peak_mb"]:
         each = [apart(line) for line in lines]
         print(
-            f"\nlosses and norms are before's, bit for bit: {each.count(0)} of {len(each)}; at most {max(each):.0e} off"
+            f"\nlosses and norms equal before: {each.count(0)} of {len(each)} bit for bit; at most {max(each):.0e} off"
         )
 
 
