@@ -6,7 +6,7 @@ an average. It is written after the released code of MDLM, SDTT and DiDi-Instruc
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class Learner:
         self.trained = [weight for weight in network.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4)
 
-    def averaged(self) -> Learner:
+    def averaged(self) -> Self:
         """This, with an average of its weights from now on."""
         self.average = [weight.detach().clone() for weight in self.trained]
         return self

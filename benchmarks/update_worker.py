@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from io import FileIO
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -140,7 +141,7 @@ def draw_as_before() -> None:
             drawn = torch.stack(draws) if draws else torch.zeros(ahead.shape, dtype=torch.float64)
             return (drawn * 2**53).long() << 11
 
-    vars(trainer)["RowStreams"] = Generators
+    patch.object(trainer, "RowStreams", Generators).start()
 
 
 def peak_mb() -> float:
