@@ -17,7 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 TRAIN = ["train.updates=2", "train.log_every=1", "evaluate.every=null", "train.checkpoint_every=100"]
-# a plan is for the worst update of a run: every position masked, no row like another; here each update is one
+# a plan is for the worst update of a run, where every position is masked and no row like another; here each update is
 TRAIN += ["objective.rollout={name: one_move, random_share: 0.01}", "objective.time={clamp: [0.99, 1.0]}"]
 BUCKET = "deepspeed.zero_optimization.reduce_bucket_size"
 CASES = {
