@@ -11,25 +11,20 @@ from torch import Tensor, nn
 from benchmarks.on_gpu.latency import clocked
 from benchmarks.on_gpu.setting import Figures, Job
 from benchmarks.shapes import Size
-from objectives.divergences import log_ratio
-from objectives.gradients import marginalised
 from teachers.denoiser import DenoiserSpec, log_probabilities
 from teachers.ops.draw import head_and_draw
 from teachers.ops.head import LinearHead
-from teachers.ops.reward import Read, Rewards, head_and_reward
 from teachers.randomness import categorical
 
 ROWS = 4
 """Texts whose positions are all asked."""
-CLAMP = 5.0
 
 
 def fused(job: Job) -> Iterator[tuple[str, Figures]]:
     """The head alone of each network whose updates are measured, in the type that it has there."""
     for name, size in job.setting.updates.items():
         heads = Heads(size, job)
-        for what, ways in (("draw", heads.draws()), ("reward", heads.rewards())):
-            yield f"{name}, {what}", compared(ways, job)
+        yield f"{name}, draw", compared(heads.draws(), job)
 
 
 class Heads:
@@ -40,8 +35,7 @@ class Heads:
         place = {"device": job.device, "dtype": torch.bfloat16 if job.on_gpu else torch.float32}
         self.spec = DenoiserSpec(size.vocabulary - 1, size.vocabulary, size.length)
         self.layer = nn.Linear(size.hidden, size.vocabulary, bias=False, **place).requires_grad_(False)
-        self.features = torch.randn(ROWS * size.length, size.hidden, **place).requires_grad_()
-        self.others = [torch.randn_like(self.features) for _ in range(2)]
+        self.features = torch.randn(ROWS * size.length, size.hidden, **place)
         self.uniforms = torch.rand(len(self.features), dtype=torch.float64, device=job.device)
 
     def law(self, features: Tensor) -> Tensor:
@@ -63,21 +57,6 @@ class Heads:
             return categorical(self.law(self.features), self.uniforms)
 
         return {"fused": lambda: head_and_draw(self.head, self.features, self.uniforms), "whole": whole}
-
-    def rewards(self) -> dict[str, Callable[[], object]]:
-        """The marginalised reward, and its gradient in the features, as an adapter's update needs it."""
-
-        def apart() -> None:
-            teacher, auxiliary = (Read(self.head, features) for features in self.others)
-            rewards = Rewards(teacher, auxiliary, 0.0, CLAMP)
-            torch.autograd.grad(head_and_reward(Read(self.head, self.features), rewards).sum(), self.features)
-
-        def whole() -> None:
-            with torch.no_grad():
-                table = log_ratio(*map(self.law, self.others)).clamp(-CLAMP, CLAMP)
-            torch.autograd.grad(marginalised(self.law(self.features), table).sum(), self.features)
-
-        return {"fused": apart, "whole": whole}
 
 
 def compared(ways: dict[str, Callable[[], object]], job: Job) -> Figures:

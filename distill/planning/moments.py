@@ -49,8 +49,8 @@ def engine_bytes(network: Network, setup: Setup, average: bool) -> tuple[Bytes, 
     weights = width * network.total
     if setup.stage == 3:  # partition_parameters.py; small ones stay whole
         weights = width * (network.total / n + network.small * (1 - 1 / n))
-    # all stages but 0 clone the shard, in float32 too: measured, where stage3.py looks as if it would not
-    copies = setup.stage > 0
+    # float32 weights are their own masters, but where DeepSpeed keeps these on the CPU (`ZeroEngine`)
+    copies = setup.stage > 0 and (width == 2 or setup.offload)
     state = {"weights in float32": 4 * shard * copies, "Adam's moments": 8 * shard}
     if average:
         state["average"] = 4 * shard

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from distill.config import OptimizerConfig, TrainConfig
@@ -58,9 +59,31 @@ class ZeroEngine(Engine):
         self._engine = deepspeed.initialize(
             model=network, model_parameters=tensors, optimizer=self._adam, config=config
         )[0]
+        if self.stage > 0 and not any("offload" in key for key in zero_section(section)):
+            self._share_masters()
         self._zero_moments()  # DeepSpeed's views of the moments must be of these, from the first update on
         if self.stage in (1, 2):
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _share_masters(self) -> None:
+        """Let masters be the weights themselves where these are float32, too: DeepSpeed copies them and keeps both.
+
+        It writes each step's masters over the weights, which then changes nothing.
+        """
+        zero = self._engine.optimizer
+        for master, weights in zip(self.masters(), self._shards(), strict=True):
+            if master.dtype == weights.dtype:
+                master.data = weights.data
+        if self.stage < 3:
+            zero._link_all_hp_params()  # its views of the masters are of the copies
+
+    def _shards(self) -> list[Tensor]:
+        """The weights that this process's masters stand for, flat, in the training precision."""
+        zero = self._engine.optimizer
+        if self.stage == 3:
+            return zero.fp16_partitioned_groups_flat
+        parts = zip(zero.parallel_partitioned_bit16_groups, zero.real_dp_process_group, strict=True)
+        return [shards[dist.get_rank(group)] for shards, group in parts]
 
     def masters(self) -> list[Tensor]:
         """See `Engine.masters`."""

@@ -163,3 +163,18 @@ def test_a_rehearsal_of_what_works_says_nothing_and_draws_nothing(stage, precisi
     before = torch.get_rng_state()
     rehearse({"zero_optimization": {"stage": stage}}, settings(micro_batch=2, precision=precision), ALONE)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize(("precision", "copies"), [("float32", 3), ("bfloat16", 3.5)])
+def test_an_engine_keeps_no_second_copy_of_float32_weights(stage, precision, copies):
+    """Weights and two moments: 12 bytes a parameter in float32; in bfloat16 masters too, 14 bytes."""
+    train = settings(precision=precision)
+    network = torch.nn.Linear(128, 512, bias=False).to(getattr(torch, precision))
+    trained = network.weight.numel()
+    section = {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}}
+    engine = start_engine(network, train.student, train, section, ALONE)
+    tensors = [*engine.masters(), *engine._shards(), *(m for s in engine._adam.state.values() for m in s.values())]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel() > 1}
+    assert sum(storages.values()) == pytest.approx(4 * copies * trained, rel=1e-3)
+    engine.destroy()
