@@ -5,7 +5,7 @@
     python -m benchmarks.gpu --out runs/gpu --only memory              # one section; a word of its name will do
 
 Each section is a process of its own, with seconds of its own. What it measures is in OUT/gpu.json as soon as it is
-measured, and its words are in OUT/SECTION.log, so nothing is lost when the machine goes. A section that fails or runs
+measured, and its words are in OUT/gpu.log, so nothing is lost when the machine goes. A section that fails or runs
 out of time is said to have, and the next one begins. The same command again goes on where it was cut: what is done is
 not measured twice. In the end the figures are a table, on the terminal and in OUT/gpu.md; profiles lie beside it.
 """
@@ -38,7 +38,7 @@ from benchmarks.on_gpu.setting import SETTINGS, Figures, Job, Section
 from teachers.files import publish
 
 FORKS = get_context("forkserver")  # of a process that has neither memory nor a GPU's state
-RESULTS, TABLE = "gpu.json", "gpu.md"
+RESULTS, TABLE, LOG = "gpu.json", "gpu.md", "gpu.log"
 SECONDS = 360
 """Of all sections together, unless told otherwise."""
 
@@ -101,6 +101,7 @@ def run_section(planned: Planned, job: Job, log: Path, path: Path) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
+    print(f"--- {planned.name}", flush=True)
     results = Results(path)
     error, code = None, 0
     try:
@@ -117,7 +118,7 @@ def run_section(planned: Planned, job: Job, log: Path, path: Path) -> None:
 def measure(planned: Planned, job: Job, path: Path, seconds: float) -> None:
     """Run a section in its process, and end that when its time is over."""
     start = time.monotonic()
-    process = FORKS.Process(target=run_section, args=(planned, job, job.out / f"{planned.name}.log", path))
+    process = FORKS.Process(target=run_section, args=(planned, job, job.out / LOG, path))
     process.start()
     process.join(seconds)
     late = process.exitcode is None

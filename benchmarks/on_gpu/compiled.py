@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.on_gpu.setting import Figures, Job
-from benchmarks.on_gpu.updates import in_memory_trainer, kernels
+from benchmarks.on_gpu.updates import in_memory_trainer, kernels, profiled
 from benchmarks.stopwatch import Stopwatch
 from distill.training.trainer import Trainer
 from teachers.compilation import Compilation
@@ -26,10 +26,10 @@ def compiled(name: str, job: Job) -> Iterator[tuple[str, Figures]]:
             continue
         with tempfile.TemporaryDirectory() as temporary:
             trainer = in_memory_trainer(job.setting.updates[name], Path(temporary), job, compile=compilation)
-            yield way, measured(trainer, job.out / f"{name} {way}.trace.json.gz".replace(" ", ""), job)
+            yield way, measured(trainer, job)
 
 
-def measured(trainer: Trainer, trace: Path, job: Job) -> Figures:
+def measured(trainer: Trainer, job: Job) -> Figures:
     """Medians of updates, after a few that compile."""
     watch, objective = Stopwatch(job.settle), trainer.objective
     watch.wrap(objective, "rollout", lambda: "rollout")
@@ -44,6 +44,6 @@ def measured(trainer: Trainer, trace: Path, job: Job) -> Figures:
         "ms of the rollout": 1e3 * median(one["rollout"] for one in timed),
         "s of the first updates, compiling": sum(one["update"] for one in warm),
         "loss of the first update": losses[0],
-        "launches": kernels(trainer, trace, job)["launches"],
+        "launches": kernels(profiled(trainer, job), job)["launches"],
         "s in all": time.perf_counter() - start,
     }

@@ -59,12 +59,14 @@ def machine() -> Figures:
 
 
 def losses(size: Size, job: Job) -> Figures:
-    """One rollout, drawn on the CPU, and each phase's loss and gradient of it on both."""
+    """A rollout on each of both, and each phase's loss and gradient on both of the one that the CPU drew."""
     with tempfile.TemporaryDirectory() as temporary:
         here, there = (objective_on(size, Path(temporary), device) for device in (torch.device("cpu"), job.device))
-    with torch.no_grad():
-        rollout = here.rollout(rows_of(size, here), RowStreams(0, (0,), range(size.batch)))
-    figures: Figures = {}
+    rollout, other = rollout_of(here, size), rollout_of(there, size)
+    figures: Figures = {
+        "tokens of a rollout": tokens_of(rollout).numel(),
+        "of these different": int((tokens_of(rollout) != tokens_of(other)).sum()),
+    }
     for phase in here.phases:
         a, b = loss_and_gradient(here, phase, rollout), loss_and_gradient(there, phase, moved(rollout, job.device))
         figures[f"{phase} loss"] = a[0]
@@ -95,7 +97,20 @@ def perturb(objective: Objective) -> None:
     noise = torch.Generator().manual_seed(1)
     for network in objective.networks.values():
         for parameter in network.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=noise)
+            parameter += 0.05 * torch.randn(parameter.shape, generator=noise).to(parameter)
+
+
+@torch.no_grad()
+def rollout_of(objective: Objective, size: Size) -> Rollout:
+    """Drawn where the objective is. It also has a discriminator iterate, which must happen as often on each device."""
+    device = objective.student.device
+    return objective.rollout(rows_of(size, objective).to(device), RowStreams(0, (0,), range(size.batch), device))
+
+
+def tokens_of(rollout: Rollout) -> Tensor:
+    """(n,) all that a rollout holds of tokens and masks, on the CPU."""
+    parts = [part.tokens if isinstance(part, Canvas) else part for part in rollout.parts().values()]
+    return torch.cat([part.flatten().long().cpu() for part in parts if not part.is_floating_point()])
 
 
 def rows_of(size: Size, objective: Objective) -> Batch:
