@@ -19,6 +19,7 @@ from teachers.compilation import compile_blocks
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.randomness import RowStreams
+from tests.compilation import capturing
 from tests.networks import mdlm, shape, stock
 
 LENGTH = 6
@@ -26,19 +27,7 @@ LENGTH = 6
 
 @pytest.fixture
 def captured(monkeypatch):
-    """Blocks are captured and not translated to C++, which takes seconds; how many graphs there are."""
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", lambda f, mode, **options: COMPILE(f, backend=backend, **options))
-    return graphs
-
-
-COMPILE = torch.compile
+    return capturing(monkeypatch)
 
 
 def canvas(rows, seed=0):

@@ -6,9 +6,9 @@ import torch
 from benchmarks.shapes import Size
 from distill.runtime.world import ALONE
 from distill.training.distillation import in_memory, load_networks
+from tests.compilation import capturing
 from tests.distill.config.small import distil, pretrain, refused
 
-COMPILE = torch.compile
 KL = {"objective": {"name": "integral_kl", "rollout": {"name": "k_step", "steps": [4]}}}
 ADAPTER = {"adapter": {"rank": 2}}
 ADAPTED = {"objective": {**KL["objective"], "ratio": ADAPTER}, "student": ADAPTER}
@@ -16,14 +16,7 @@ ADAPTED = {"objective": {**KL["objective"], "ratio": ADAPTER}, "student": ADAPTE
 
 @pytest.mark.parametrize("sections", [KL, ADAPTED], ids=["full", "adapters"])
 def test_updates_are_those_of_training_as_it_is(sections, tmp_path, monkeypatch):
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", lambda f, mode, **options: COMPILE(f, backend=backend, **options))
+    graphs = capturing(monkeypatch)
     size = Size("llama", 16, 2, 2, 300, 8, 4, sections=sections, train={"critic": {"lr": 1e-4}})
     size.teacher(tmp_path)
     found = {}
