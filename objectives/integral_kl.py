@@ -303,9 +303,9 @@ class IntegralKL(Objective[IntegralKLRollout]):
         masked = rollout.fake.open
         entropies, rewards = [], [] if reward is None else [weighted(at(reward, masked), weights, masked)]
         divergence, regulariser = 0.0, 0.0  # (B,) each
-        for move in moves:
+        for move, read in zip(moves, self._of_ratio(rollout, moves), strict=True):
             # 1. what needs the whole vocabulary
-            estimates, penalties, state_entropies = self._at_open_positions(rollout, move)
+            estimates, penalties, state_entropies = self._at_open_positions(rollout, move, *read)
             # 2. rows: the gradient at what the move wrote, the regularisers at all that is open
             open_ = move.state.open
             divergence = divergence + gradient.row_losses(estimates, move, reward)
@@ -318,8 +318,27 @@ class IntegralKL(Objective[IntegralKLRollout]):
         loss = (rollout.weight * divergence + regulariser).sum()
         return LossOutput(loss, {"entropy": _sum_count(torch.cat(entropies)), "reward": _sum_count(torch.cat(rewards))})
 
-    def _at_open_positions(self, rollout: IntegralKLRollout, move: Move) -> tuple[Tensor, ...]:
+    def _of_ratio(self, rollout: IntegralKLRollout, moves: list[Move]) -> list[tuple[Tensor | None, Tensor | None]]:
+        """What a gradient over the vocabulary reads of teacher and critic, at the open positions of each move's state.
+
+        Both read the corrupted sample, which is the same for all moves, and what a move writes the first one had open.
+        """
+        gradient, first = self.config.gradient, moves[0].state.open
+        if not isinstance(gradient, VocabularyGradient):
+            return [(None, None)] * len(moves)
+        assert isinstance(self.ratio, AuxiliaryRatio)
+        theirs, auxiliary = self.ratio.features(rollout.fake, first, gradient.auxiliary_share)
+        later = [at(move.state.open, first) for move in moves[1:]]
+        parts = [(at(theirs, part), None if auxiliary is None else at(auxiliary, part)) for part in later]
+        return [(theirs, auxiliary), *parts]
+
+    def _at_open_positions(
+        self, rollout: IntegralKLRollout, move: Move, theirs: Tensor | None, auxiliary: Tensor | None
+    ) -> tuple[Tensor, ...]:
         """All that needs the student's whole vocabulary, for the N open positions of a move's state in chunks.
+
+        Args:
+            theirs, auxiliary: (N, H) of `_of_ratio`.
 
         Returns:
             the terms of a gradient over the vocabulary at the positions of ``move.used``, else (N,) log-probabilities
@@ -330,10 +349,6 @@ class IntegralKL(Objective[IntegralKLRollout]):
         if regularisers.teacher_weight:
             with torch.no_grad():
                 teacher = self.teacher.features_at(move.state, open_)
-        theirs, auxiliary = None, None
-        if isinstance(gradient, VocabularyGradient):
-            assert isinstance(self.ratio, AuxiliaryRatio)
-            theirs, auxiliary = self.ratio.features(rollout.fake, open_, gradient.auxiliary_share)
 
         def at_positions(
             student: Tensor, teacher: Tensor | None, theirs: Tensor | None, auxiliary: Tensor | None,

@@ -46,6 +46,7 @@ from students.student import twin
 from teachers.canvas import Batch, Canvas
 from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser
+from teachers.positions import at
 from teachers.randomness import RowStreams, categorical, uniform
 
 
@@ -88,12 +89,14 @@ class T3DRollout(Rollout):
 
     Attributes:
         labels: (B, L) the teacher's tokens. guess: (B, L) the reference's at masked positions.
-        state: labels with masks. path: (B, L) weights of the path loss, of sum 1 in each row.
+        state: labels with masks. theirs: (B, L, H) the reference's features at these masks, 0 elsewhere.
+        path: (B, L) weights of the path loss, of sum 1 in each row.
     """
 
     labels: Tensor
     guess: Tensor
     state: Canvas
+    theirs: Tensor
     path: Tensor
 
 
@@ -158,21 +161,27 @@ class T3D(Objective[T3DRollout]):
         masked = last_unmasked(order, canvas.open, ratio, ties)
         state = hidden_canvas(labels, canvas, masked, self.student.spec.mask_id, self.process)
         # 3. the reference's tokens there, and what each position counts in the path loss
-        guess = self._guess(state, uniform(randomness, rows, canvas.length)[masked])
+        theirs = self.reference_network.features(state, masked)
+        guess = self._guess(theirs, uniform(randomness, rows, canvas.length)[masked], masked.numel())
         path = path_weights(unmasking_rank(order, masked, ties), masked, self.config.path_tokens)
         weights = self.tail.weights(labels, canvas.open)
-        return T3DRollout(labels, labels.masked_scatter(masked, guess), state, path, weights=weights)
+        labelled = labels.masked_scatter(masked, guess)
+        return T3DRollout(labels, labelled, state, scatter(theirs, masked), path, weights=weights)
 
-    def _guess(self, state: Canvas, uniforms: Tensor) -> Tensor:
-        """(N,) the reference's tokens at the open positions, drawn by their uniforms where it is not greedy."""
+    def _guess(self, features: Tensor, uniforms: Tensor, positions: int) -> Tensor:
+        """(N,) the reference's tokens where it has these (N, H) features, drawn by (N,) uniforms if it is not greedy.
+
+        Args:
+            positions: of the whole canvas, B · L.
+        """
         target, greedy = self.reference_network, self.config.guess == "greedy"
 
         def tokens_of(features: Tensor, uniforms: Tensor) -> tuple[Tensor]:
             log_probs = target.head(features)
             return (log_probs.argmax(-1) if greedy else categorical(log_probs, uniforms),)
 
-        chunks = chunk_count(state.open.numel(), self.student.spec.vocabulary)
-        (tokens,) = in_chunks(tokens_of, chunks, target.features(state, state.open), uniforms)
+        chunks = chunk_count(positions, self.student.spec.vocabulary)
+        (tokens,) = in_chunks(tokens_of, chunks, features, uniforms)
         return tokens
 
     @property
@@ -183,7 +192,9 @@ class T3D(Objective[T3DRollout]):
 
     def outline(self, canvas: Canvas) -> T3DRollout:
         """See `Objective.outline`."""
-        return T3DRollout(canvas.tokens, canvas.tokens, canvas, canvas.open.double())
+        with torch.no_grad():
+            theirs = self.reference_network.features(canvas)
+        return T3DRollout(canvas.tokens, canvas.tokens, canvas, theirs, canvas.open.double())
 
     def count(self, phase: str, rollout: T3DRollout) -> Tensor:
         """Rows."""
@@ -192,10 +203,8 @@ class T3D(Objective[T3DRollout]):
     def loss(self, phase: str, rollout: T3DRollout) -> LossOutput:
         """Σ over rows of the discriminative loss and λ times the path loss."""
         state, masked, target = rollout.state, rollout.state.open, self.reference_network
-        # 1. one pass each: (N, H)
-        with torch.no_grad():
-            theirs = target.features(state, masked)
-        ours = self.student.features(state, masked)
+        # 1. a pass, and what the rollout's has given: (N, H)
+        ours, theirs = self.student.features(state, masked), at(rollout.theirs, masked)
 
         def at_positions(ours: Tensor, theirs: Tensor, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             log_probs = self.student.head(ours)

@@ -71,9 +71,10 @@ chunk_loop = ContextVar("chunk_loop", default=all_chunks)
 
 
 def scatter(values: Tensor, where: Tensor) -> Tensor:
-    """Put (N,) values at the True positions of (B, L) ``where``, in row-major order, and zeros elsewhere: (B, L)."""
+    """Put (N, …) values at the True positions of (B, L) ``where``, in order, and zeros elsewhere: (B, L, …)."""
     # not masked_scatter: in its backward pass the host waits
-    return values.new_zeros(where.numel()).index_copy(0, positions(where), values).view(where.shape)
+    each = values.shape[1:]
+    return values.new_zeros(where.numel(), *each).index_copy(0, positions(where), values).view(*where.shape, *each)
 
 
 def row_sums(values: Tensor, where: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """The wiring: losses by hand, invariance to batch splits, and that training lowers the divergence."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -27,6 +29,7 @@ CONFIGS = {
     "default": IntegralKLConfig(rollout={"steps": [2, 4]}),
     "didi": DidiInstructConfig(),
     "two moves, per token": IntegralKLConfig(rollout="two_moves", gradient="per_token", corruption="coupled"),
+    "two moves": IntegralKLConfig(rollout="two_moves", corruption="coupled"),
     "nested": IntegralKLConfig(corruption="nested", rollout={"steps": [2, 3]}, gradient={"exact_share": 0.5}),
     "one move": IntegralKLConfig(
         rollout="one_move",
@@ -84,26 +87,36 @@ def test_each_phase_reaches_only_its_own_network(name):
         objective.networks[phase].zero_grad()
 
 
-def test_marginalised_loss_by_hand():
-    """One row, one state: −ω/L Σ over corrupted revealed positions of Σ_v p_ν(v) clamp(log p_θ − log p_ψ)."""
-    config = IntegralKLConfig(rollout={"steps": [1]}, ratio={"reward_clamp": 0.5})
+@pytest.mark.parametrize("rollout", [{"steps": [1]}, "two_moves"])
+def test_marginalised_loss_by_hand(rollout):
+    """Of each move −ω/L Σ over corrupted revealed positions of Σ_v p_ν(v) clamp(log p_θ − log p_ψ)."""
+    config = IntegralKLConfig(rollout=rollout, ratio={"reward_clamp": 0.5})
     teacher, student = TabularDenoiser(4, 3, 0), TabularDenoiser(4, 3, 1)
     objective = config.build(Distillation(teacher, student, MaskedProcess(), 3, teacher))
     with torch.no_grad():
         objective.ratio.network.table.add_(torch.randn(objective.ratio.network.table.shape).double())
     rollout = objective.rollout(batch_of(objective, None, 2), RowStreams(0, (4,), range(2)))
     total = torch.zeros((), dtype=torch.float64)
-    for row in range(2):
-        z, fake = rollout.states[row, 0], rollout.fake.tokens[row]
+    for row, move in itertools.product(range(2), range(rollout.states.shape[1])):
+        z, fake = rollout.states[row, move], rollout.fake.tokens[row]
         ours = says(student, z[None])[0]
         for i in range(3):
-            if fake[i] != 3 or z[i] != 3:
+            if fake[i] != 3 or not rollout.revealed[row, move, i]:
                 continue
             reward = says(teacher, fake[None])[0, i, :3] - says(objective.ratio.network, fake[None])[0, i, :3]
             total = total - rollout.weight[row] / 3 * (ours[i, :3].exp() * reward.clamp(-0.5, 0.5)).sum()
     out = objective.loss("student", rollout)
     torch.testing.assert_close(out.sum, total, rtol=1e-6, atol=1e-8)
     assert out.sum != 0
+
+
+def test_teacher_and_critic_read_the_corrupted_sample_once_for_both_moves():
+    objective = small_objective(CONFIGS["two moves"])
+    rollout = objective.rollout(batch_of(objective, None, 8), RowStreams(0, (0,), range(8)))
+    networks = objective.teacher, objective.ratio.network
+    before = [network.tally.passes for network in networks]
+    objective.loss("student", rollout)
+    assert [network.tally.passes - passes for network, passes in zip(networks, before, strict=True)] == [8, 8]
 
 
 def test_score_function_loss_by_hand():

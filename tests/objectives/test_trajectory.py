@@ -178,7 +178,9 @@ def test_t3d_at_full_slope_is_least_at_the_law_of_the_teachers_tokens():
     pairs = all_sequences(3, 2)  # the teacher's token, the reference's
     weight = law[pairs[:, 0]] * past[pairs[:, 1]]
     z = torch.full((9, 1), 3)
-    rollout = T3DRollout(pairs[:, :1], pairs[:, 1:], Canvas.of(z, 3), torch.ones(9, 1).double())
+    state = Canvas.of(z, 3)
+    theirs = objective.target.features(state).detach()
+    rollout = T3DRollout(pairs[:, :1], pairs[:, 1:], state, theirs, torch.ones(9, 1).double())
     gradients = []
     for table in (law, past):
         with torch.no_grad():
@@ -189,6 +191,14 @@ def test_t3d_at_full_slope_is_least_at_the_law_of_the_teachers_tokens():
     assert gradients[1].abs().max() > 1e-3
     # at the reference itself: log 2 + α log 2
     torch.testing.assert_close(ddo(torch.zeros(1), torch.zeros(1), 0.5, 0.1), 1.5 * torch.full((1,), 2.0).log())
+
+
+def test_t3d_asks_its_reference_once_an_update():
+    objective = build(T3DConfig())
+    before = objective.target.tally.passes
+    rollout = objective.rollout(batch_of(objective, trajectories(4), 4), RowStreams(0, (0,), range(4)))
+    objective.loss("student", rollout)
+    assert objective.target.tally.passes - before == 4
 
 
 def test_t3d_renews_its_reference_when_a_round_starts():
