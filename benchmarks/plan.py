@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,6 +20,7 @@ from unittest.mock import patch
 TRAIN = ["train.updates=2", "train.log_every=1", "evaluate.every=null", "train.checkpoint_every=100"]
 # a plan is for the worst update of a run, where every position is masked and no row like another; here each update is
 TRAIN += ["objective.rollout={name: one_move, random_share: 0.01}", "objective.time={clamp: [0.99, 1.0]}"]
+WRITTEN = ["teacher_samples=4", "teacher_sample_steps=8"]  # the text that is before blocks
 BUCKET = "deepspeed.zero_optimization.reduce_bucket_size"
 CASES = {
     # 36 M parameters; every row of an update in one pass
@@ -41,6 +43,32 @@ CASES = {
         ["train.batch=4", "train.precision=bfloat16", "length=256", f"{BUCKET}=5000000",
          "student.adapter={rank: 16}", "objective.ratio.adapter={rank: 16}"],
     ),
+    # 36 M parameters; all networks read a text's 8 blocks in one pass, beside its clean text
+    "blocks: float32, ZeRO 1": (
+        {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8},
+        {"vocabulary": 4000, "type": "llama", "attention": "block", "block_size": 32},
+        ["train.batch=4", "length=256", f"{BUCKET}=5000000", *WRITTEN],
+    ),
+    # the same, of which the teacher looks at whole rows: it reads each block in a pass of its own
+    "blocks: float32, ZeRO 1, teacher of whole rows": (
+        {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8},
+        {"vocabulary": 4000, "type": "llama"},
+        ["train.batch=4", "length=256", "blocks.size=32", f"{BUCKET}=5000000", *WRITTEN],
+    ),
+    # 51 M parameters; the critic is an adapter on a teacher of whole rows, and learns in such passes too
+    "blocks: bfloat16, checkpointing, critic of whole rows": (
+        {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6},
+        {"vocabulary": 50000, "type": "qwen3"},
+        ["train.batch=4", "train.micro_batch=2", "train.precision=bfloat16", "train.gradient_checkpointing=true",
+         "length=256", "blocks.size=32", "objective.ratio.adapter={rank: 16}", f"{BUCKET}=5000000", *WRITTEN],
+    ),
+    # 44 M parameters, of which adapters of student and critic train
+    "blocks: bfloat16, LoRA": (
+        {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8},
+        {"vocabulary": 16000, "type": "llama", "attention": "block", "block_size": 32},
+        ["train.batch=4", "train.precision=bfloat16", "length=256", f"{BUCKET}=5000000",
+         "student.adapter={rank: 16}", "objective.ratio.adapter={rank: 16}", *WRITTEN],
+    ),
 }  # fmt: skip
 
 
@@ -54,7 +82,9 @@ def make_teacher(folder: Path, shape: dict, rest: dict) -> None:
     tokenizer = load_tokenizer("bundled:teacher")
     mask_id = token_id(tokenizer, "mask")
     assert mask_id is not None
-    spec = DenoiserSpec(mask_id, rest["vocabulary"], 256, token_id(tokenizer, "eos"), token_id(tokenizer, "pad"))
+    ends = token_id(tokenizer, "eos"), token_id(tokenizer, "pad")
+    spec = DenoiserSpec(mask_id, rest["vocabulary"], 256, *ends)
+    spec = replace(spec, attention=rest.get("attention", "full"), block_size=rest.get("block_size"))
     heads = {"num_key_value_heads": shape["num_attention_heads"], "tie_word_embeddings": False}
     create_denoiser(rest["type"], {**shape, **heads}, spec).save(folder)
     tokenizer.save_pretrained(folder)

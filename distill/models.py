@@ -261,7 +261,7 @@ def load_student(
         original: reads the teacher again, where it is not whole in this process; None to copy it.
     """
     if config.student.adapter is not None:
-        _check_adapter_blocks(config, teacher.spec)
+        check_adapter_blocks(config, teacher.spec)
         # the same seed as the critic's: their adapters start equal, as do a student and a critic that are copies
         torch.manual_seed(config.train.seed)
         return AdaptedDenoiser(teacher, config.student.adapter)
@@ -275,7 +275,12 @@ def load_student(
     return in_blocks(trainable(student), config.blocks.size, config.student.init)
 
 
-def _check_adapter_blocks(config: DistillConfig, teacher: DenoiserSpec) -> None:
+def check_adapter_blocks(config: DistillConfig, teacher: DenoiserSpec) -> None:
+    """Refuse a student in blocks of its own that is an adapter, and looks where its teacher does.
+
+    Raises:
+        UserError: it is one.
+    """
     if config.blocks.size not in (None, teacher.block_size):
         raise UserError(
             f"blocks.size is {config.blocks.size}, but the student is an adapter on a teacher with "

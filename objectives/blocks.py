@@ -134,7 +134,7 @@ class InBlocks(Objective[BlocksRollout]):
             texts = replace(texts, labels=self._written(texts.canvas, randomness.take(first)))
         # 2. its blocks, and of each block as many rows as the group has, (B · N,)
         blocks = self._blocks(texts)
-        blocks = blocks.rows(torch.arange(len(blocks), device=device).repeat_interleave(self.group))
+        blocks = blocks.rows(self._each(len(blocks), device), whole=True)
         # 3. a stream for each of them
         return BlocksRollout(self.objective.rollout(blocks, self._streams(randomness, count)), count)
 
@@ -142,6 +142,10 @@ class InBlocks(Objective[BlocksRollout]):
         """The objective's, behind the same texts."""
         streams = self._streams(randomness, rollout.each)
         return replace(rollout, blocks=self.objective.again(rollout.blocks, streams))
+
+    def _each(self, blocks: int, device: torch.device) -> Tensor:
+        """An index of blocks that has each as often as a group has rows."""
+        return torch.arange(blocks, device=device).repeat_interleave(self.group)
 
     def _streams(self, randomness: RowStreams, count: int) -> RowStreams:
         """One for each block, in the order of the rows: groups, blocks of a text, rows of a group."""
@@ -163,10 +167,15 @@ class InBlocks(Objective[BlocksRollout]):
             order = torch.where(order < 0, order, order - first)  # a block's passes are counted from its first
         return Batch(canvas, labels.view(-1, self.size), order)
 
+    def as_read(self, canvas: Canvas) -> Canvas:
+        """The blocks of each group's first text, as often as the group has rows."""
+        texts = canvas.rows(slice(None, None, self.group))
+        blocks = split(texts, texts.tokens, self.size)
+        return blocks.rows(self._each(len(blocks), canvas.device), whole=True)
+
     def outline(self, canvas: Canvas) -> BlocksRollout:
         """See `Objective.outline`."""
-        blocks = split(canvas, canvas.tokens, self.size)
-        return BlocksRollout(self.objective.outline(blocks), canvas.length // self.size)
+        return BlocksRollout(self.objective.outline(self.as_read(canvas)), canvas.length // self.size)
 
     def count(self, phase: str, rollout: BlocksRollout) -> Tensor:
         """The objective's."""

@@ -295,6 +295,10 @@ class Objective(ABC, Generic[OneRollout]):
         """
         raise NotImplementedError(f"{type(self).__name__} uses a rollout once")
 
+    def as_read(self, canvas: Canvas) -> Canvas:
+        """What networks are sent of whole rows that are all open: these, or the blocks of a student of blocks."""
+        return canvas
+
     @abstractmethod
     def outline(self, canvas: Canvas) -> OneRollout:
         """A rollout of the shapes that `rollout` gives at most, to measure the memory of a loss by; its values say

@@ -224,7 +224,7 @@ class DiscriminatorRatio(Ratio):
 def _stacked(one: Canvas, other: Canvas) -> Canvas:
     """The rows of one canvas, then those of the other, which differs from it in tokens alone."""
     rows = torch.arange(len(one), device=one.device).repeat(2)
-    return replace(one.rows(rows), tokens=torch.cat([one.tokens, other.tokens]))
+    return replace(one.rows(rows, whole=True), tokens=torch.cat([one.tokens, other.tokens]))
 
 
 class RatioPart(Part, ABC):

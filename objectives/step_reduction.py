@@ -39,6 +39,7 @@ from students.student import twin
 from teachers.canvas import Batch, Canvas
 from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser
+from teachers.positions import positions
 from teachers.randomness import RowStreams
 
 TOLERANCE = 0.02  # of perplexity at equal entropy, where steps are reduced [own]
@@ -366,10 +367,11 @@ class StepReduction(Objective[StepReductionRollout]):
         config = self.config
         state = state_before(rollout.path, rollout.canvas, n, self.process)
         # where passes are collective, finished rows go along
-        part = (state.open.any(1) | self.student.collective).nonzero().squeeze(1)
+        made = state.open.any(1) | self.student.collective
+        part = positions(made)
         if len(part) == 0:
             return part, torch.zeros(0), torch.zeros(0)
-        state, commit = state.rows(part), rollout.commits[part, n]
+        state, commit = state.rows_where(made), rollout.commits[part, n]
         open_, start = state.open, None
         # 1. what the heads read: (N, H)
         if rollout.features is not None:  # nothing that trains is behind them

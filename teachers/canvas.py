@@ -8,36 +8,50 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, TypeVar
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
 from teachers.errors import UserError
 from teachers.host import part_of, tell
-from teachers.positions import sent
-
-AnyRows = TypeVar("AnyRows", "Canvas", "Batch", "Context", "Prefix")
-
-
-def _mapped(rows: AnyRows, function: Callable[[Tensor], Tensor]) -> AnyRows:
-    """The same with ``function`` applied to every tensor of it."""
-    values = {f.name: getattr(rows, f.name) for f in fields(rows)}
-    return replace(rows, **{name: _changed(value, function) for name, value in values.items() if value is not None})
-
-
-def _changed(
-    value: Tensor | Canvas | Context | Prefix, function: Callable[[Tensor], Tensor]
-) -> Tensor | Canvas | Context | Prefix:
-    if isinstance(value, Canvas):
-        return _mapped(value, function)
-    if isinstance(value, Prefix):
-        return _mapped(value, function)
-    return _mapped(value, function) if isinstance(value, Context) else function(value)
+from teachers.positions import positions, sent
 
 
 @dataclass(frozen=True)
-class Context:
+class Rows:
+    """Fields whose first dimension is the rows: tensors, and others such as this; None where there is nothing."""
+
+    def rows(self, part: Tensor | slice, whole: bool = False) -> Self:
+        """Some of the rows: by index, mask or slice.
+
+        Args:
+            whole: ``part`` is an index of all rows, each of them equally often.
+        """
+        return self._mapped(lambda tensor: part_of(tensor, part), lambda inner: inner.rows(part, whole))
+
+    def rows_where(self, chosen: Tensor) -> Self:
+        """The rows at which ``chosen`` (B,) is True; these themselves where it is so at all."""
+        part = positions(chosen)
+        return self if len(part) == len(chosen) else self.rows(part)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on another device."""
+        return self._mapped(lambda tensor: sent(tensor, device), lambda inner: inner.to(device))
+
+    def _mapped(self, function: Callable[[Tensor], Tensor], within: Callable[[Rows], Rows]) -> Self:
+        changed = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                changed[field.name] = function(value)
+            elif isinstance(value, Rows):
+                changed[field.name] = within(value)
+        return replace(self, **changed)
+
+
+@dataclass(frozen=True)
+class Context(Rows):
     """What each token of a canvas may look at while a network learns, where `DenoiserSpec.attention` is not all of it.
 
     Attributes:
@@ -55,13 +69,9 @@ class Context:
     blocks: Tensor | None = None
     clean: Tensor | None = None
 
-    def rows(self, part: Tensor | slice) -> Context:
-        """Of some of the rows: by index, mask or slice."""
-        return _mapped(self, lambda tensor: part_of(tensor, part))
-
 
 @dataclass(frozen=True)
-class Prefix:
+class Prefix(Rows):
     """The clean text that is read before the rows of a canvas, each of which is one block of a text.
 
     Nothing is behind a block. The rows of a text are read in one pass where a network's attention allows it
@@ -71,19 +81,22 @@ class Prefix:
         text: (B, T) int64, the text of each row, T tokens; those before the row's block are read, and no others.
         block: (B,) int64, which block of its text a row is, from 0: with L tokens a row, it begins at block · L.
         owner: (B,) int64, the number of its text: rows with the same number are blocks of the same text.
+        texts: how many these are, where all their blocks are here, each equally often: so much of the values is known
+            from the shapes alone. None where it is not known.
     """
 
     text: Tensor
     block: Tensor
     owner: Tensor
+    texts: int | None = None
 
-    def rows(self, part: Tensor | slice) -> Prefix:
-        """Of some of the rows: by index, mask or slice."""
-        return _mapped(self, lambda tensor: part_of(tensor, part))
+    def rows(self, part: Tensor | slice, whole: bool = False) -> Prefix:
+        """See `Rows.rows`."""
+        return replace(super().rows(part, whole), texts=self.texts if whole else None)
 
 
 @dataclass(frozen=True)
-class Canvas:
+class Canvas(Rows):
     """B rows of L tokens, some of them still to be written.
 
     Attributes:
@@ -174,14 +187,6 @@ class Canvas:
         """Where the tokens are."""
         return self.tokens.device
 
-    def rows(self, part: Tensor | slice) -> Canvas:
-        """Some of the rows: by index, mask or slice."""
-        return _mapped(self, lambda tensor: part_of(tensor, part))
-
-    def to(self, device: torch.device | str) -> Canvas:
-        """The same on another device."""
-        return _mapped(self, lambda tensor: sent(tensor, device))
-
     def open_share(self) -> Tensor:
         """(B,) float64, the part of each row's tokens that is open; padding does not count."""
         tokens = self.length if self.real is None else self.real.sum(1).clamp(min=1)
@@ -208,7 +213,7 @@ def places(documents: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Rows):
     """What an update of training is given: a canvas, and what is known of the text behind it.
 
     Attributes:
@@ -224,11 +229,3 @@ class Batch:
     def __len__(self) -> int:
         """B."""
         return len(self.canvas)
-
-    def rows(self, part: Tensor | slice) -> Batch:
-        """Some of the rows: by index, mask or slice."""
-        return _mapped(self, lambda tensor: part_of(tensor, part))
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same on another device."""
-        return _mapped(self, lambda tensor: sent(tensor, device))

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from teachers.canvas import Canvas, Prefix
 from teachers.denoiser import DenoiserSpec
+from teachers.host import derived, learned
+from teachers.positions import at, positions, sent
 
 
 def prefix_of(canvas: Canvas) -> Prefix:
@@ -34,21 +36,26 @@ def split(canvas: Canvas, text: Tensor, size: int) -> Canvas:
     rows, length = canvas.tokens.shape
     assert length % size == 0, "a text is cut into whole blocks"
     count = length // size
-    row = torch.arange(rows, device=canvas.device).repeat_interleave(count)
-    block = torch.arange(count, device=canvas.device).repeat(rows)
+    row = sent(torch.arange(rows).repeat_interleave(count), canvas.device)
+    block = sent(torch.arange(count).repeat(rows), canvas.device)
     return Canvas(
         canvas.tokens.reshape(-1, size),
         canvas.open.reshape(-1, size),
         time=None if canvas.time is None else canvas.time[row],
-        prefix=Prefix(text[row], block, row),
+        prefix=Prefix(text[row], block, row, rows),
     )
 
 
 def asked_rows(canvas: Canvas, select: Tensor) -> tuple[Canvas, Tensor]:
     """The rows that have a position in ``select`` (B, L), at least one row, and their part of it."""
+    rows = derived(_asked, select)
+    return canvas.rows_where(rows), select if len(positions(rows)) == len(select) else at(select, rows)
+
+
+def _asked(select: Tensor) -> Tensor:
     rows = select.any(1)
     rows[:1] |= ~rows.any()
-    return canvas.rows(rows), select[rows]
+    return rows
 
 
 @dataclass(frozen=True)
@@ -85,11 +92,8 @@ def doubled(canvas: Canvas, shift: bool) -> Doubled:
     prefix, size, device = prefix_of(canvas), canvas.length, canvas.device
     inside = torch.arange(size, device=device)
     # 1. the text of each block, and its place among the noised blocks of that text: (R,) each
-    _, text, counts = prefix.owner.unique(return_inverse=True, return_counts=True)
-    order = text.argsort(stable=True)
-    place = torch.empty_like(text)
-    place[order] = torch.arange(len(text), device=device) - (counts.cumsum(0) - counts)[text[order]]
-    texts, most, length = len(counts), int(counts.max()), int(prefix.block.max()) * size
+    text, place, texts, most = _places(prefix)
+    length = _clean(prefix, size)
     # 2. tokens and positions, (T, M, L) and (T, P), and the number of the block that each is of, (T, M)
     noised = canvas.tokens.new_zeros(texts, most, size)
     number = canvas.tokens.new_zeros(texts, most)
@@ -112,6 +116,28 @@ def doubled(canvas: Canvas, shift: bool) -> Doubled:
         begin = torch.where(prefix.block > 0, most * size + prefix.block * size - 1, source[:, 0])
         source = torch.cat([begin[:, None], source[:, :-1]], 1)
     return Doubled(torch.cat([noised.flatten(1), clean], 1), positions, visible, text, source)
+
+
+def _places(prefix: Prefix) -> tuple[Tensor, Tensor, int, int]:
+    """Of R blocks (R,) which text each is of, and (R,) which of that text's blocks; the texts, and the most of one."""
+    if prefix.texts is not None:
+        most = len(prefix.owner) // max(1, prefix.texts)
+        rank = torch.empty_like(prefix.owner)
+        rank[prefix.owner.argsort(stable=True)] = torch.arange(len(rank), device=rank.device)
+        return rank // most, rank % most, prefix.texts, most
+    _, text, counts = learned(prefix.owner)[0].unique(return_inverse=True, return_counts=True)
+    order = text.argsort(stable=True)
+    place = torch.empty_like(text)
+    place[order] = torch.arange(len(text)) - (counts.cumsum(0) - counts)[text[order]]
+    device = prefix.owner.device
+    return sent(text, device), sent(place, device), len(counts), int(counts.max())
+
+
+def _clean(prefix: Prefix, size: int) -> int:
+    """How many tokens of clean text are before the last of the blocks, of ``size`` tokens."""
+    if prefix.texts is not None:
+        return prefix.text.shape[1] - size
+    return int(learned(prefix.block)[0].max()) * size
 
 
 def in_text(canvas: Canvas, mask_id: int, end: int) -> Canvas:
@@ -139,7 +165,7 @@ def states_in_text(states: Callable[[Canvas], Tensor], canvas: Canvas, spec: Den
     end = prefix.text.shape[1]
     if spec.attention == "block":
         assert spec.block_size is not None
-        end = min(end, -(-(int(prefix.block.max()) + 1) * size // spec.block_size) * spec.block_size)
+        end = min(end, -(-(_clean(prefix, size) + size) // spec.block_size) * spec.block_size)
     else:
         canvas = replace(canvas, time=None)
     read = states(in_text(canvas, spec.mask_id, end))

@@ -8,7 +8,7 @@ from distill.config import DistillConfig
 from distill.config.precision import settled
 from distill.planning.propose import plan
 from distill.planning.report import heading, proposal_text, table
-from distill.runtime.messages import say, warn
+from distill.runtime.messages import say
 from distill.runtime.progress import console
 from distill.runtime.tables import print_table
 from teachers.errors import UserError
@@ -30,12 +30,6 @@ def plan_command(config: DistillConfig, gpus: int, memory: float, out: Path | No
     with console.status("running the passes without data"):
         found = plan(config, gpus, memory)
     say(heading(found, config, assumed))
-    if found.block_size is not None:
-        warn(
-            f"the student writes in blocks of {found.block_size}, and its passes are counted here as those of whole "
-            "rows; they read clean text beside the blocks, up to twice as many tokens, so leave room for twice the "
-            "activations"
-        )
     print_table(table(found.options))
     say(proposal_text(found.proposal, found.memory))
     if out is not None:

@@ -8,8 +8,8 @@ objective or kind of checkpointing it is, without a weight in memory.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -286,7 +286,7 @@ class _Tracer:
         """A pass of a rollout: all rows at once, and a token drawn at each position."""
         network, live = self.networks[name], self._live()
         with live:
-            canvas = replace(self._canvas(rows), time=torch.ones(rows))
+            canvas = self.objective.as_read(replace(self._canvas(rows), time=torch.ones(rows)))
             if isinstance(network, Denoiser):
                 self._draw(network, canvas)
             else:
@@ -310,10 +310,18 @@ class _Tracer:
 
     def held(self, rows: int) -> float:
         """Bytes of a rollout of so many rows."""
-        parts = self.objective.outline(self._canvas(rows)).parts().values()
-        tensors = [t for part in parts for t in (vars(part).values() if isinstance(part, Canvas) else [part])]
-        storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors if t is not None}
+        tensors = _tensors(self.objective.outline(self._canvas(rows)))
+        storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
         return sum(storages.values())
+
+
+def _tensors(held: object) -> Iterator[Tensor]:
+    """All tensors in the fields of a rollout, and in those of its canvases."""
+    if isinstance(held, Tensor):
+        yield held
+    elif is_dataclass(held):
+        for part in fields(held):
+            yield from _tensors(getattr(held, part.name))
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:

@@ -68,7 +68,7 @@ def propose(shapes: Shapes, base: Setup, limit: float) -> Option | None:
     First stages 1 and 2, then checkpointing, of what is cheap to compute again and then of all; then stage 3, which
     sends the weights around for every pass, the teacher's too if it must; then the optimiser on the CPU; then adapters.
     """
-    adapted = with_adapters(shapes.config)
+    adapted = with_adapters(shapes.config, shapes.own_blocks)
     for config in (shapes.config, adapted) if adapted != shapes.config else (shapes.config,):
         networks = shapes.networks(config)
         for setup in _setups(base):
@@ -113,11 +113,15 @@ def largest_micro_batch(
     return best
 
 
-def with_adapters(config: DistillConfig) -> DistillConfig:
-    """The config with adapters of the default rank for the student, and for the critic where there is one."""
+def with_adapters(config: DistillConfig, own_blocks: bool = False) -> DistillConfig:
+    """The config with adapters of the default rank for the student, and for the critic where there is one.
+
+    Args:
+        own_blocks: the student has other blocks than the teacher, so it can be no adapter on it.
+    """
     adapter = AdapterConfig()
     student = config.student
-    if student.adapter is None:
+    if student.adapter is None and not own_blocks:
         student = student.model_copy(update={"adapter": adapter, "init": "teacher"})
     return config.model_copy(update={"student": student, "objective": config.objective.with_adapter(adapter)})
 

@@ -31,12 +31,13 @@ def heading(plan: Plan, config: DistillConfig, assumed: bool) -> str:
     trained = [f"{name} {n.trained / 1e6:,.1f} M" for name, n in sizes.items() if n.trained]
     kept = [f"{name} {n.total / 1e6:,.1f} M" for name, n in sizes.items() if not n.trained]
     told = " (assumed for auto)" if assumed else ""
+    blocks = "" if plan.block_size is None else f" in blocks of {plan.block_size}"
     length = config.sequence_length
     return (
         f"teacher {teacher.total / 1e6:,.1f} M parameters; trained: {', '.join(trained)}"
         f"{'; kept beside them: ' + ', '.join(kept) if kept else ''}; {plan.gpus} devices of "
         f"{plan.memory / GB:g} GB, filled to {plan.headroom:.0%}; train.precision {config.train.precision}{told}, "
-        f"rows of {length} tokens; a row's logits, were they not in chunks, would be "
+        f"rows of {length} tokens{blocks}; a row's logits, were they not in chunks, would be "
         f"{length * plan.vocabulary * 4 / GB:,.1f} GB a copy"
     )
 

@@ -55,7 +55,7 @@ class Plan:
         gpus: devices, one a process. memory: bytes of each. headroom: part of it that may be filled.
         options: the config at each ZeRO stage.
         proposal: the cheapest way that fits; None if none does.
-        block_size: of a student that writes in blocks, whose passes are counted as those of whole rows; else None.
+        block_size: of a student that writes in blocks; else None.
     """
 
     networks: dict[str, Network]

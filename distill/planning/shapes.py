@@ -11,14 +11,17 @@ import torch
 from torch import nn
 
 from distill.config import DistillConfig
+from distill.config.blocks import in_own_blocks
 from distill.config.deepspeed import zero_section
-from distill.models import as_distillation, options_of
+from distill.models import as_distillation, check_adapter_blocks, options_of
 from distill.planning.live_memory import GroupedProducts, Passes, pass_memory
 from distill.planning.setup import Setup
+from distill.training.wiring import has_other_blocks, wired
 from objectives.objective import Objective
 from students.adapters import AdaptedDenoiser
 from students.student import frozen, trainable_copy
 from teachers.capability import Capability
+from teachers.convert import in_blocks
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.families import Checkpoint, named_family, recognise
@@ -119,13 +122,14 @@ class Shapes:
         self.config, self.device = config, device
         self.teacher = read_sizes(config.teacher.path, config.teacher.family)
         self.student = None if config.student.init == "teacher" else read_sizes(config.student.init)
-        teacher, _ = self._objective(config, None)
+        teacher, objective = self._objective(config, None)
         self.blocks, self.vocabulary, longest = len(teacher.blocks()), teacher.spec.vocabulary, teacher.spec.max_length
         if config.sequence_length > longest:
             raise UserError(
                 f"rows of {config.sequence_length} tokens are longer than the teacher's {longest} positions"
             )
-        self.block_size = config.blocks.size or teacher.spec.block_size
+        self.block_size = objective.student.spec.block_size
+        self.own_blocks = has_other_blocks(objective.student.spec, teacher.spec)
         self._passes: dict[tuple[Any, ...], Passes] = {}
 
     def networks(self, config: DistillConfig | None = None) -> Networks:
@@ -173,19 +177,28 @@ class Shapes:
         try:
             with torch.device("meta"), GroupedProducts():
                 teacher = frozen(_sketch(self.teacher, config, layers))
-                student: Denoiser
-                if config.student.adapter is not None:
-                    student = AdaptedDenoiser(teacher, config.student.adapter)
-                else:
-                    first = teacher if self.student is None else _sketch(self.student, config, layers)
-                    student = trainable_copy(first)
-                return teacher, config.objective.without_weights().build(as_distillation(config, teacher, student))
+                student = self._trained(config, teacher, layers)
+                start = None
+                if has_other_blocks(student.spec, teacher.spec) and not config.objective.adapters:
+                    start = student
+                config = in_own_blocks(config, student.spec, teacher.spec)
+                config = config.model_copy(update={"objective": config.objective.without_weights()})
+                return teacher, wired(config, as_distillation(config, teacher, student, start))
         except UserError:
             raise
         except Exception as error:  # transformers and torch raise what they meet first
             raise UserError(
                 f"no model can be made from the shape in {config.teacher.path!r} ({reason(error)}); correct it"
             ) from error
+
+    def _trained(self, config: DistillConfig, teacher: Denoiser, layers: int | None) -> Denoiser:
+        if config.student.adapter is not None:
+            check_adapter_blocks(config, teacher.spec)
+            return AdaptedDenoiser(teacher, config.student.adapter)
+        first, name = teacher, config.teacher.path
+        if self.student is not None:
+            first, name = _sketch(self.student, config, layers), config.student.init
+        return in_blocks(trainable_copy(first), config.blocks.size, name)
 
 
 def _sizes(network: nn.Module, threshold: float) -> Network:

@@ -30,8 +30,8 @@ from distill.training.opening import create_run, leave, open_run
 from distill.training.placement import offload_folder, place_teacher, spread_of
 from distill.training.trainer import Trainer
 from distill.training.watch import CollapseWatch
-from objectives.blocks import InBlocks
-from objectives.objective import Distillation, Objective
+from distill.training.wiring import has_other_blocks, wired
+from objectives.objective import Objective
 from teachers.denoiser import Denoiser
 from teachers.errors import UserError
 from teachers.vocabulary import token_id
@@ -138,7 +138,7 @@ def build_objective(config: DistillConfig, networks: Networks, corpus: Data | No
         corpus: the data, of whose prompts some are used to measure what must be known before training.
 
     Raises:
-        UserError: the objective can not be built for these networks, or not with the text that is to be before blocks.
+        UserError: see `wired`.
     """
     start, end = critic_start(config, networks), token_id(networks.tokenizer, "eos")
     distillation = as_distillation(config, networks.teacher, networks.student, start, end)
@@ -147,26 +147,7 @@ def build_objective(config: DistillConfig, networks: Networks, corpus: Data | No
         batch = corpus.batch(config.train.seed, rows, networks.teacher.spec.mask_id)
         distillation = replace(distillation, prompted=batch.canvas)
     torch.manual_seed(config.train.seed)  # the discriminator's head and the critic's adapter start at random
-    size = networks.student.spec.block_size
-    return config.objective.build(distillation) if size is None else _on_blocks(config, distillation, size)
-
-
-def _on_blocks(config: DistillConfig, whole: Distillation, size: int) -> InBlocks:
-    """The objective on blocks of ``size`` tokens, whose first ones behind nothing stand for all in measurements."""
-    length = min(size, whole.length)
-    objective = config.objective.build(replace(whole, length=length, prompted=None))
-    try:
-        config.blocks.check(config.objective, objective.needs, config.data is not None)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    blocks = InBlocks(objective, config.blocks, whole, config.objective.most_steps)
-    writes = blocks.needs in ("written rows", "trajectories") or (blocks.needs == "rows" and config.data is None)
-    if writes and config.teacher_sample_steps < whole.length // length:
-        raise UserError(
-            f"teacher_sample_steps is {config.teacher_sample_steps}, but the teacher writes rows of "
-            f"{whole.length // length} blocks of {length} tokens; set it to at least one a block"
-        )
-    return blocks
+    return wired(config, distillation)
 
 
 def critic_start(config: DistillConfig, networks: Networks) -> Denoiser | None:
@@ -175,7 +156,7 @@ def critic_start(config: DistillConfig, networks: Networks) -> Denoiser | None:
     An adapter sits on the teacher wherever that is. A copy is made of the student, which starts as the teacher does, or
     else of the teacher's files. Where only the student has its blocks, it is made of the student.
     """
-    if networks.student.spec.block_size not in (None, networks.teacher.spec.block_size):
+    if has_other_blocks(networks.student.spec, networks.teacher.spec):
         return None if config.objective.adapters else networks.student
     copies = "critic" in config.objective.phases or config.objective.capabilities
     if networks.original is None or config.objective.adapters or not copies:

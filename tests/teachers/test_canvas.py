@@ -72,7 +72,7 @@ def test_time_and_positions_do_not_count_padding():
 @pytest.mark.parametrize("part", [slice(1, 3), torch.tensor([1, 2]), torch.tensor([False, True, True])])
 def test_some_of_the_rows_have_all_that_the_whole_has(part):
     canvas = Canvas.prompted(PROMPTS, 2, MASK, SUFFIXES, 0, "left")
-    context, prefix = Context(*torch.arange(3 * 4).view(4, 3, 1)), Prefix(*torch.arange(3 * 3).view(3, 3, 1))
+    context, prefix = Context(*torch.arange(3 * 4).view(4, 3, 1)), Prefix(*torch.arange(3 * 3).view(3, 3, 1), 3)
     canvas = Canvas(canvas.tokens, canvas.open, canvas.real, torch.rand(3), context, prefix)
     labels = torch.arange(15).view(3, 5)
     some = Batch(canvas, labels).rows(part)
@@ -83,9 +83,17 @@ def test_some_of_the_rows_have_all_that_the_whole_has(part):
     for whole, cut in parts:
         for field in fields(whole):
             value = getattr(whole, field.name)
-            assert value is context or value is prefix or torch.equal(getattr(cut, field.name), value[1:])
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(getattr(cut, field.name), value[1:])
+    assert some.canvas.prefix.texts is None
     moved = Batch(canvas, labels).to("meta")
     assert {moved.labels.device.type, moved.canvas.real.device.type, moved.canvas.device.type} == {"meta"}
+
+
+def test_rows_that_are_all_chosen_are_these_themselves():
+    canvas = Canvas.blank(3, 2, MASK)
+    assert canvas.rows_where(torch.tensor([True, True, True])) is canvas
+    assert len(canvas.rows_where(torch.tensor([True, False, True]))) == 2
 
 
 WIDE = shape(initializer_range=0.3, layers=2)  # large weights, so that attention matters

@@ -81,6 +81,24 @@ def test_only_the_asked_blocks_are_read():
     assert model.log_probs(blocks, torch.zeros_like(select)).shape == (0, V)
 
 
+@pytest.mark.parametrize("order", ["as split", "each twice", "all twice"])
+def test_a_pass_is_laid_out_from_shapes_alone_where_texts_are_whole(order):
+    """What is known without a look at the values is what the values say."""
+    clean = text()
+    blocks = split(Canvas.of(noise(clean), MASK), clean, SIZE)
+    index = torch.arange(len(blocks))
+    index = {"as split": index, "each twice": index.repeat_interleave(2), "all twice": index.repeat(2)}[order]
+    known, looked_at = blocks.rows(index, whole=True), blocks.rows(index)
+    assert (known.prefix.texts, looked_at.prefix.texts) == (ROWS, None)
+    for shift in (False, True):
+        ours, theirs = (vars(doubled(canvas, shift)) for canvas in (known, looked_at))
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert torch.equal(value, theirs[name]), name
+    model = denoiser(attention="block", block_size=2 * SIZE)  # which reads each block in a pass of its own
+    assert torch.equal(model.log_probs(known), model.log_probs(looked_at))
+
+
 def test_gradients_are_those_of_separate_passes():
     model = denoiser(attention="block", block_size=SIZE).requires_grad_(True)
     clean = text()

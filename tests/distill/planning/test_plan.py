@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 
 from benchmarks import plan as benchmark
 from distill.cli import app
-from distill.commands.plan import plan_command
 from distill.config import DistillConfig, load_config
 from distill.models import load_teacher
 from distill.planning import alike
 from distill.planning.live_memory import GroupedProducts
 from distill.planning.moments import moments, peak
 from distill.planning.propose import largest_micro_batch, with_adapters
+from distill.planning.report import heading
 from distill.planning.results import Plan
 from distill.planning.setup import setup_of
 from distill.planning.shapes import Shapes
@@ -47,12 +47,15 @@ def measured(run, *overrides):
 
 
 # a critic beside the student; a frozen target, and rollouts that keep its features until the update is over
+BLOCKS = ["teacher_samples=4", "teacher_sample_steps=4", "blocks.size=16"]
 METHODS = {
     "integral_kl": benchmark.TRAIN,
     "sdtt": [
         *(words for words in benchmark.TRAIN if not words.startswith("objective.")),
         "objective={name: sdtt}", "train.critic=null", "teacher_samples=4", "teacher_sample_steps=2",
     ],
+    # student and critic read the blocks of a text in one pass, the teacher each in its own
+    "integral_kl in blocks": [*benchmark.TRAIN, *BLOCKS],
 }  # fmt: skip
 
 
@@ -232,17 +235,13 @@ def test_auto_is_planned_as_bfloat16_and_says_so():
     assert "train.precision bfloat16 (assumed for auto)" in " ".join(done.output.split())
 
 
-def test_what_a_plan_does_not_count_of_blocks_is_said(monkeypatch, capsys):
+def test_blocks_are_said():
     planned = config("blocks.size=8")
     shapes = Shapes(planned)
     assert (shapes.block_size, Shapes(config()).block_size) == (8, None)
     told = Plan(shapes.networks().by_name(), shapes.vocabulary, 1, 1e9, 0.9, (), None, shapes.block_size)
-    monkeypatch.setattr("distill.commands.plan.plan", lambda *_: told)
-    plan_command(planned, 1, 1.0, None)
-    assert "writes in blocks of 8" in " ".join(capsys.readouterr().err.split())
-    monkeypatch.setattr("distill.commands.plan.plan", lambda *_: replace(told, block_size=None))
-    plan_command(config(), 1, 1.0, None)
-    assert "blocks" not in capsys.readouterr().err
+    assert "rows of 32 tokens in blocks of 8;" in heading(told, planned, False)
+    assert "rows of 32 tokens;" in heading(replace(told, block_size=None), planned, False)
 
 
 def test_llada_has_the_parameters_it_has():
