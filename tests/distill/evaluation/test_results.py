@@ -25,7 +25,7 @@ def quickstart():
 
 def published():
     """Every evaluation in docs, exact sources and adaptive samplers among them."""
-    for name in ("novels-temperature", "rgas", "step-reduction", "quickstart-seeds"):
+    for name in ("novels-temperature", "rgas", "step-reduction", "quickstart-seeds", "words-seeds"):
         for label, values in json.loads((DOCS / f"{name}.json").read_text("utf-8")).items():
             yield pytest.param(values, id=f"{name}, {label}")
 
