@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from distill.finished import Student
 from students.fill import Filled, fill_to_length
 from students.samplers import PRESETS, SAMPLERS, SERVED, Sampler, released_sampler
 from teachers.canvas import Canvas
+from teachers.compilation import clock
 from teachers.denoiser import DenoiserSpec, end_ids
 from teachers.errors import UserError, nearest
 from teachers.process import MaskedProcess
@@ -41,7 +41,7 @@ class Generated:
         log_prob: (N,) float64 nats of all that was written; None where the sampler's choice of positions depends on
             what it drew, see `students.fill.Filled`.
         written: tokens that were written, over all texts.
-        seconds: what that took.
+        seconds: what that took, without compiling.
         sampler, steps, seed: how they were written.
     """
 
@@ -100,9 +100,9 @@ def generate(
     to_write = canvas.open.sum(1)
     steps = _steps(student, rule, canvas, steps, sampler)
     seed = secrets.randbits(32) if seed is None else seed
-    row, start = torch.arange(len(prompts)).repeat_interleave(num), time.perf_counter()
+    row, start = torch.arange(len(prompts)).repeat_interleave(num), clock()
     filled = write(student, track([canvas.rows(rows) for rows in row.split(ROWS)]), steps, rule, seed)
-    seconds = time.perf_counter() - start
+    seconds = clock() - start
     continued = [prompts[i] for i in row.tolist()]
     read = partial(_answer, student) if chat else partial(text_of, student.tokenizer)
     tokens = torch.cat([part.tokens.cpu() for part in filled])

@@ -177,6 +177,11 @@ class AdaptedDenoiser(Denoiser):
         """The base's, for whichever adapter is active; see `Denoiser.compile_passes`."""
         self.base.compile_passes(compilation)
 
+    @property
+    def compilation(self) -> Compilation:
+        """The base's; see `Denoiser.compilation`."""
+        return self.base.compilation
+
     def timed(self) -> AdaptedDenoiser:
         """The base's, through the same adapter; see `Denoiser.timed`."""
         timed = copy.copy(self)

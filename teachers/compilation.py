@@ -1,13 +1,16 @@
 """Transformer blocks that are compiled for passes without a gradient, by `torch.compile`: fewer launches a pass.
 
 Blocks of a network differ in their weights alone, so one is compiled for all of them, for any number of rows and
-tokens. One row, adapters and masks of another kind are compiled once more each. Weights and their names are untouched,
-and a copy of a network is not compiled.
+tokens. One row, another precision, adapters and masks of another kind are compiled once more each. Weights and their
+names are untouched, and a copy of a network is not compiled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -22,19 +25,61 @@ VARIANTS = 64
 """How many kinds of a block's pass are compiled at most, in one process [own]."""
 
 
+class CompileTime:
+    """How long this process has been in calls that compiled something, or recorded a CUDA graph.
+
+    Attributes:
+        seconds: so far.
+    """
+
+    def __init__(self) -> None:
+        self.seconds, self._compiles = 0.0, False
+
+    def begin(self, _: Any) -> None:
+        """What torch calls before it compiles or records."""
+        self._compiles = True
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Within, a compiled function is called once. The whole call counts: kernels are also chosen in it."""
+        self._compiles, start = False, time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._compiles:
+                self.seconds += time.perf_counter() - start
+
+
+COMPILING = CompileTime()
+"""This process's."""
+
+
+def clock() -> float:
+    """Seconds as `time.perf_counter` counts them, but for those of compiling, so that times can be compared."""
+    return time.perf_counter() - COMPILING.seconds
+
+
 class CompiledBlock:
     """What is called in a block's place: compiled where no gradient is asked for, the block itself elsewhere.
 
     A pass that keeps keys and values (`teachers.cache`) is never compiled, since its tensors change from pass to pass.
 
     Args:
-        compiled: computes any block, given as its first argument.
+        compiled: computes any block, given as its first argument. compilation: how.
         first, last: of the network's blocks. What a CUDA graph gives is overwritten when it is replayed: the first
             block says that a pass begins, and the last one's output is copied.
     """
 
-    def __init__(self, block: nn.Module, compiled: Callable[..., Any], first: bool = False, last: bool = False):
+    def __init__(
+        self,
+        block: nn.Module,
+        compiled: Callable[..., Any],
+        compilation: Compilation,
+        first: bool = False,
+        last: bool = False,
+    ):
         self.block, self.compiled, self.first, self.last = block, compiled, first, last
+        self.compilation: Compilation = compilation
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the block.
@@ -47,7 +92,8 @@ class CompiledBlock:
         if self.first:
             torch.compiler.cudagraph_mark_step_begin()
         try:
-            out = self.compiled(self.block, *args, **kwargs)
+            with COMPILING.call():
+                out = self.compiled(self.block, *args, **kwargs)
         except compiler_errors() as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise UserError(
@@ -61,13 +107,24 @@ def compile_blocks(blocks: nn.ModuleList, compilation: Compilation) -> None:
     if not compilation:
         return
     import torch._dynamo  # takes two seconds
+    from torch._dynamo.callback import callback_handler
 
+    if COMPILING.begin not in callback_handler.start_callbacks:
+        callback_handler.register_start_callback(COMPILING.begin)
+    # of transformers' layers with experts, in which nobody can do anything about it
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
     graphs = compilation == "reduce-overhead"
     compiled = torch.compile(_computed, dynamic=True, fullgraph=True, mode="reduce-overhead" if graphs else None)
     for number, block in enumerate(blocks):
         first, last = graphs and number == 0, graphs and number == len(blocks) - 1
-        block._compiled_call_impl = CompiledBlock(block, compiled, first, last)
+        block._compiled_call_impl = CompiledBlock(block, compiled, compilation, first, last)
+
+
+def compilation_of(blocks: nn.ModuleList) -> Compilation:
+    """How a network's blocks are compiled, if they are."""
+    call = blocks[0]._compiled_call_impl
+    return call.compilation if isinstance(call, CompiledBlock) else False
 
 
 def _computed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:

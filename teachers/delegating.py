@@ -78,6 +78,11 @@ class DelegatingDenoiser(Denoiser):
         """See `Denoiser.compile_passes`."""
         self.inner.compile_passes(compilation)
 
+    @property
+    def compilation(self) -> Compilation:
+        """See `Denoiser.compilation`."""
+        return self.inner.compilation
+
     def commit_logits(self, features: Tensor, summaries: Tensor, where: Tensor) -> Tensor | None:
         """See `Denoiser.commit_logits`."""
         return self.inner.commit_logits(features, summaries, where)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from teachers.canvas import Canvas
 from teachers.capability import Capability
 from teachers.companions import end_tokens
-from teachers.compilation import Compilation, compile_blocks
+from teachers.compilation import Compilation, compilation_of, compile_blocks
 from teachers.errors import UserError
 from teachers.host import alike, derived
 from teachers.ops.head import LinearHead
@@ -269,6 +269,11 @@ class Denoiser(nn.Module, ABC):
         """
         self.require("blocks", "compile")
         compile_blocks(self.blocks(), compilation)
+
+    @property
+    def compilation(self) -> Compilation:
+        """How its passes without a gradient are compiled, if they are."""
+        return "blocks" in self.capabilities and compilation_of(self.blocks())
 
     def commit_logits(self, features: Tensor, summaries: Tensor, where: Tensor) -> Tensor | None:
         """Which open positions a sampler should commit: (N,) logits; None for a denoiser that has no such opinion.

@@ -15,6 +15,7 @@ from distill.evaluation.subject import Subject, model_subject, named_subject, ru
 from distill.evaluation.tasks.measure import Answers
 from distill.evaluation.tasks.results import TaskEvaluation
 from distill.finished import is_model
+from distill.runtime.compilation import say_compile_time
 from distill.runtime.messages import say
 from distill.runtime.run_folder import RunFolder, check_new_folder, new_folder
 from distill.runtime.tables import print_table
@@ -72,6 +73,7 @@ def evaluate_command(
         subject = named_subject(student, teacher, words, world)
     measure = _text if subject.config.task is None else _task
     path = measure(subject.on(world.device), target, out is not None, world)
+    say_compile_time()
     world.finish()
     return path
 

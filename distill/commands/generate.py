@@ -9,7 +9,7 @@ import torch
 
 from distill.finished import open_student
 from distill.generation import ROWS, Generated, generate
-from distill.runtime.compilation import compile_network
+from distill.runtime.compilation import compile_network, say_compile_time
 from distill.runtime.messages import say, write_text
 from distill.runtime.progress import track
 from distill.runtime.threads import few_for_small
@@ -61,6 +61,7 @@ def generate_command(
         f"{generated.written / generated.seconds:,.0f} tokens/s, NFE {nfe.mean():.2f} a text (at most "
         f"{int(nfe.max())}){before}, {generated.sampler.label}, {generated.steps} steps, seed {generated.seed}"
     )
+    say_compile_time()
     return generated.texts
 
 

@@ -6,7 +6,6 @@ What was written is kept in the run's folder, and is not written again for as lo
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +26,7 @@ from distill.runtime.world import World
 from students.fill import Pass, fill, fill_to_length
 from students.samplers import Sampler
 from teachers.canvas import Canvas
+from teachers.compilation import clock
 from teachers.denoiser import Denoiser, end_ids
 from teachers.errors import UserError
 from teachers.files import publish
@@ -169,14 +169,14 @@ class Writer:
         denoiser, sampler, critic = self._how(model, steps)
         canvas = self.canvas.to(denoiser.device)
         randomness = sampler.randomness(self.subject.config.seed, (steps,), range(len(canvas)), denoiser.device)
-        start, passes = time.perf_counter(), PassRecorder(canvas.length)
+        start, passes = clock(), PassRecorder(canvas.length)
         settings = {"process": self.subject.process, "critic": critic}
         each = steps_of_rows(canvas, sampler, steps)
         if sampler.length is None:
             filled = fill(denoiser, canvas, sampler, each, randomness, record=passes, **settings)
         else:
             filled = fill_to_length(denoiser, canvas, sampler, each, randomness, **settings)
-        seconds, tokens = time.perf_counter() - start, filled.tokens.cpu()
+        seconds, tokens = clock() - start, filled.tokens.cpu()
         return Answer(
             model=model,
             sampler=sampler.label,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -21,7 +20,9 @@ from distill.runtime.world import ALONE, World
 from students.adapters import merged
 from students.fill import fill_to_length
 from students.samplers import LOG_LINEAR, SERVED, Ancestral, Sampler
+from students.student import compile_passes
 from teachers.canvas import Canvas
+from teachers.compilation import clock
 from teachers.denoiser import Denoiser, end_ids
 from teachers.process import MaskedProcess
 
@@ -78,7 +79,7 @@ def draw(
     network = FirstPass(network) if len(rules) > 1 else network
 
     def fill_batch(rows: range, rule: Sampler) -> _Filled:
-        start, before = time.perf_counter(), denoiser.tally.passes
+        start, before = clock(), denoiser.tally.passes
         randomness = rule.randomness(seed, (steps,), rows, denoiser.device)
         if prompts is None:
             canvas = Canvas.blank(len(rows), length, denoiser.spec.mask_id, denoiser.device)
@@ -90,7 +91,7 @@ def draw(
         log_prob = None if out.log_prob is None else out.log_prob.cpu()
         return _Filled(
             out.tokens.cpu(), out.nfe.cpu(), int(out.critic_nfe.sum()), out.length_nfe, log_prob,
-            time.perf_counter() - start, denoiser.tally.passes - before,
+            clock() - start, denoiser.tally.passes - before,
         )  # fmt: skip
 
     batches, use = measured(
@@ -178,8 +179,13 @@ def as_served(config: EvaluateConfig, engine: str, student: Denoiser) -> tuple[E
 
 
 def at_precision(denoiser: Denoiser, precision: str) -> Denoiser:
-    """The denoiser, or a bfloat16 copy of it. Logits are float32 either way (see `Denoiser.head`)."""
+    """The denoiser, or a bfloat16 copy of it, compiled if it is. Logits are float32 either way (see `Denoiser.head`).
+
+    A copy has no CUDA graphs: they would be recorded for its weights alone, and keep their memory when it is gone.
+    """
     dtype = getattr(torch, precision)
     if dtype == torch.float32 or all(p.dtype == dtype for p in denoiser.parameters()):
         return denoiser
-    return merged(denoiser, dtype)
+    copied = merged(denoiser, dtype)
+    compile_passes(copied, bool(denoiser.compilation))
+    return copied

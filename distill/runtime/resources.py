@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
@@ -15,6 +14,7 @@ import torch
 
 from distill.runtime.cost import Cost, larger
 from distill.runtime.world import World
+from teachers.compilation import clock
 from teachers.denoiser import Denoiser
 
 Result = TypeVar("Result")
@@ -89,7 +89,7 @@ class Use:
     """What some work took.
 
     Attributes:
-        seconds: by the clock, until the slowest process was done.
+        seconds: by the clock, until the slowest process was done, without those in which a process compiled.
         passes: sequences that a network was sent, by all processes together.
         peak_host_bytes, peak_device_bytes: of the process that had the most, while it worked.
     """
@@ -104,12 +104,12 @@ def measured(world: World, network: Denoiser, work: Callable[[], Result]) -> tup
     """What some work gives, and what it took of a network; collective."""
     world.barrier()
     MEMORY.reset(network.device)
-    before, start = network.tally.passes, time.perf_counter()
+    before, start = network.tally.passes, clock()
     result = work()
-    seconds = time.perf_counter() - start
-    here = network.tally.passes - before, *MEMORY.since_reset(network.device)
-    passes, hosts, devices = zip(*world.gather(here), strict=True)
-    return result, Use(seconds, sum(passes), reduce(larger, hosts), reduce(larger, devices))
+    here = clock() - start, network.tally.passes - before, *MEMORY.since_reset(network.device)
+    seconds, passes, hosts, devices = zip(*world.gather(here), strict=True)
+    # all begin and end together, so the others waited for the one that compiled longest
+    return result, Use(min(seconds), sum(passes), reduce(larger, hosts), reduce(larger, devices))
 
 
 def _resident_peak() -> int | None:

@@ -10,10 +10,14 @@ from torch import Tensor
 
 from distill.runtime.world import World
 from objectives.objective import LossOutput
+from teachers.compilation import clock
 
 
 class Meter:
-    """Averages between two log lines: losses over steps, metrics over their own counts, rates over the clock."""
+    """Averages between two log lines: losses over steps, metrics over their own counts, rates over the clock.
+
+    Rates leave out the seconds in which this process compiled.
+    """
 
     def __init__(self, world: World):
         self.world = world
@@ -21,7 +25,7 @@ class Meter:
         self._reset()
 
     def _reset(self) -> None:
-        self.since, self.updates, self.tokens = time.monotonic(), 0, 0
+        self.since, self.updates, self.tokens = clock(), 0, 0
         self.values: defaultdict[str, list[float]] = defaultdict(list)
         self.sums: defaultdict[str, Tensor | float] = defaultdict(float)
         self.counts: defaultdict[str, Tensor | float] = defaultdict(float)
@@ -43,7 +47,7 @@ class Meter:
             total = self.world.sum(torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in values])).tolist()
             counts = total[len(self.sums) :]
             line |= {name: value / max(n, 1e-12) for name, value, n in zip(self.sums, total, counts, strict=False)}
-        seconds = time.monotonic() - self.since
+        seconds = clock() - self.since
         line |= {
             "seconds": round(time.monotonic() - self.start, 3),
             "updates_per_second": self.updates / seconds,

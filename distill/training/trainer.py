@@ -111,8 +111,9 @@ class Trainer:
             if name not in objective.phases:
                 cast(network, getattr(torch, config.precision)).to(world.device)
             compile_network(network, config.compile)
-        if self._average is not None:
-            compile_network(self._average, config.compile)
+        if self._average is not None and not self._average.compilation:
+            # without CUDA graphs, which each journey to the device would make void; an adapter's base has been compiled
+            compile_network(self._average, bool(config.compile))
 
     def __iter__(self) -> Iterator[Update]:
         while self.done < self.config.updates:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from functools import partial
 
 import pytest
@@ -13,11 +14,12 @@ from torch._dynamo.utils import counters
 from students.adapters import AdaptedDenoiser, AdapterConfig
 from students.fill import fill
 from students.samplers import Ancestral
-from students.student import compile_passes, twin
+from students.student import cast, compile_passes, twin
 from teachers.canvas import Canvas
-from teachers.compilation import compile_blocks
-from teachers.denoiser import Denoiser
+from teachers.compilation import COMPILING, clock, compile_blocks
+from teachers.denoiser import Denoiser, DenoiserSpec
 from teachers.errors import UserError
+from teachers.families.stock.loading import create_denoiser
 from teachers.randomness import RowStreams
 from tests.compilation import capturing
 from tests.networks import mdlm, shape, stock
@@ -72,6 +74,41 @@ def test_teacher_student_and_critic_on_one_base_each_compute_with_their_own_adap
         for network, states in zip(networks, expected, strict=True):
             assert torch.equal(features(network, 3), states)
     assert len(captured) == 3
+
+
+EXPERTS = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "moe_intermediate_size": 16, "num_local_experts": 4, "num_experts_per_tok": 2,
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+def test_layers_with_experts_are_compiled_unless_each_expert_is_called_by_itself(captured):
+    torch.manual_seed(0)
+    network = cast(create_denoiser("qwen3_moe", EXPERTS, DenoiserSpec(1, 12, LENGTH)).eval(), torch.bfloat16)
+    expected = {rows: features(network, rows) for rows in (3, 2)}
+    torch._dynamo.utils.warn_once_cache.clear()
+    compile_passes(network, True)
+    for rows, states in expected.items():
+        assert torch.equal(features(network, rows), states)
+    assert len(captured) == 1
+    network.network.set_experts_implementation("eager")  # how many tokens an expert has is read from values
+    with pytest.raises(UserError, match=r"^Qwen3MoeDecoderLayer can not be compiled \(.*\); leave compile out$"):
+        features(network, 3)
+
+
+def test_the_clock_stands_still_while_something_is_compiled(captured):
+    network = stock(12, LENGTH)
+    compile_passes(network, True)
+    before, start = COMPILING.seconds, clock()
+    began = time.perf_counter()
+    features(network, 3)
+    whole, counted = time.perf_counter() - began, clock() - start
+    took = COMPILING.seconds - before
+    assert 0 < took < whole
+    assert counted == pytest.approx(whole - took, abs=0.01)
+    features(network, 2)
+    assert COMPILING.seconds == before + took  # nothing was compiled
 
 
 def test_a_pass_with_a_gradient_is_not_compiled(captured):
