@@ -12,15 +12,8 @@ from benchmarks.launches import Watcher
 from objectives.didi_instruct import DidiInstructConfig
 from objectives.integral_kl import IntegralKLConfig
 from objectives.objective import Distillation
-from students.adapters import (
-    ActiveAdapter,
-    AdaptedDenoiser,
-    AdapterConfig,
-    lora_layers,
-    merge_adapter,
-    merged,
-    plain_copy,
-)
+from students.adapters import AdaptedDenoiser, AdapterConfig, lora_layers, merge_adapter, merged, plain_copy
+from students.adapters.denoiser import ActiveAdapter
 from students.critic import Discriminator, auxiliary_denoiser
 from students.student import Ema, cast, enable_gradient_checkpointing, frozen, trainable_copy, twin
 from teachers.canvas import Canvas
