@@ -13,6 +13,8 @@ backward pass), and a copy between host and device. Neither depends on how wide 
 On a CPU there is one memory, so it is followed which tensors *would* lie on the host: those made without a device, and
 what is computed from such tensors alone. Reading these stops nothing. Whole tensors of both kinds in one operation,
 which a GPU refuses, are listed as well.
+
+Of passes that are compiled, the kernels and products are counted that inductor calls here; on a GPU it may make others.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -169,6 +172,13 @@ class Watcher(TorchFunctionMode):
         if self.counting:
             self.counts.stops[kind, place(sys._getframe())] += 1
 
+    def launch(self, number: int) -> None:
+        """The host gives a GPU something to do."""
+        if self.counting:
+            frame = sys._getframe()
+            self.counts.launches[place(frame)] += number
+            self.counts.parts[part(frame)] += number
+
 
 class Followed(TorchFunctionMode):
     """A watcher within a function that it has already seen."""
@@ -207,9 +217,7 @@ class Operations(TorchDispatchMode):
             for _ in range(masks_in(name, args)):
                 watcher.stop("a size depends on values")
         if not func.is_view and name not in NO_KERNEL:
-            frame = sys._getframe()
-            watcher.counts.launches[place(frame)] += 1
-            watcher.counts.parts[part(frame)] += 1
+            watcher.launch(1)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -267,9 +275,18 @@ def count(config: DistillConfig, run: Path) -> Counts:
         watcher.counts.updates += watcher.counting
         return update(trainer)
 
-    with patch.object(Trainer, "update", watched), watcher:
+    with patch.object(Trainer, "update", watched), counted_graphs(watcher, config), watcher:
         in_run_folder(config, run)
     return watcher.counts
+
+
+def counted_graphs(watcher: Watcher, config: DistillConfig) -> AbstractContextManager[object]:
+    """While entered, what a config has compiled is counted as well."""
+    if not config.train.compile:
+        return nullcontext()
+    from benchmarks.compiled_launches import counting_compile  # torch's compiler takes two seconds to import
+
+    return patch.object(torch, "compile", counting_compile(watcher.launch))
 
 
 K_STEPS = {"name": "k_step", "steps": [8, 16]}
@@ -291,6 +308,7 @@ CASES = {
     "didi_instruct, 4 layers": case(4, {"name": "didi_instruct"}, **CRITIC),
     "integral_kl, 32 layers, LoRA": case(32, KL | {"ratio": ADAPTER}, ADAPTER, gradient_checkpointing=True, **CRITIC),
 }
+CASES |= {f"{name}, compiled": replace(size, train={**size.train, "compile": True}) for name, size in CASES.items()}
 
 
 def case_config(size: Size, folder: Path, updates: int = 4) -> DistillConfig:

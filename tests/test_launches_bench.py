@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._inductor import metrics
 
+from benchmarks.compiled_launches import counting_compile
 from benchmarks.launches import CASES, Watcher, case_config, count
 
 DEVICE = torch.device("cpu")  # a device that code is handed; code that means the host's memory names none, or "cpu"
@@ -91,3 +93,17 @@ def test_an_update_launches_in_proportion_to_the_depth_and_stops_as_often(tmp_pa
 def test_other_objectives_stop_no_oftener(tmp_path, objective):
     case = replace(CASES[f"{objective}, 4 layers"], layers=1)
     assert count(case_config(case, tmp_path / "data", updates=1), tmp_path / "run").stops.total() == 4
+
+
+def test_a_call_of_what_is_compiled_counts_as_its_graph_does():
+    values = torch.ones(2, 3, device=DEVICE)
+
+    def translate(graph, inputs):  # as inductor would, which takes seconds to make one kernel of two operations
+        metrics.generated_kernel_count += 1
+        return graph.forward
+
+    with Watcher() as watcher:
+        compiled = counting_compile(watcher.launch, translate)(lambda x: (x + 1) * 2)
+        for calls in (1, 2):
+            assert compiled(values).tolist() == [[4, 4, 4]] * 2
+            assert watcher.counts.launches.total() == calls
