@@ -66,10 +66,13 @@ def test_only_some_sections_are_measured_and_what_is_done_is_not_measured_again(
     capsys.readouterr()
 
 
-def test_the_budgets_are_of_all_sections_and_none_takes_more_than_half():
+def test_the_first_sections_have_their_seconds_for_certain_and_what_is_not_reached_is_named(tmp_path, capsys):
     for size in SETTINGS:
-        assert all(planned.seconds <= gpu.SECONDS / 2 for planned in gpu.sections(size))
-    assert len({planned.name for planned in gpu.sections("full")}) == 10
+        assert sum(planned.seconds for planned in gpu.first_sections(size)) <= gpu.SECONDS
+    names = [planned.name for planned in gpu.sections("toy")]
+    assert len(set(names)) == 10
+    assert gpu.main(["--out", str(tmp_path), "--device", "cpu", "--size", "toy", "--seconds", "0"]) == {}
+    assert f"not measured: {'; '.join(names)}; the same command measures them" in capsys.readouterr().out
 
 
 def test_kernels_are_told_apart_by_their_names():

@@ -29,6 +29,8 @@ from students.student import Ema
 
 PEAKS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12, "L40S": 362e12, "4090": 165.2e12, "A10": 125e12}
 """FLOP/s of dense bfloat16 products, by what a device's name holds [the makers' data sheets, without sparsity]."""
+ENOUGH = 20.0
+"""Seconds after which no more updates are timed [own]."""
 KERNELS = {
     "attention": ("flash", "fmha", "attention", "sdpa"),
     "matrix products": ("gemm", "cutlass", "nvjet", "xmma", "addmm", "aten::mm", "aten::bmm", "splitk"),
@@ -78,12 +80,12 @@ def in_memory_trainer(size: Size, folder: Path, job: Job, **train: Any) -> Train
 
 def whole(trainer: Trainer, meter: FlopMeter, size: Size, job: Job) -> Figures:
     """Updates as they are, the clock read at their beginning and end."""
-    count = job.setting.timed
     job.settle()
-    start = time.perf_counter()
+    start, count = time.perf_counter(), 0
     with meter.watching():
-        for _ in range(count):
+        while more(count, start, job):
             trainer.update()
+            count += 1
     job.settle()
     seconds = (time.perf_counter() - start) / count
     peak, where = peak_flops(job)
@@ -97,6 +99,11 @@ def whole(trainer: Trainer, meter: FlopMeter, size: Size, job: Job) -> Figures:
         "GB allocated at most": torch.cuda.max_memory_allocated() / 1e9 if job.on_gpu else None,
         "GB reserved at most": torch.cuda.max_memory_reserved() / 1e9 if job.on_gpu else None,
     }
+
+
+def more(count: int, start: float, job: Job) -> bool:
+    """Whether to make another update after so many: the setting's number, or fewer where they take long."""
+    return count == 0 or (count < job.setting.timed and time.perf_counter() - start < ENOUGH)
 
 
 def parts(trainer: Trainer, job: Job) -> Figures:
@@ -123,13 +130,14 @@ def parts(trainer: Trainer, job: Job) -> Figures:
             stack.enter_context(patch.object(owner, name, getattr(owner, name)))
             watch.wrap(owner, name, part)
         stack.enter_context(patch.object(objective, "loss", loss))
-        for _ in range(job.setting.timed):
+        start = time.perf_counter()
+        while more(len(watch.updates), start, job):
             with watch.part("whole"):
                 trainer.update()
             watch.close()
     figures: Figures = {f"{part}, ms": ms for part, ms in watch.milliseconds().items()}
     seconds = figures["rollout, ms"] / 1e3
-    return figures | {"MFU of the rollout": meter.flops["rollout"] / job.setting.timed / seconds / peak_flops(job)[0]}
+    return figures | {"MFU of the rollout": meter.flops["rollout"] / len(watch.updates) / seconds / peak_flops(job)[0]}
 
 
 def profiled(trainer: Trainer, job: Job) -> profile:
