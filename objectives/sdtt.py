@@ -29,7 +29,8 @@ from objectives.rounds import RoundsConfig, RoundsObjective
 from objectives.tail import weighted
 from students.drawing import Tokens
 from students.fill import Pass, fill
-from students.samplers.sampler import Asked, Sampler, Work
+from students.samplers.sampler import Sampler
+from students.samplers.work import Asked, Work
 from teachers.canvas import Batch, Canvas
 from teachers.chunks import chunk_count, in_chunks
 from teachers.denoiser import Denoiser

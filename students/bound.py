@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from students.samplers.planned import PlannedSampler
-from students.samplers.sampler import LOG_LINEAR
+from students.samplers.work import LOG_LINEAR
 from teachers.canvas import Canvas
 from teachers.oracle.bounds import bounds
 from teachers.oracle.source import Source

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from students.drawing import Tokens
 from students.samplers.length import restored, trimmed
-from students.samplers.sampler import LOG_LINEAR, Asked, Sampler, Work
+from students.samplers.sampler import Sampler
+from students.samplers.work import LOG_LINEAR, Asked, Work
 from students.session import Session
 from teachers.canvas import Canvas
 from teachers.chunks import scatter

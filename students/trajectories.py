@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from students.fill import Pass, fill
-from students.samplers.sampler import LOG_LINEAR, Sampler
+from students.samplers.sampler import Sampler
 from students.samplers.stepwise import Prediction
 from students.samplers.top_k import TopK
+from students.samplers.work import LOG_LINEAR
 from teachers.canvas import Canvas
 from teachers.chunks import row_sums
 from teachers.denoiser import Denoiser

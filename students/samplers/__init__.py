@@ -16,9 +16,10 @@ from students.samplers.random_start import RandomStart
 from students.samplers.released import PRESETS, RELEASED, SERVED, released_sampler
 from students.samplers.remdm import Remdm
 from students.samplers.rgas import Rgas
-from students.samplers.sampler import LOG_LINEAR, Sampler
+from students.samplers.sampler import Sampler
 from students.samplers.threshold import Threshold
 from students.samplers.top_k import TopK
+from students.samplers.work import LOG_LINEAR
 from teachers.errors import UserError
 
 SAMPLERS: dict[str, type[Sampler]] = {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from students.samplers.planned import PlannedSampler
-from students.samplers.sampler import Asked, Work
+from students.samplers.work import Asked, Work
 from teachers.canvas import Canvas
 from teachers.host import derived
 from teachers.process import MaskedProcess

@@ -18,8 +18,9 @@ from torch import Tensor
 from students.drawing import Tokens
 from students.samplers.blocks import Blocks
 from students.samplers.length import AnyLength, Grown, Profile, end_confidence, ends_of, row_ends
-from students.samplers.sampler import Asked, Sampler, Work
+from students.samplers.sampler import Sampler
 from students.samplers.threshold import confident
+from students.samplers.work import Asked, Work
 from teachers.canvas import Canvas
 from teachers.chunks import scatter
 from teachers.denoiser import Denoiser

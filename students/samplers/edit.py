@@ -15,10 +15,10 @@ from torch import Tensor
 
 from students.drawing import Tokens
 from students.samplers.blocks import Blocks
-from students.samplers.sampler import Asked, Work
 from students.samplers.score import scores
 from students.samplers.stepwise import Prediction, StepwiseSampler
 from students.samplers.threshold import confident
+from students.samplers.work import Asked, Work
 from teachers.canvas import Canvas
 from teachers.chunks import scatter
 from teachers.denoiser import Denoiser

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from students.fill import fill
 from students.samplers.planned import PlannedSampler
-from students.samplers.sampler import LOG_LINEAR
+from students.samplers.work import LOG_LINEAR
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser
 from teachers.process import MaskedProcess

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from students.drawing import Tokens
 from students.samplers.blocks import number_events
-from students.samplers.sampler import Asked, Sampler, Schedule, Work
+from students.samplers.sampler import Sampler
+from students.samplers.work import Asked, Schedule, Work
 from students.session import Session
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from students.drawing import Tokens
 from students.samplers.blocks import Blocks
-from students.samplers.sampler import Asked, Sampler, Work
+from students.samplers.sampler import Sampler
+from students.samplers.work import Asked, Work
 from teachers.canvas import Canvas
 from teachers.chunks import scatter
 from teachers.denoiser import Denoiser

@@ -32,7 +32,8 @@ from torch.nn import functional
 
 from students.critic import Discriminator
 from students.drawing import Tokens
-from students.samplers.sampler import Asked, Sampler, Work
+from students.samplers.sampler import Sampler
+from students.samplers.work import Asked, Work
 from teachers.canvas import Canvas
 from teachers.chunks import chunk_count, in_chunks
 from teachers.denoiser import Denoiser

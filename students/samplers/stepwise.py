@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from students.drawing import Tokens
-from students.samplers.sampler import Asked, Sampler, Work
+from students.samplers.sampler import Sampler
+from students.samplers.work import Asked, Work
 from teachers.canvas import Canvas
 from teachers.denoiser import Denoiser
 from teachers.randomness import Randomness, of_rows
