@@ -17,7 +17,6 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from objectives.divergences import kl
 from objectives.gradients import advantage_to_go, clipped_ratio, grouped_advantage, score_function
 from objectives.objective import (
     Distillation,
@@ -28,22 +27,17 @@ from objectives.objective import (
     one_prompt_a_group,
     rows_to_write,
 )
-from objectives.tail import weighted
+from objectives.policy import PassCost, Policy, check_policy
 from objectives.verdicts import Verifier, VerifierConfig
-from objectives.verifiers import at_the_end, state_before
-from students.adaptive import AdaptiveTrajectory, adaptive, mean_inverse_distance
-from students.planner import PlannedDenoiser, add_planner, commit_log_prob, summary
-from students.samplers import Planner, Threshold
-from students.samplers.planner import planned_logits
+from students.adaptive import AdaptiveTrajectory
+from students.planner import PlannedDenoiser, add_planner
+from students.samplers import Planner
 from students.student import twin
 from teachers.canvas import Batch, Canvas
-from teachers.chunks import chunk_count, in_chunks, scatter
 from teachers.denoiser import Denoiser
-from teachers.positions import positions
 from teachers.randomness import RowStreams
 
 TOLERANCE = 0.02  # of perplexity at equal entropy, where steps are reduced [own]
-CALIBRATION_ROWS = 64  # trajectories of the start that measure its passes [own]
 
 
 class StepReductionConfig(VerifierConfig):
@@ -107,49 +101,24 @@ class StepReductionConfig(VerifierConfig):
         return self.steps
 
     @property
+    def planner_alone(self) -> bool:
+        """Whether the law of the tokens stays as it is."""
+        return self.trains == "planner"
+
+    @property
     def unrounded(self) -> bool:
         """The law of the tokens stays as it is loaded where the planner alone trains."""
-        return self.trains == "planner"
+        return self.planner_alone
 
     def check(self, run: Surroundings) -> None:
         """What is trained is a sampler's passes, and what is measured: those of another one stay as they were."""
         super().check(run)
         sampler = run.sampler
-        if not isinstance(sampler, Planner | Threshold):
-            raise ValueError(
-                f"sampler is {sampler.name!r}, but step_reduction trains one that decides how many passes a row takes; "
-                "set sampler=planner, or sampler=threshold"
-            )
-        if isinstance(sampler, Threshold) and self.trains == "planner":
-            raise ValueError(
-                "sampler 'threshold' has no planner to train; set objective.trains=all, or sampler=planner"
-            )
-        drawn = sampler.exact or (sampler.draw == "greedy" and self.trains == "planner")
-        if not (sampler.blind and drawn and sampler.plain):
-            raise ValueError(
-                f"sampler {sampler.label!r} is not blind to what it draws, or does not draw exactly at temperature 1, "
-                "which step_reduction needs; leave its confidence, draw, temperature, top_k and top_p out. Where the "
-                "planner alone is trained, draw may be greedy"
-            )
-        if isinstance(sampler.block_length, int) and sampler.block_length < run.length:
-            self._check_blocks(sampler)
+        check_policy(sampler, run.length, self.planner_alone)
         if run.measured != sampler:
             raise ValueError(
                 f"evaluate.sampler is {run.measured.label!r}, but the passes of {sampler.label!r} are trained; leave "
                 "evaluate.sampler out"
-            )
-
-    def _check_blocks(self, sampler: Planner | Threshold) -> None:
-        """A planner is trained to choose from all that is open, and ``steps`` are those of a whole trajectory."""
-        if isinstance(sampler, Planner):
-            raise ValueError(
-                f"sampler {sampler.label!r} plans blocks, but step_reduction trains a planner of whole rows; leave "
-                "sampler.block_length out"
-            )
-        if sampler.budget == "block":
-            raise ValueError(
-                "sampler.budget is 'block', but step_reduction counts the passes of a row; leave it out, and let "
-                "objective.steps be those of all blocks together"
             )
 
     def ranks(self, figures: Mapping[str, float], reference: Mapping[str, float] | None) -> float | None:
@@ -208,9 +177,8 @@ class StepReduction(Objective[StepReductionRollout]):
 
     def __init__(self, config: StepReductionConfig, distillation: Distillation):
         self.config, self.group, self.phases, self.uses = config, config.group, config.phases, config.uses
-        self.teacher, self.process, self.canvases = distillation.teacher, distillation.process, distillation.canvases
-        self.student, self.sampler, self.tail = distillation.student, distillation.sampler, distillation.tail
-        if isinstance(self.sampler, Planner):
+        self.teacher, self.student, self.tail = distillation.teacher, distillation.student, distillation.tail
+        if isinstance(distillation.sampler, Planner):
             if not isinstance(self.student, PlannedDenoiser):
                 self.student = add_planner(self.student, config.steps, confidence=config.start_confidence)
             self.student.inner.requires_grad_(config.trains == "all")
@@ -218,7 +186,8 @@ class StepReduction(Objective[StepReductionRollout]):
         self.progress = 0.0
         self.verifier = Verifier(config, distillation, self.student, self.first)
         self.needs = self.verifier.needs
-        self._start: tuple[float, float] | None = None
+        self.policy = Policy(config, distillation, self.student, self.first)
+        self.pass_cost = PassCost(self.policy, distillation)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -231,43 +200,14 @@ class StepReduction(Objective[StepReductionRollout]):
         assert self.target is not None
         return self.target
 
-    @property
-    def planner_alone(self) -> bool:
-        """Whether the tokens' law stays as it is."""
-        return self.config.trains == "planner"
-
     def begin(self, update: int, updates: int) -> bool:
         """Where the schedules of λ and the surrogate are."""
         self.progress = update / updates
         return False
 
-    def _trajectory(
-        self, network: Denoiser, canvas: Canvas, randomness: RowStreams, keep_features: bool = False
-    ) -> AdaptiveTrajectory:
-        # what the tokens are drawn with is not the planner's doing: shared, it is noise that the baseline takes away
-        together = self.group if self.planner_alone else 1
-        steps = self.config.steps
-        return adaptive(network, self.process, canvas, self.sampler, steps, randomness, together, keep_features)
-
-    def start(self, device: torch.device) -> tuple[float, float]:
-        """Mean passes of the start, and mean of the surrogate; measured once, the same on every process."""
-        if self._start is None:
-            rows = -(-CALIBRATION_ROWS // self.group) * self.group
-            path = self._trajectory(self.first, self.canvases(rows, device), RowStreams(0, (), range(rows), device))
-            lengths = mean_inverse_distance(path.commits, path.steps)
-            self._start = float(path.steps.double().mean()), float(lengths.mean())
-        return self._start
-
     def cost(self, path: AdaptiveTrajectory) -> Tensor:
-        """(B, M) what passes cost, 1 a row as long as the start's: a surrogate at the end, later each pass its own."""
-        mean_steps, mean_surrogate = self.start(path.states.device)
-        number = torch.arange(path.commits.shape[1], device=path.states.device)
-        share = ramp(self.progress, self.config.surrogate)
-        cost = share * (number < path.steps[:, None]).double() / mean_steps
-        if share < 1:
-            surrogate = mean_inverse_distance(path.commits, path.steps) / mean_surrogate
-            cost = cost + (1 - share) * at_the_end(surrogate, path.steps, cost.shape[1])
-        return cost
+        """(B, M) what passes cost at this update."""
+        return self.pass_cost.of(path, ramp(self.progress, self.config.surrogate))
 
     @torch.no_grad()
     def rollout(self, batch: Batch, randomness: RowStreams) -> StepReductionRollout:
@@ -275,7 +215,7 @@ class StepReduction(Objective[StepReductionRollout]):
         config, batch = self.config, one_prompt_a_group(batch, self.group)
         canvas = batch.canvas
         # 1. what the student writes, and what that is worth
-        path = self._trajectory(self.student, canvas, randomness, keep_features=self.planner_alone)
+        path = self.policy.trajectory(self.student, canvas, randomness, keep_features=config.planner_alone)
         weights = self.tail.weights(path.sample, canvas.open)
         verdict = self.verifier.verdict(batch, path, randomness, weights)
         # 2. what its passes cost
@@ -299,7 +239,7 @@ class StepReduction(Objective[StepReductionRollout]):
         """(B, M) of what each pass drew, 0 where a row made none."""
         log_prob = torch.zeros_like(rollout.advantage)
         for n in range(self.config.steps):
-            part, moved, _ = self._pass(rollout, n)
+            part, moved, _ = self.policy.terms(rollout.path, rollout.canvas, n)
             if len(part) == 0:
                 break
             log_prob[part, n] = moved
@@ -312,7 +252,7 @@ class StepReduction(Objective[StepReductionRollout]):
         steps, zeros = torch.full((rows,), passes), torch.zeros(rows, passes, dtype=torch.float64)
         compared = None if self.verifier.ratio is None else canvas
         features = None
-        if self.planner_alone:
+        if self.config.planner_alone:
             with torch.no_grad():
                 features = self.student.features(canvas)[:, None].repeat(1, passes, 1, 1)
         return StepReductionRollout(
@@ -342,7 +282,7 @@ class StepReduction(Objective[StepReductionRollout]):
         rows = rows_to_write(rollout.canvas)
         gain, anchor, clipped = (torch.zeros_like(rollout.verdict) for _ in range(3))
         for n in range(self.config.steps):
-            part, moved, away = self._pass(rollout, n)
+            part, moved, away = self.policy.terms(rollout.path, rollout.canvas, n, rollout.weights)
             if len(part) == 0:
                 break
             advantage = rollout.advantage[part, n]
@@ -357,50 +297,3 @@ class StepReduction(Objective[StepReductionRollout]):
         if rollout.log_prob is not None:
             metrics["clipped"] = clipped
         return LossOutput(loss.sum(), {name: (value.detach().sum(), rows) for name, value in metrics.items()})
-
-    def _pass(self, rollout: StepReductionRollout, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """One recorded pass of the rows that made it, as float64.
-
-        Returns:
-            (R,) which rows; (R,) log-probability of what the pass drew; (R,) mean KL to the start at open positions.
-        """
-        config = self.config
-        state = state_before(rollout.path, rollout.canvas, n, self.process)
-        # where passes are collective, finished rows go along
-        made = state.open.any(1) | self.student.collective
-        part = positions(made)
-        if len(part) == 0:
-            return part, torch.zeros(0), torch.zeros(0)
-        state, commit = state.rows_where(made), rollout.commits[part, n]
-        open_, start = state.open, None
-        # 1. what the heads read: (N, H)
-        if rollout.features is not None:  # nothing that trains is behind them
-            features = rollout.features[part, n][open_]
-        else:
-            features = self.student.features(state, open_)
-        if config.trains == "all" and config.anchor_kl:
-            with torch.no_grad():
-                start = self.first.features(state, open_)
-
-        def at_positions(features: Tensor, start: Tensor | None, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            log_probs = self.student.head(features)
-            hit = log_probs.gather(-1, tokens[:, None]).squeeze(-1)
-            if start is None:
-                return hit, summary(log_probs), torch.zeros_like(hit)
-            with torch.no_grad():
-                theirs = self.first.head(start)
-            return hit, summary(log_probs), kl(log_probs, theirs)
-
-        # 2. what needs the whole vocabulary: (N,), (N, 2), (N,)
-        chunks = chunk_count(rollout.sample.numel(), self.student.spec.vocabulary)
-        hit, summaries, away = in_chunks(at_positions, chunks, features, start, rollout.sample[part][open_])
-        # 3. the log-probability of tokens and of positions: (R,)
-        log_prob = torch.zeros(len(part), dtype=torch.float64, device=open_.device)
-        if config.trains == "all":
-            log_prob = log_prob + (scatter(hit, open_) * commit).sum(1)
-        if isinstance(self.sampler, Planner) and n + 1 < config.steps:  # the last pass has no choice
-            logits = planned_logits(self.student, features, summaries, open_, config.steps, state.real)
-            logits = logits + self.sampler.bias
-            log_prob = log_prob + commit_log_prob(logits, open_, commit, self.student.repulsion)
-        away = weighted(scatter(away, open_).double(), None if rollout.weights is None else rollout.weights[part])
-        return part, log_prob, away.sum(1) / open_.sum(1).clamp(min=1)

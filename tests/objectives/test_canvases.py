@@ -204,9 +204,9 @@ def test_what_the_start_takes_is_measured_after_prompts():
     torch.manual_seed(0)
     objective = config.build(replace(distillation, prompted=batch.canvas))
     seen = []
-    objective._trajectory = lambda network, canvas, *more: seen.append(canvas) or raise_()
+    objective.policy.trajectory = lambda network, canvas, *more: seen.append(canvas) or raise_()
     with pytest.raises(StopIteration):
-        objective.start(torch.device("cpu"))
+        objective.pass_cost.start(torch.device("cpu"))
     assert torch.equal(seen[0].open[:ROWS], batch.canvas.open)
     assert torch.equal(seen[0].tokens[ROWS : 2 * ROWS], batch.canvas.tokens)
     assert distillation.canvases(3, "cpu").open.all()

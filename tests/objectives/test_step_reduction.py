@@ -208,7 +208,7 @@ def test_shared_draws_and_marginalised_verdicts_leave_the_planners_gradient_unbi
                 sets = masked.expand(len(made), 1, 2)
                 part = masked_log_likelihood(teacher, Canvas.blank(*samples.shape, 2), samples, sets, MaskedProcess())
                 verdict += part / 2 / math.comb(2, int(masked.sum()))
-    reward = verdict - config.length_weight * made / objective.start(torch.device("cpu"))[0]
+    reward = verdict - config.length_weight * made / objective.pass_cost.start(torch.device("cpu"))[0]
     exact = torch.autograd.grad(-(chances * reward).sum(), bias)[0]
     error = float(found.std() / len(found) ** 0.5)
     assert float(found.mean()) == pytest.approx(float(exact), abs=4 * error)
@@ -307,7 +307,7 @@ def test_a_rollout_that_is_used_again_is_weighted_by_how_likely_it_has_become(na
     again = objective.again(rollout, batch)
     out, surrogate = objective.loss("student", again), torch.zeros(()).double()
     for n in range(objective.config.steps):
-        part, moved, _ = objective._pass(rollout, n)
+        part, moved, _ = objective.policy.terms(rollout.path, rollout.canvas, n)
         ratio, advantage = (moved - rollout.log_prob[part, n]).exp(), rollout.advantage[part, n]
         surrogate = surrogate - torch.minimum(ratio * advantage, ratio.clamp(0.95, 1.05) * advantage).sum()
     found, expected = (torch.autograd.grad(x, trained, allow_unused=True) for x in (out.sum, surrogate))
@@ -364,7 +364,7 @@ def test_surrogate_is_the_mean_inverse_edit_distance():
 def test_length_goes_from_surrogate_to_passes_and_its_weight_rises():
     objective = small_objective(surrogate=0.5, length_warmup=0.2, length_weight=0.4)
     rollout = objective.rollout(batch_of(objective, None, 4), RowStreams(0, (3,), range(4)))
-    steps, surrogate = objective.start(torch.device("cpu"))
+    steps, surrogate = objective.pass_cost.start(torch.device("cpu"))
     lengths = mean_inverse_distance(rollout.commits, rollout.steps) / surrogate
     for update, share in ((0, 0.0), (25, 0.5), (50, 1.0), (90, 1.0)):
         assert objective.begin(update, 100) is False
@@ -460,7 +460,7 @@ def test_planner_learns_to_hurry_where_tokens_are_independent_and_only_there(cop
         (objective.loss("student", rollout).sum / 64).backward()
         optimizer.step()
         verdicts.append(float(rollout.verdict.mean()))
-    before = objective.start(torch.device("cpu"))[0]
+    before = objective.pass_cost.start(torch.device("cpu"))[0]
     canvas, streams = Canvas.blank(400, 3, 2), RowStreams(1, (), range(400))
     after = adaptive(objective.student, MaskedProcess(), canvas, PLANNER, 3, streams)
     passes = float(after.steps.double().mean())
