@@ -76,6 +76,17 @@ def compile_passes(network: nn.Module, compilation: Compilation) -> None:
             module.compile_passes(compilation)
 
 
+def use_flex_attention(network: nn.Module) -> None:
+    """Let every denoiser in a network compute attention in blocks and documents by flex attention.
+
+    Raises:
+        UserError: there is one that can not do so.
+    """
+    for module in network.modules():
+        if isinstance(module, Denoiser):
+            module.use_flex_attention()
+
+
 class Ema:
     """Exponential moving average of this process's shards of a network's float32 weights.
 

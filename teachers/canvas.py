@@ -26,7 +26,7 @@ class Rows:
         """Some of the rows: by index, mask or slice.
 
         Args:
-            whole: ``part`` is an index of all rows, each of them equally often.
+            whole: ``part`` is an index of all rows, each of them equally often, blocks of all texts in the same order.
         """
         return self._mapped(lambda tensor: part_of(tensor, part), lambda inner: inner.rows(part, whole))
 

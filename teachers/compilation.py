@@ -106,14 +106,9 @@ def compile_blocks(blocks: nn.ModuleList, compilation: Compilation) -> None:
     """Compile a network's blocks, first to last, when the first pass without a gradient reaches them."""
     if not compilation:
         return
-    import torch._dynamo  # takes two seconds
-    from torch._dynamo.callback import callback_handler
-
-    if COMPILING.begin not in callback_handler.start_callbacks:
-        callback_handler.register_start_callback(COMPILING.begin)
     # of transformers' layers with experts, in which nobody can do anything about it
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
-    torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
+    prepare_compiling()
     graphs = compilation == "reduce-overhead"
     compiled = torch.compile(_computed, dynamic=True, fullgraph=True, mode="reduce-overhead" if graphs else None)
     for number, block in enumerate(blocks):
@@ -125,6 +120,16 @@ def compilation_of(blocks: nn.ModuleList) -> Compilation:
     """How a network's blocks are compiled, if they are."""
     call = blocks[0]._compiled_call_impl
     return call.compilation if isinstance(call, CompiledBlock) else False
+
+
+def prepare_compiling() -> None:
+    """Count the seconds of what torch compiles, and let it compile `VARIANTS` kinds of a pass."""
+    import torch._dynamo  # takes two seconds
+    from torch._dynamo.callback import callback_handler
+
+    if COMPILING.begin not in callback_handler.start_callbacks:
+        callback_handler.register_start_callback(COMPILING.begin)
+    torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
 
 
 def _computed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:

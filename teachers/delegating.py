@@ -83,6 +83,10 @@ class DelegatingDenoiser(Denoiser):
         """See `Denoiser.compilation`."""
         return self.inner.compilation
 
+    def use_flex_attention(self) -> None:
+        """See `Denoiser.use_flex_attention`."""
+        self.inner.use_flex_attention()
+
     def commit_logits(self, features: Tensor, summaries: Tensor, where: Tensor) -> Tensor | None:
         """See `Denoiser.commit_logits`."""
         return self.inner.commit_logits(features, summaries, where)

@@ -149,6 +149,7 @@ class Denoiser(nn.Module, ABC):
             processes must make equally many, with equally many head calls, whatever their data. The engine sets it.
         columns: block attention counts a canvas's columns, padding included, not a row's tokens.
         companions: files that lie beside the weights and belong to them, by name, see `teachers.companions`.
+        flex: whether masks of blocks are tiles of `torch.nn.attention.flex_attention`.
         tally: of the sequences that the network is sent; one that computes with another one's shares it.
     """
 
@@ -156,6 +157,7 @@ class Denoiser(nn.Module, ABC):
     capabilities: frozenset[Capability] = frozenset()
     collective: bool = False
     columns: bool = False
+    flex: bool = False
     companions: Mapping[str, bytes] = MappingProxyType({})
 
     def __init__(self) -> None:
@@ -274,6 +276,13 @@ class Denoiser(nn.Module, ABC):
     def compilation(self) -> Compilation:
         """How its passes without a gradient are compiled, if they are."""
         return "blocks" in self.capabilities and compilation_of(self.blocks())
+
+    def use_flex_attention(self) -> None:
+        """Compute attention in blocks and documents by flex attention, without a mask of S² entries, where it has any.
+
+        Raises:
+            UserError: its attention in blocks can not be computed so.
+        """
 
     def commit_logits(self, features: Tensor, summaries: Tensor, where: Tensor) -> Tensor | None:
         """Which open positions a sampler should commit: (N,) logits; None for a denoiser that has no such opinion.

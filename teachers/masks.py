@@ -1,29 +1,15 @@
-"""4-D additive attention masks: the one lever that turns a causal language model into a denoiser."""
+"""What tokens look at: the one lever that turns a causal language model into a denoiser."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from teachers.canvas import Context
 from teachers.denoiser import Attention
 from teachers.errors import UserError
-
-
-def attention_mask_4d(
-    attention: Attention,
-    length: int,
-    dtype: torch.dtype,
-    device: torch.device | str = "cpu",
-    block_size: int | None = None,
-    padding: Tensor | None = None,
-    columns: bool = False,
-) -> Tensor:
-    """Build the (1 or B, 1, L, L) additive mask: 0 where a query may look, the dtype's minimum where it may not.
-
-    Arguments as `visible_mask`.
-    """
-    return additive(visible_mask(attention, length, device, block_size, padding, columns), dtype)
+from teachers.visibility import Visibility, same_rows
 
 
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
@@ -40,15 +26,15 @@ def sees_all(length: int, block_size: int | None) -> bool:
     return block_size is not None and length <= block_size
 
 
-def visible_mask(
+def visibility(
     attention: Attention,
     length: int,
     device: torch.device | str = "cpu",
     block_size: int | None = None,
     padding: Tensor | None = None,
     columns: bool = False,
-) -> Tensor:
-    """Where a query may look, (1 or B, 1, L, L) bool.
+) -> Visibility:
+    """Where a query may look in rows of L tokens.
 
     Args:
         attention: "full", "block" or "causal".
@@ -56,65 +42,61 @@ def visible_mask(
         padding: (B, L), 1 for real tokens; padded keys are hidden from every query.
         columns: blocks are counted from a row's first column, padding included, not from its first real token.
     """
-    position = torch.arange(length, device=device)
-    if attention == "full":
-        visible = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
-    elif attention == "causal":
-        visible = (position[:, None] >= position)[None, None]
-    else:
-        block = blocks_of(length, device, block_size, None if columns else padding)
-        visible = block[:, None, :, None] >= block[:, None, None, :]
-    if padding is not None:
-        visible = visible & padding.bool()[:, None, None, :]
-    return visible
+    sizes = {"full": max(1, length), "causal": 1, "block": block_size}
+    counted = padding if attention == "block" and not columns else None
+    block = blocks_of(length, device, sizes[attention], counted)
+    return _up_to(block, None if padding is None else padding.bool())
 
 
-def doubled_mask(block: Tensor, padding: Tensor | None = None) -> Tensor:
-    """Where a query may look in [x_t ⊕ x₀], a noised row and then its clean text: (1 or B, 1, 2L, 2L) bool.
+def visible_in_context(
+    context: Context, length: int, device: torch.device, padding: Tensor | None = None
+) -> Visibility | Tensor:
+    """Where a query may look in a context, rows being twice as long where there is clean text beside the canvas.
 
     As BD3-LM trains (2503.09573): a noised token sees its own noised block and the earlier clean ones; a clean token
     sees clean blocks up to its own.
 
     Args:
-        block: (1 or B, L) the number of each token's block.
-        padding: (B, L), as in `visible_mask`.
-    """
-    query, key = block[:, None, :, None], block[:, None, None, :]
-    noised = torch.cat([query == key, query > key], -1)
-    clean = torch.cat([torch.zeros_like(query == key), query >= key], -1)
-    visible = torch.cat([noised, clean], -2)
-    if padding is not None:
-        visible = visible & padding.bool().repeat(1, 2)[:, None, None, :]
-    return visible
-
-
-def context_mask(
-    context: Context, length: int, dtype: torch.dtype, device: torch.device, padding: Tensor | None = None
-) -> Tensor:
-    """The (1 or B, 1, L, L) additive mask of a context, or (B, 1, 2L, 2L) where there is clean text beside the canvas.
-
-    Args:
         length: L.
-        padding: (B, L), as in `visible_mask`.
+        padding: (B, L), as in `visibility`.
+
+    Returns:
+        The visibility; (B, 1, L, L) bool where later tokens are open one by one.
     """
-    # 1. without blocks: all, or all that came before and what is open of the rest, (1 or B, 1, L, L)
-    visible = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
-    if context.opened is not None:
-        visible = visible.tril() | context.opened[:, None]
-    # 2. blocks: own and earlier ones, twice as wide with clean text, (B, 1, L, L) or (B, 1, 2L, 2L)
-    block = context.blocks
-    if block is not None:
-        clean = context.clean is not None
-        visible = doubled_mask(block) if clean else block[:, None, :, None] >= block[:, None, None, :]
-    # 3. of one's own document
+    real = None if padding is None else padding.bool()
+    # 1. blocks and documents as runs of tokens, and the first run of each document: (1 or B, L)
+    block = torch.zeros(1, length, dtype=torch.int64, device=device)
+    if context.blocks is not None:
+        block = same_rows(context.blocks)
+    first = torch.zeros_like(block)
     if context.documents is not None:
-        document = context.documents if context.clean is None else context.documents.repeat(1, 2)
-        visible = visible & (document[:, None, :, None] == document[:, None, None, :])
-    # 4. no padding
-    if padding is not None:
-        real = padding.bool() if context.clean is None else padding.bool().repeat(1, 2)
-        visible = visible & real[:, None, None, :]
-    return additive(visible, dtype)
+        begins = _changes(context.documents)
+        block = (begins | _changes(block)).cumsum(1)
+        first = torch.where(begins, block, 0).cummax(1).values
+    # 2. the canvas alone
+    if context.clean is None:
+        seen = _up_to(block, real, first)
+        if context.opened is None or context.blocks is not None:
+            return seen
+        earlier = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        return seen.dense() & (earlier | context.opened)[:, None]
+    # 3. noised blocks, whose numbers are beyond those of the clean ones, and these beside them: (1 or B, 2L)
+    return Visibility(
+        torch.cat([block + length + 1, block], 1),
+        first.repeat(1, 2),
+        torch.cat([block, block + 1], 1),
+        None if real is None else real.repeat(1, 2),
+    )
+
+
+def _up_to(block: Tensor, real: Tensor | None, first: Tensor | None = None) -> Visibility:
+    """A query sees all blocks from ``first``, or from the start, up to its own."""
+    return Visibility(block, torch.zeros_like(block) if first is None else first, block + 1, real)
+
+
+def _changes(numbers: Tensor) -> Tensor:
+    """(B, L) bool, True where a number is not the one before it, and at a row's first."""
+    return functional.pad(numbers[:, 1:] != numbers[:, :-1], (1, 0), value=True)
 
 
 def blocks_of(length: int, device: torch.device | str, block_size: int | None, padding: Tensor | None) -> Tensor:

@@ -17,6 +17,7 @@ from teachers.canvas import Canvas, Prefix
 from teachers.denoiser import DenoiserSpec
 from teachers.host import derived, learned
 from teachers.positions import at, positions, sent
+from teachers.visibility import Visibility
 
 
 def prefix_of(canvas: Canvas) -> Prefix:
@@ -64,14 +65,14 @@ class Doubled:
 
     Attributes:
         tokens: (T, S), S = M · L + P, P tokens of clean text. positions: (T, S) the place of each in its text.
-        visible: (T, 1, S, S) bool, where a query may look.
+        seen: where a query may look.
         text: (R,) which row of these a block is in.
         source: (R, L) in which columns the states are that describe the tokens of a block.
     """
 
     tokens: Tensor
     positions: Tensor
-    visible: Tensor
+    seen: Visibility
     text: Tensor
     source: Tensor
 
@@ -103,19 +104,19 @@ def doubled(canvas: Canvas, shift: bool) -> Doubled:
     before = torch.arange(length, device=device)
     at = (number[..., None] * size + inside).flatten(1)
     positions = torch.cat([at, before.expand(texts, length)], 1)
-    # 3. what sees what, (T, S, S): noised blocks themselves and clean ones before, clean blocks those up to their own
-    slot, block = torch.arange(most * size, device=device) // size, before // size
-    same = (slot[:, None] == slot).expand(texts, -1, -1)
-    earlier = (at // size)[..., None] > block
-    unseen = torch.zeros(texts, length, most * size, dtype=torch.bool, device=device)
-    up_to = (block[:, None] >= block).expand(texts, -1, -1)
-    visible = torch.cat([torch.cat([same, earlier], 2), torch.cat([unseen, up_to], 2)], 1)[:, None]
+    # 3. what sees what, (T, S): noised blocks themselves and clean ones before, clean blocks those up to their own; the
+    # numbers of noised blocks are beyond those of clean ones
+    slot, block = torch.arange(most * size, device=device) // size + length // size, before // size
+    end = torch.cat([at // size, (block + 1).expand(texts, -1)], 1)
+    if prefix.texts is not None:  # which have the same blocks in the same order
+        end = end[:1]
+    seen = Visibility(torch.cat([slot, block])[None], torch.zeros_like(end[:1]), end)
     # 4. where the states are that describe the blocks, (R, L); the first token of a text is described by its own
     source = place[:, None] * size + inside
     if shift:
         begin = torch.where(prefix.block > 0, most * size + prefix.block * size - 1, source[:, 0])
         source = torch.cat([begin[:, None], source[:, :-1]], 1)
-    return Doubled(torch.cat([noised.flatten(1), clean], 1), positions, visible, text, source)
+    return Doubled(torch.cat([noised.flatten(1), clean], 1), positions, seen, text, source)
 
 
 def _places(prefix: Prefix) -> tuple[Tensor, Tensor, int, int]:

@@ -55,9 +55,10 @@ class TrainConfig(Section):
 
     ``gradient_checkpointing`` recomputes activations in the backward pass instead of keeping them; "products" keeps
     what matrix products and attention gave, and recomputes what is cheap. ``compile`` computes passes that need no
-    gradient by compiled blocks; "reduce-overhead" also replays them from CUDA graphs, on a GPU. A step whose loss or
-    gradient is not finite is skipped; ``max_skipped`` such updates in a row end the run [own]. ``precision`` "auto" is
-    bfloat16 where this machine multiplies matrices clearly faster in it, else float32.
+    gradient by compiled blocks; "reduce-overhead" also replays them from CUDA graphs, on a GPU. ``flex_attention``
+    computes attention in blocks, and in packed documents, by torch's compiled flex attention, on a GPU. A step whose
+    loss or gradient is not finite is skipped; ``max_skipped`` such updates in a row end the run [own]. ``precision``
+    "auto" is bfloat16 where this machine multiplies matrices clearly faster in it, else float32.
     """
 
     updates: Count
@@ -66,6 +67,7 @@ class TrainConfig(Section):
     precision: Precision = "float32"
     gradient_checkpointing: Checkpointing = False
     compile: Compilation = False
+    flex_attention: bool = False
     max_skipped: Count = 5
     seed: int = Field(default=0, ge=0, lt=2**63)
     ema: float = Field(default=0.999, ge=0, lt=1)
@@ -201,6 +203,11 @@ class DistillConfig(Section):
             )
         check_deepspeed(self.deepspeed, self.train.precision)
         self._check_compile()
+        if self.train.flex_attention and self.teacher.placement == "dispatched":
+            raise ValueError(
+                "train.flex_attention is true, but teacher.placement 'dispatched' spreads layers over devices, and its "
+                "masks are on one; leave out either"
+            )
         return self
 
     def _check_compile(self) -> None:
@@ -264,6 +271,11 @@ class PretrainConfig(Section):
             raise ValueError(
                 f"train.compile is {self.train.compile!r}, but it is for passes without a gradient, and pretraining "
                 "makes none; leave it out"
+            )
+        if self.train.flex_attention and self.model.attention != "block" and not self.masks.documents:
+            raise ValueError(
+                "train.flex_attention is true, but it is for attention in blocks or packed documents; set "
+                "model.attention to block or masks.documents to true, or leave it out"
             )
         check_deepspeed(self.deepspeed, self.train.precision)
         return self

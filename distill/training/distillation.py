@@ -24,7 +24,7 @@ from distill.runtime.messages import say
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import ALONE, World, returning_memory, start_world
 from distill.training.account import Account
-from distill.training.engine import micro_batch
+from distill.training.engine import check_flex_attention, micro_batch
 from distill.training.loop import Outcome, train
 from distill.training.opening import create_run, leave, open_run
 from distill.training.placement import offload_folder, place_teacher, spread_of
@@ -93,6 +93,11 @@ def load_networks(
     first = checkpoints.student.lossless(precision) if config.objective.unrounded else precision
     student = load_student(config, teacher, tokenizer, checkpoints.student, first, original)
     check_networks(config, teacher, student)
+    if config.train.flex_attention and student.spec.attention != "block":
+        raise UserError(
+            "train.flex_attention is true, but it is for attention in blocks, and this student's is "
+            f"{student.spec.attention}; leave it out"
+        )
     check_samplers(config, student)
     if config.evaluate.length is not None:
         check_length([teacher, student], config.evaluate.length)
@@ -176,6 +181,7 @@ def in_memory(config: DistillConfig, networks: Networks, world: World) -> Traine
     Raises:
         UserError: a mistake in the input.
     """
+    check_flex_attention(config.train, world)
     config = in_own_blocks(config, networks.student.spec, networks.teacher.spec)
     corpus = load_rows(config, networks)
     objective = build_objective(config, networks, corpus)
@@ -209,6 +215,7 @@ def in_run_folder(
     """
     world = start_world()
     micro_batch(config.train, world, config.objective.group)
+    check_flex_attention(config.train, world)
     run = RunFolder(path)
     config = open_run(run, config, world, resume, allow_changes)
     account = Account(world, config.train.seed)

@@ -34,6 +34,18 @@ def learning_rate_factor(update: int, config: OptimizerConfig, updates: int) -> 
     return config.final + (1 - config.final) * left / decay_updates
 
 
+def check_flex_attention(train: TrainConfig, world: World) -> None:
+    """Refuse flex attention where it can not train.
+
+    Raises:
+        UserError: this is a CPU.
+    """
+    if train.flex_attention and world.device.type == "cpu":
+        raise UserError(
+            "train.flex_attention is true, but this run is on a CPU, where flex attention has no gradient; leave it out"
+        )
+
+
 def micro_batch(train: TrainConfig, world: World, group: int = 1) -> int:
     """Rows a process sends through a network at once; the rows of an update must divide evenly.
 

@@ -15,7 +15,7 @@ from distill.config import TeacherConfig, TrainConfig
 from distill.runtime.compilation import compile_network
 from distill.runtime.deepspeed import join_deepspeed
 from distill.runtime.world import World
-from students.student import cast
+from students.student import cast, use_flex_attention
 from teachers.denoiser import Denoiser
 from teachers.families.family import Partition, Spread
 
@@ -44,6 +44,8 @@ def place_teacher(teacher: Denoiser, config: TeacherConfig, train: TrainConfig, 
     """
     if train.precision == "bfloat16":
         cast(teacher, torch.bfloat16)
+    if train.flex_attention:
+        use_flex_attention(teacher)
     if config.placement == "replicated":
         compile_network(teacher, train.compile)
         return teacher.to(world.device)

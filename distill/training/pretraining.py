@@ -20,7 +20,7 @@ from distill.runtime.progress import track
 from distill.runtime.run_folder import RunFolder
 from distill.runtime.world import start_world
 from distill.training.account import Account
-from distill.training.engine import micro_batch
+from distill.training.engine import check_flex_attention, micro_batch
 from distill.training.loop import train
 from distill.training.opening import create_run, leave, open_run
 from objectives.elbo import Autoregressive, MaskedElbo
@@ -54,6 +54,7 @@ def from_text(
     """
     world = start_world()
     micro_batch(config.train, world, config.group)
+    check_flex_attention(config.train, world)
     run = RunFolder(run_path)
     config = open_run(run, config, world, resume, allow_changes)
     account = Account(world, config.train.seed)

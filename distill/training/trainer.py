@@ -19,7 +19,7 @@ from distill.runtime.world import World
 from distill.training.engine import Engine, micro_batch
 from distill.training.engines import start_engine
 from objectives.objective import LossOutput, Objective, Rollout
-from students.student import Ema, cast, twin
+from students.student import Ema, cast, twin, use_flex_attention
 from teachers.denoiser import Denoiser
 from teachers.randomness import RowStreams
 
@@ -111,6 +111,8 @@ class Trainer:
             if name not in objective.phases:
                 cast(network, getattr(torch, config.precision)).to(world.device)
             compile_network(network, config.compile)
+            if config.flex_attention:
+                use_flex_attention(network)
         if self._average is not None and not self._average.compilation:
             # without CUDA graphs, which each journey to the device would make void; an adapter's base has been compiled
             compile_network(self._average, bool(config.compile))

@@ -155,6 +155,10 @@ class AdaptedDenoiser(Denoiser):
         """The base's: adapters sit on linear layers; see `Denoiser.token_embeddings`."""
         return self.base.token_embeddings()
 
+    def use_flex_attention(self) -> None:
+        """The base's; see `Denoiser.use_flex_attention`."""
+        self.base.use_flex_attention()
+
     def commit_logits(self, features: Tensor, summaries: Tensor, where: Tensor) -> Tensor | None:
         """The base's: no adapter reaches it; see `Denoiser.commit_logits`."""
         return self.base.commit_logits(features, summaries, where)

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from teachers.canvas import Canvas, Context, places
 from teachers.denoiser import DenoiserSpec
 from teachers.families.stock.denoiser import StockDenoiser
-from teachers.masks import block_numbers, context_mask
+from teachers.masks import additive, block_numbers, visible_in_context
 from tests.networks import shape
 
 V, L, MASK, EOS = 11, 12, 10, 0
@@ -69,7 +69,8 @@ def test_masks_against_brute_force(kind, documents):
         place = torch.arange(L).expand(3, L) if documents is None else places(documents)
         blocks = block_numbers(place, 3)
     context = Context(documents, opened, blocks, text() if kind == "doubled" else None)
-    mask = context_mask(context, L, torch.float32, torch.device("cpu"))
+    seen = visible_in_context(context, L, torch.device("cpu"))
+    mask = additive(seen if isinstance(seen, torch.Tensor) else seen.dense(), torch.float32)
     width = 2 * L if kind == "doubled" else L
     assert set(mask.unique().tolist()) == ({0.0, torch.finfo(torch.float32).min} if (mask != 0).any() else {0.0})
     visible = (mask == 0).expand(3, 1, width, width)

@@ -18,7 +18,7 @@ from teachers.canvas import Canvas
 from teachers.errors import UserError
 from teachers.families import resolve
 from teachers.families.language import LANGUAGE
-from teachers.masks import attention_mask_4d
+from teachers.masks import additive, visibility
 from teachers.vocabulary import read_tokenizer
 from tests.golden.places import COPIES, checkpoint_of
 from tests.teachers.test_golden_language import NAMED
@@ -211,7 +211,8 @@ def make(folder, config, stock_type, fields, to_release, dtype=torch.float32):
 
 def logits(network, block, tokens, real, shift):
     """(B, L, V): the row that predicts each position."""
-    mask = attention_mask_4d("block" if block else "full", LENGTH, torch.float32, "cpu", block, real, columns=True)
+    seen = visibility("block" if block else "full", LENGTH, "cpu", block, real, columns=True)
+    mask = additive(seen.dense(), torch.float32)
     with torch.no_grad():
         rows = network(input_ids=tokens, attention_mask=mask.expand(len(tokens), -1, -1, -1), use_cache=False).logits
     return torch.cat([rows[:, :1], rows[:, :-1]], 1) if shift else rows

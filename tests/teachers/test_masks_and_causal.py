@@ -16,7 +16,7 @@ from teachers.errors import UserError
 from teachers.families import load_denoiser, resolve
 from teachers.families.stock.denoiser import StockDenoiser
 from teachers.families.stock.loading import create_denoiser
-from teachers.masks import attention_mask_4d
+from teachers.masks import additive, visibility
 from teachers.vocabulary import check_tokenizer
 from tests.networks import shape
 
@@ -67,22 +67,26 @@ def without_mask(logits):
 # --- masks ---------------------------------------------------------------------------------------------------------
 
 
+def mask_of(attention, length, dtype=torch.float32, **options):
+    return additive(visibility(attention, length, **options).dense(), dtype)
+
+
 def visible(mask):
     assert set(mask.unique().tolist()) <= {0.0, torch.finfo(mask.dtype).min}
     return (mask == 0).int().tolist()
 
 
 def test_full_mask():
-    assert visible(attention_mask_4d("full", 3, torch.float32)[0, 0]) == [[1, 1, 1]] * 3
+    assert visible(mask_of("full", 3)[0, 0]) == [[1, 1, 1]] * 3
 
 
 def test_causal_mask():
-    assert visible(attention_mask_4d("causal", 3, torch.float32)[0, 0]) == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert visible(mask_of("causal", 3)[0, 0]) == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
 
 
 def test_block_mask():
     # five tokens in blocks of two: the last block is short
-    assert visible(attention_mask_4d("block", 5, torch.bfloat16, block_size=2)[0, 0]) == [
+    assert visible(mask_of("block", 5, torch.bfloat16, block_size=2)[0, 0]) == [
         [1, 1, 0, 0, 0],
         [1, 1, 0, 0, 0],
         [1, 1, 1, 1, 0],
@@ -93,7 +97,7 @@ def test_block_mask():
 
 def test_padding_hides_keys_from_every_query():
     padding = torch.tensor([[1, 1, 0], [0, 1, 1]])
-    mask = attention_mask_4d("causal", 3, torch.float32, padding=padding)
+    mask = mask_of("causal", 3, padding=padding)
     assert mask.shape == (2, 1, 3, 3)
     assert visible(mask[0, 0]) == [[1, 0, 0], [1, 1, 0], [1, 1, 0]]
     assert visible(mask[1, 0]) == [[0, 0, 0], [0, 1, 0], [0, 1, 1]]
@@ -102,7 +106,7 @@ def test_padding_hides_keys_from_every_query():
 @pytest.mark.parametrize("size", [None, 0])
 def test_block_mask_needs_a_block_size(size):
     with pytest.raises(UserError, match="block size"):
-        attention_mask_4d("block", 4, torch.float32, block_size=size)
+        visibility("block", 4, block_size=size)
 
 
 # --- attention -----------------------------------------------------------------------------------------------------
@@ -113,7 +117,7 @@ def test_block_mask_needs_a_block_size(size):
 def test_attention_equals_the_explicit_mask_on_the_stock_model(family, attention, z):
     reference = stock(family)
     ours = denoiser(family, attention=attention, block_size=BLOCK if attention == "block" else None)
-    mask = attention_mask_4d(attention, L, torch.float32, block_size=BLOCK)
+    mask = mask_of(attention, L, block_size=BLOCK)
     with torch.no_grad():
         expected = reference(input_ids=z, attention_mask=mask.expand(len(z), 1, L, L), use_cache=False).logits
     close(log_probs(ours, z), without_mask(expected))

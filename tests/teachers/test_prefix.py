@@ -93,6 +93,9 @@ def test_a_pass_is_laid_out_from_shapes_alone_where_texts_are_whole(order):
     for shift in (False, True):
         ours, theirs = (vars(doubled(canvas, shift)) for canvas in (known, looked_at))
         assert ours.keys() == theirs.keys()
+        mask, masks = ours.pop("seen").dense(), theirs.pop("seen").dense()
+        assert (len(mask), len(masks)) == (1, ROWS), "one mask for all texts where it is known that they are alike"
+        assert torch.equal(mask.expand_as(masks), masks)
         for name, value in ours.items():
             assert torch.equal(value, theirs[name]), name
     model = denoiser(attention="block", block_size=2 * SIZE)  # which reads each block in a pass of its own

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from teachers.attention import Mask
 from teachers.cache import Window, attention_blocks
 from teachers.canvas import Canvas
 from teachers.capability import Capability
@@ -21,10 +22,11 @@ from teachers.errors import UserError
 from teachers.families.dit.network import DiffusionTransformer
 from teachers.families.stock.dtypes import FLOAT32, Dtypes
 from teachers.families.stock.saving import parameters_as
-from teachers.masks import sees_all, visible_mask
+from teachers.masks import sees_all, visibility
 from teachers.ops.head import LinearHead
 from teachers.positions import at
 from teachers.prefix import asked_rows, doubled, states_in_text
+from teachers.visibility import Visibility
 from teachers.weights import write_weights
 
 WEIGHTS_FILE = "model.safetensors"
@@ -83,7 +85,8 @@ class DitDenoiser(Denoiser):
             embeddings = self.transformer.vocab_embed(canvas.tokens)
         visible = None if canvas.real is None else canvas.real[:, None, None]
         if self.spec.attention == "block" and not sees_all(canvas.length, self.spec.block_size):
-            visible = visible_mask("block", canvas.length, canvas.device, self.spec.block_size, canvas.real)
+            size = self.spec.block_size
+            visible = self._mask(visibility("block", canvas.length, canvas.device, size, canvas.real))
         return self.transformer(embeddings, self._noise_level(canvas), visible, canvas.position_ids())
 
     def _states_behind_prefix(self, canvas: Canvas) -> Tensor:
@@ -99,7 +102,15 @@ class DitDenoiser(Denoiser):
             self.transformer.vocab_embed(both.tokens),
             torch.zeros(len(both.tokens), device=canvas.device),
         )
-        return both.gather(self.transformer(embeddings, sigma, both.visible, both.positions))
+        return both.gather(self.transformer(embeddings, sigma, self._mask(both.seen), both.positions))
+
+    def _mask(self, seen: Visibility) -> Mask:
+        """Where queries may look, as the network takes it."""
+        return seen.tiled() if self.flex else seen.dense()
+
+    def use_flex_attention(self) -> None:
+        """See `Denoiser.use_flex_attention`."""
+        self.flex = True
 
     def window_features(self, canvas: Canvas, window: Window) -> Tensor:
         """See `Denoiser.window_features`."""
@@ -125,7 +136,7 @@ class DitDenoiser(Denoiser):
         if not self.release.time_optional or self.spec.time_conditioned:
             return self
         timed = type(self)(self.transformer, replace(self.spec, time_conditioned=True), self.release)
-        timed.tally = self.tally
+        timed.tally, timed.flex = self.tally, self.flex
         return timed
 
     def head(self, features: Tensor) -> Tensor:

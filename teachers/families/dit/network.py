@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
+from teachers.attention import Mask, attention
 from teachers.cache import Window
 from teachers.denoiser import Contexts
 from teachers.families.dit.shape import Shape
@@ -104,7 +105,7 @@ class Block(nn.Module):
         x: Tensor,
         condition: Tensor,
         rotation: tuple[Tensor, Tensor],
-        visible: Tensor | None = None,
+        visible: Mask | None = None,
         keep: Keep | None = None,
     ) -> Tensor:
         """(B, L, H) → (B, L, H).
@@ -112,7 +113,7 @@ class Block(nn.Module):
         Args:
             condition: (B, C) of `NoiseEmbedding`.
             rotation: of `Rotary`.
-            visible: bool that broadcasts to (B, N, L, L), True where a query sees a key; None for everywhere.
+            visible: bool that broadcasts to (B, N, L, L), True where a query sees a key, or tiles; None for everywhere.
             keep: given the new keys and values, gives back all that queries read; None for just these.
         """
         # 1. shift, scale and gate of attention, and of the MLP: (B, 1, H) each
@@ -124,15 +125,13 @@ class Block(nn.Module):
         # 3. MLP
         return x + mlp_gate * self.mlp(modulate(self.norm2(x), mlp_shift, mlp_scale))
 
-    def _attention(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], visible: Tensor | None, keep: Keep | None
-    ) -> Tensor:
+    def _attention(self, x: Tensor, rotation: tuple[Tensor, Tensor], visible: Mask | None, keep: Keep | None) -> Tensor:
         heads = self.attn_qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, L, 3, N, D)
         queries, keys, values = heads.permute(2, 0, 3, 1, 4)  # (B, N, L, D) each
         keys = rotate(keys, *rotation)
         if keep is not None:
             keys, values = keep(keys, values)
-        mixed = functional.scaled_dot_product_attention(rotate(queries, *rotation), keys, values, attn_mask=visible)
+        mixed = attention(rotate(queries, *rotation), keys, values, visible)
         return mixed.transpose(1, 2).flatten(2)
 
 
@@ -186,7 +185,7 @@ class DiffusionTransformer(nn.Module):
         self,
         embeddings: Tensor,
         sigma: Tensor,
-        visible: Tensor | None = None,
+        visible: Mask | None = None,
         positions: Tensor | None = None,
         window: Window | None = None,
     ) -> Tensor:
@@ -195,7 +194,7 @@ class DiffusionTransformer(nn.Module):
         Args:
             embeddings: (B, L, H) of `vocab_embed`, or mixtures of its rows.
             sigma: (B,) noise levels.
-            visible: bool that broadcasts to (B, N, L, L), True where a query sees a key; None for everywhere.
+            visible: bool that broadcasts to (B, N, L, L), True where a query sees a key, or tiles; None for everywhere.
             positions: (B or 1, L) of the rotary; 0 … L−1 by default.
             window: where the blocks keep their keys and values, and find those of columns that are not among the L;
                 ``visible`` is then (B, N, L, E).

@@ -6,17 +6,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from teachers.attention import Mask
 from teachers.canvas import Canvas, Context
-from teachers.masks import additive, context_mask
 from teachers.prefix import Doubled
 
 
-def states_in_context(model: PreTrainedModel, canvas: Canvas, context: Context, shift: bool) -> Tensor:
+def states_in_context(model: PreTrainedModel, canvas: Canvas, mask: Mask, shift: bool) -> Tensor:
     """(B, L, H) final hidden states, each where its token is described, see `Denoiser.hidden_states`.
 
     Args:
+        canvas: with a context.
+        mask: of `teachers.masks.visible_in_context`.
         shift: the state before a token describes it: that of the clean text, where a block begins and there is one.
     """
+    context = canvas.context
+    assert context is not None
     # 1. the canvas, and the clean text beside it at the same positions, (B, L) or (B, 2L)
     positions = canvas.position_ids()
     if positions is None:
@@ -27,7 +31,7 @@ def states_in_context(model: PreTrainedModel, canvas: Canvas, context: Context, 
     # 2. one pass, (B, L or 2L, H)
     states = model.base_model(
         input_ids=tokens,
-        attention_mask=context_mask(context, canvas.length, model.dtype, canvas.device, canvas.real),
+        attention_mask=mask,
         position_ids=read_at,
         use_cache=False,
     ).last_hidden_state
@@ -36,15 +40,16 @@ def states_in_context(model: PreTrainedModel, canvas: Canvas, context: Context, 
     return states.gather(1, source[..., None].expand(len(canvas), -1, states.shape[-1]))
 
 
-def states_behind_prefix(model: PreTrainedModel, both: Doubled, first_position: int) -> Tensor:
+def states_behind_prefix(model: PreTrainedModel, both: Doubled, mask: Mask, first_position: int) -> Tensor:
     """(B, L, H) final hidden states of blocks behind their clean text, each where its token is described.
 
     Args:
+        mask: of what is seen in both.
         first_position: what the network calls the place of a text's first token.
     """
     states = model.base_model(
         input_ids=both.tokens,
-        attention_mask=additive(both.visible, model.dtype),
+        attention_mask=mask,
         position_ids=both.positions + first_position,
         use_cache=False,
     ).last_hidden_state

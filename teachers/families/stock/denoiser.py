@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from teachers.attention import Mask
 from teachers.cache import Window, attention_blocks
 from teachers.canvas import Canvas
 from teachers.capability import Capability
@@ -37,6 +38,7 @@ from teachers.families.stock.anatomy import (
 )
 from teachers.families.stock.context import states_behind_prefix, states_in_context
 from teachers.families.stock.dtypes import FLOAT32, Dtypes
+from teachers.families.stock.flex import accept_tiles
 from teachers.families.stock.release import Release
 from teachers.families.stock.saving import (
     parameters_as,
@@ -47,10 +49,11 @@ from teachers.families.stock.saving import (
     stock_names,
 )
 from teachers.families.stock.window import states_in_window
-from teachers.masks import additive, attention_mask_4d, sees_all
+from teachers.masks import additive, sees_all, visibility, visible_in_context
 from teachers.ops.head import LinearHead
 from teachers.positions import at
 from teachers.prefix import asked_rows, doubled, states_in_text
+from teachers.visibility import Visibility
 
 SHARD = "5GB"  # the largest weights file that is written
 
@@ -122,7 +125,7 @@ class StockDenoiser(Denoiser):
 
     def inputs(
         self, canvas: Canvas, embeddings: Tensor | None = None, block_size: int | None = None
-    ) -> dict[str, Tensor | None]:
+    ) -> dict[str, Mask | None]:
         """What the model's ``forward`` is given for a canvas.
 
         Args:
@@ -132,12 +135,10 @@ class StockDenoiser(Denoiser):
         places, attention_mask = None if self.columns else canvas.position_ids(), real
         size = block_size or self.spec.block_size
         if self.spec.attention == "block" and not (self.maskless and sees_all(canvas.length, size)):
-            attention_mask = attention_mask_4d(
-                "block", canvas.length, self.model.dtype, z.device, size, real, self.columns
-            )
+            attention_mask = self._mask(visibility("block", canvas.length, z.device, size, real, self.columns))
             if places is None:  # some classes count the tokens of a mask, which they know as (B, L) only
                 places = torch.arange(canvas.length, device=z.device)[None]
-        inputs: dict[str, Tensor | None] = {"input_ids": z} if embeddings is None else {"inputs_embeds": embeddings}
+        inputs: dict[str, Mask | None] = {"input_ids": z} if embeddings is None else {"inputs_embeds": embeddings}
         inputs["attention_mask"] = attention_mask
         if places is not None and self.takes_positions:
             inputs["position_ids"] = places + self.first_position
@@ -154,7 +155,8 @@ class StockDenoiser(Denoiser):
         if canvas.context is not None:
             assert embeddings is None, "a context is of training, which reads tokens"
             self.tally.add(len(canvas))
-            return states_in_context(self.model, canvas, canvas.context, self.spec.shift)
+            mask = self._mask(visible_in_context(canvas.context, canvas.length, canvas.device, canvas.real))
+            return states_in_context(self.model, canvas, mask, self.spec.shift)
         self.tally.add(len(canvas))
         hidden = self.model.base_model(**self.inputs(canvas, embeddings), use_cache=False).last_hidden_state
         if self.spec.shift:
@@ -185,7 +187,22 @@ class StockDenoiser(Denoiser):
             return states_in_text(self.hidden_states, canvas, self.spec)
         both = doubled(canvas, self.spec.shift)
         self.tally.add(len(both.tokens))
-        return states_behind_prefix(self.model, both, self.first_position)
+        return states_behind_prefix(self.model, both, self._mask(both.seen), self.first_position)
+
+    def _mask(self, seen: Visibility | Tensor) -> Mask:
+        """Where queries may look, as the network takes it."""
+        if isinstance(seen, Visibility) and self.flex:
+            return seen.tiled()
+        return additive(seen if isinstance(seen, Tensor) else seen.dense(), self.model.dtype)
+
+    def use_flex_attention(self) -> None:
+        """See `Denoiser.use_flex_attention`."""
+        self.flex = accept_tiles(self.model)
+        if not self.flex and self.spec.attention == "block":
+            raise UserError(
+                f"{type(self.model).__name__} computes attention in a way of its own, which flex attention can not "
+                "replace; leave train.flex_attention out"
+            )
 
     @staticmethod
     def _first(canvas: Canvas) -> Tensor:
