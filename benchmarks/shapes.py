@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.config import DistillConfig, validate
 from distill.data.tokenizers import load_tokenizer
-from teachers.denoiser import Denoiser, DenoiserSpec
+from teachers.denoiser import Attention, Denoiser, DenoiserSpec
 from teachers.families.dit.denoiser import DitDenoiser, Release
 from teachers.families.dit.family import CAPABILITIES
 from teachers.families.dit.network import DiffusionTransformer
@@ -30,6 +30,7 @@ class Size:
         hidden, layers, heads, inner: width, depth, attention heads, and width of the MLP where it is not four times
             the network's.
         vocabulary, length, batch: V, L, and rows of an update.
+        block: tokens a block of attention; None where rows are looked at whole. Of stock types alone.
         sections: of the config, beside teacher, length and train.
         train: of that section.
     """
@@ -42,6 +43,7 @@ class Size:
     length: int
     batch: int = 8
     inner: int | None = None
+    block: int | None = None
     sections: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
 
@@ -105,7 +107,15 @@ class Size:
         tokenizer = load_tokenizer("bundled:teacher")
         mask_id = token_id(tokenizer, "mask")
         assert mask_id is not None
-        return DenoiserSpec(mask_id, self.vocabulary, self.length, token_id(tokenizer, "eos"))
+        attention: Attention = "full" if self.block is None else "block"
+        return DenoiserSpec(
+            mask_id,
+            self.vocabulary,
+            self.length,
+            token_id(tokenizer, "eos"),
+            attention=attention,
+            block_size=self.block,
+        )
 
     def _mdlm(self) -> Denoiser:
         sizes = DitShape(self.vocabulary, self.hidden, self._release["cond_dim"], self.layers, self.heads)
