@@ -74,7 +74,7 @@ def other_sections(size: str) -> list[Planned]:
     """What is measured in the time that is left, the last of them on any machine."""
     smaller, larger = SETTINGS[size].updates
     return [
-        Planned("blocks", blocks.blocks, 60),
+        Planned("blocks", blocks.blocks, 90),
         Planned(f"compiled, {smaller}", partial(compiled.compiled, smaller), 90),
         Planned("fused heads", fused.fused, 30),
         Planned(f"compiled, {larger}", partial(compiled.compiled, larger), 120),

@@ -30,9 +30,9 @@ class Size:
         hidden, layers, heads, inner: width, depth, attention heads, and width of the MLP where it is not four times
             the network's.
         vocabulary, length, batch: V, L, and rows of an update.
-        block: tokens a block of attention; None where rows are looked at whole. Of stock types alone.
         sections: of the config, beside teacher, length and train.
         train: of that section.
+        block: tokens a block of attention; None where rows are looked at whole. Of stock types alone.
     """
 
     family: str
@@ -43,9 +43,9 @@ class Size:
     length: int
     batch: int = 8
     inner: int | None = None
-    block: int | None = None
     sections: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
+    block: int | None = None
 
     @property
     def stock(self) -> dict[str, Any]:

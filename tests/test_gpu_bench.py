@@ -52,6 +52,8 @@ def test_only_some_sections_are_measured_and_what_is_done_is_not_measured_again(
     found = gpu.main([*words, "--only", "blocks", "latency"])
     assert {name for name, entry in found.items() if entry["state"] == "done"} == {"blocks", "latency"}
     assert found["blocks"]["parts"].popitem()[1]["same"] is True
+    for texts in ("whole texts", "a block less"):
+        assert found["blocks"]["parts"][f"attention, {texts}"]["apart"] < 1e-5
     one = found["latency"]["parts"]["169 M, 1 rows"]
     assert one["ratio"] > 0
     assert one["sampler, ms"] > 0

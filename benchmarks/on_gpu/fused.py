@@ -60,11 +60,15 @@ class Heads:
 
 
 def compared(ways: dict[str, Callable[[], object]], job: Job) -> Figures:
-    """Medians over the repeats, and on a GPU the memory that each takes beside what it is given."""
+    """Medians over the repeats, and on a GPU the memory that each of two takes beside what it is given.
+
+    The ratio is the first one's time over the second one's.
+    """
     figures: Figures = {f"{name}, MB": taken(way, job) for name, way in ways.items()}
     turns = [{name: clocked(way, job) for name, way in ways.items()} for _ in range(job.setting.repeats)]
     figures |= {f"{name}, ms": 1e3 * statistics.median(turn[name] for turn in turns) for name in ways}
-    return figures | {"ratio": statistics.median(turn["fused"] / turn["whole"] for turn in turns)}
+    first, second = ways
+    return figures | {"ratio": statistics.median(turn[first] / turn[second] for turn in turns)}
 
 
 def taken(way: Callable[[], object], job: Job) -> float | None:

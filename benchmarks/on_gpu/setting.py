@@ -24,6 +24,7 @@ class Setting:
         checked: the network of the checks, in float32.
         batches: rows that the sampler's latency is measured at. repeats: of each.
         blocks: what `benchmarks.cache` is told, once for each of its runs.
+        attended: a network whose attention in blocks is measured, and the texts of its pass.
     """
 
     updates: dict[str, Size]
@@ -32,6 +33,7 @@ class Setting:
     batches: tuple[int, ...]
     repeats: int
     blocks: tuple[tuple[str, ...], ...]
+    attended: Size
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ SETTINGS = {
             ("--shapes", "sdar-1.7b", "--blocks", "32", "--repeats", "1"),
             ("--shapes", "8b", "--blocks", "32", "--repeats", "1", "--alone"),
         ),
+        # four of LLaDA2-mini's layers, without experts: [x_t ⊕ x₀] of 4,096 tokens
+        attended=Size("llama", 2048, 4, 16, 1024, 4096, 4, block=32),
     ),
     "toy": Setting(
         updates={
@@ -106,5 +110,6 @@ SETTINGS = {
         batches=(1, 3),
         repeats=2,
         blocks=(("--shapes", "toy", "--lengths", "16", "--blocks", "4", "--batches", "2", "--repeats", "1"),),
+        attended=Size("llama", 16, 2, 2, 300, 160, 2, block=16),
     ),
 }  # fmt: skip
