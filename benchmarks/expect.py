@@ -64,6 +64,7 @@ class Model:
         config: of a checkpoint of its family. teacher: what else the config's section says.
         blocks: its size, with the weights that one token passes through.
         hidden, vocabulary: H and V of its head.
+        block_size: of its attention, where that is in blocks, which a pass reads beside the clean text.
     """
 
     config: dict[str, Any]
@@ -71,10 +72,12 @@ class Model:
     blocks: Blocks
     hidden: int
     vocabulary: int
+    block_size: int | None = None
 
     def forward(self, rows: int, length: int) -> float:
         """FLOPs of a pass whose head is asked at half of the positions."""
-        return self.blocks.forward(rows, length) + rows * length * self.hidden * self.vocabulary
+        read = length if self.block_size is None else 2 * length - self.block_size
+        return self.blocks.forward(rows, read) + rows * length * self.hidden * self.vocabulary
 
 
 def decoder(hidden: int, layers: int, heads: int, kv: int, head: int, inner: int) -> Blocks:
@@ -115,7 +118,7 @@ MODELS = {
          "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "use_bias": False,
          "use_qkv_bias": False, "norm_head": False, "norm_softmax": False, "use_rmsnorm": True,
          "moe_router_enable_expert_bias": True, "score_function": "sigmoid", "use_sliding_window": False},
-        {}, decoder(2048, 20, 16, 4, 128, 9 * 512), 2048, 157184,
+        {}, decoder(2048, 20, 16, 4, 128, 9 * 512), 2048, 157184, 32,
     ),
 }  # fmt: skip
 
@@ -142,6 +145,7 @@ def expectations(name: str, ways: str, cards: Sequence[Card]) -> Iterator[dict[s
     with tempfile.TemporaryDirectory() as folder:
         config = config_of(MODELS[name], ways, Path(folder))
         shapes = Shapes(config)
+        assert shapes.block_size == MODELS[name].block_size
         trained = sum(network.trained for network in shapes.networks().trained.values())
         for card in cards:
             option = propose(shapes, setup_of(config, card.count), card.memory * GB * HEADROOM)

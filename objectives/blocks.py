@@ -23,6 +23,7 @@ from objectives.objective import Distillation, LossOutput, Needs, Objective, Obj
 from students.fill import fill
 from teachers.canvas import Batch, Canvas
 from teachers.denoiser import end_ids
+from teachers.positions import on_device, sent
 from teachers.prefix import split
 from teachers.randomness import RowStreams
 from teachers.section import Section
@@ -109,6 +110,7 @@ class InBlocks(Objective[BlocksRollout]):
         self.phases, self.group, self.candidates = objective.phases, objective.group, objective.candidates
         self.student, self.target, self.reference = objective.student, objective.target, objective.reference
         self.asks, self.needs, self.uses = objective.asks, objective.needs, objective.uses
+        self.writes = config.prefix == "student"
         if config.prefix == "teacher" and objective.needs != "trajectories":
             self.needs = "written rows"
         elif config.prefix == "data" and objective.needs == "nothing":
@@ -130,7 +132,7 @@ class InBlocks(Objective[BlocksRollout]):
         # 1. a text for each group
         first = torch.arange(0, len(batch), self.group, device=device)
         texts = batch.rows(first)
-        if self.config.prefix == "student":
+        if self.writes:
             texts = replace(texts, labels=self._written(texts.canvas, randomness.take(first)))
         # 2. its blocks, and of each block as many rows as the group has, (B · N,)
         blocks = self._blocks(texts)
@@ -145,7 +147,7 @@ class InBlocks(Objective[BlocksRollout]):
 
     def _each(self, blocks: int, device: torch.device) -> Tensor:
         """An index of blocks that has each as often as a group has rows."""
-        return torch.arange(blocks, device=device).repeat_interleave(self.group)
+        return sent(torch.arange(blocks).repeat_interleave(self.group), device)
 
     def _streams(self, randomness: RowStreams, count: int) -> RowStreams:
         """One for each block, in the order of the rows: groups, blocks of a text, rows of a group."""
@@ -196,6 +198,6 @@ def behind_end(tokens: Tensor, ends: Sequence[int], size: int) -> Tensor:
         ends: the tokens that end a text, see `teachers.denoiser.end_ids`.
     """
     column = torch.arange(tokens.shape[1], device=tokens.device)
-    others = ~torch.isin(tokens, torch.tensor(ends, dtype=tokens.dtype, device=tokens.device))
+    others = ~torch.isin(tokens, on_device(ends, tokens.device))
     end = torch.where(others, column, -1).amax(1, keepdim=True) + 1  # (B, 1)
     return column // size > end // size

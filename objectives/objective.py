@@ -241,6 +241,7 @@ class Objective(ABC, Generic[OneRollout]):
         uses: steps that each phase makes of what one `rollout` went through.
         asks: the networks that `rollout` sends the rows through, one after the other; a name of `networks`, or
             "teacher".
+        writes: whether `rollout` first lets the student write whole texts, one of each group.
         student: what trains in the phase of that name.
         target: a frozen network of the student's shape that `begin` can ask to be filled with the averaged student; it
             is kept in checkpoints. None for objectives without one.
@@ -253,6 +254,7 @@ class Objective(ABC, Generic[OneRollout]):
     candidates: int = 1
     uses: int = 1
     asks: tuple[str, ...] = ("student",)
+    writes: bool = False
     student: Denoiser
     target: Denoiser | None = None
     reference: Denoiser | None = None

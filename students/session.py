@@ -39,9 +39,9 @@ class Session:
         if approximation is not None:
             check_cache(denoiser, approximation)
         # blocks behind a prefix are read in one pass for all of a text
-        able = "cache" in denoiser.capabilities and not self.spec.time_conditioned and canvas.prefix is None
-        wanted = passes > 1 and (self.spec.attention == "block" or approximation is not None)
-        self._cache = RowCache(denoiser, canvas, approximation) if able and wanted else None
+        able = keeps_exactly(denoiser) or approximation is not None
+        kept = able and passes > 1 and canvas.prefix is None
+        self._cache = RowCache(denoiser, canvas, approximation) if kept else None
 
     def features(self, canvas: Canvas, rows: Tensor, select: Tensor, here: Tensor | None = None) -> Tensor:
         """What the denoiser's head reads at the selected positions, (N, H) in row-major order; one pass for each row.
@@ -79,6 +79,12 @@ class Session:
     def chunks(self, positions: int) -> int:
         """In how many parts so many positions go through the head; see `chunk_count`."""
         return chunk_count(self._positions if self.denoiser.collective else positions, self.spec.vocabulary)
+
+
+def keeps_exactly(denoiser: Denoiser) -> bool:
+    """Whether keys and values of earlier blocks stay what they are while a network writes later ones."""
+    spec = denoiser.spec
+    return "cache" in denoiser.capabilities and spec.attention == "block" and not spec.time_conditioned
 
 
 def check_cache(denoiser: Denoiser, approximation: Approximation) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.expect import Model
 from benchmarks.flops import Blocks, FlopMeter
 from benchmarks.shapes import Size
 from students.adapters import AdaptedDenoiser, AdapterConfig
@@ -30,6 +31,14 @@ def counted(denoiser, rows=ROWS):
         if out.requires_grad:
             out.logsumexp(-1).sum().backward()
     return meter.total, theirs.get_total_flops()
+
+
+def test_passes_over_blocks_read_the_clean_text_as_well():
+    blocks = Blocks(2, 8, 100, 0)
+    whole, beside = (Model({}, {}, blocks, 8, 10, size) for size in (None, 4))
+    head = 3 * 16 * 8 * 10
+    assert whole.forward(3, 16) == blocks.forward(3, 16) + head
+    assert beside.forward(3, 16) == blocks.forward(3, 16 + 12) + head  # nothing reads the last block's clean text
 
 
 @pytest.mark.parametrize("family", ["llama", "mdlm"])

@@ -1,34 +1,16 @@
-"""What a training pass keeps in memory, by running it on tensors that have shapes and no data.
-
-The objective, the networks and autograd are the real ones; torch's fake tensors stand for the data, and every storage
-is counted from the operation that makes it until it is freed. So the count follows the code, whatever family of model,
-objective or kind of checkpointing it is, without a weight in memory.
-"""
+"""What is alive in memory while operations run on tensors that have shapes and no data: a count of their storages."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from distill.config import DistillConfig
-from distill.planning.alike import planned
-from objectives.objective import Objective
-from students.adapters import AdaptedDenoiser
-from students.samplers.at_once import AtOnce
-from students.student import cast, enable_gradient_checkpointing
-from teachers.canvas import Canvas
-from teachers.checkpointing import Checkpointing
-from teachers.chunks import chunk_count
-from teachers.delegating import DelegatingDenoiser
-from teachers.denoiser import Denoiser
 
 aten = torch.ops.aten
 
@@ -202,150 +184,3 @@ def _all_chosen(func: Any, args: Any) -> Any:
     if func is aten._local_scalar_dense.default:
         return False  # "are all rows the same?": the shortcut of a first step is not the most a pass can take
     return None
-
-
-@dataclass
-class Passes:
-    """The passes of an update.
-
-    Attributes:
-        rollout: of the network that a rollout asks and that takes most; None where it asks none.
-        asked: names of those that it asks.
-        phases: a loss's, by phase.
-        held: bytes that a rollout keeps until the update is over, for the rows of a process.
-    """
-
-    rollout: PassMemory | None
-    asked: tuple[str, ...]
-    phases: dict[str, PassMemory]
-    held: float
-
-    def grown(self, other: Passes, times: float) -> Passes:
-        """See `Peak.grown`."""
-        rollout = None
-        if self.rollout is not None and other.rollout is not None:
-            rollout = self.rollout.grown(other.rollout, times)
-        phases = {name: memory.grown(other.phases[name], times) for name, memory in self.phases.items()}
-        return Passes(rollout, self.asked, phases, self.held)
-
-
-def pass_memory(
-    config: DistillConfig,
-    teacher: Denoiser,
-    objective: Objective,
-    rows: int,
-    micro: int,
-    checkpointing: Checkpointing,
-    device: str,
-) -> Passes:
-    """The memory of all passes of an update.
-
-    Args:
-        teacher, objective: with networks on torch's meta device; used up.
-        rows: of this process; the rollout sends them through a network together.
-        micro: rows of a loss.
-        checkpointing: gradient checkpointing.
-        device: the type of what trains, "cpu" or another one.
-    """
-    networks = {"teacher": teacher, **objective.networks}
-    for name, network in networks.items():
-        cast(network, getattr(torch, config.train.precision))
-        if name in objective.phases:
-            enable_gradient_checkpointing(network, checkpointing)
-    with FakeTensorMode(), planned(device):
-        tracer = _Tracer(objective, networks, _fill(list(networks.values())), config.sequence_length)
-        asked = [tracer.rollout(name, rows) for name in objective.asks]
-        phases = {phase: tracer.loss(phase, micro) for phase in objective.phases}
-        held = tracer.held(micro) * rows / micro
-    largest = max(asked, key=lambda memory: memory.forward.total, default=None)
-    return Passes(largest, objective.asks, phases, held)
-
-
-@dataclass
-class _Tracer:
-    """Runs passes on tensors without data.
-
-    Attributes:
-        networks: all, by name. there: their parameters and buffers, which are not counted.
-        length: L.
-    """
-
-    objective: Objective
-    networks: dict[str, nn.Module]
-    there: list[Tensor]
-    length: int
-
-    def _live(self) -> LiveTensors:
-        return LiveTensors(self.there, self.objective.student.spec.vocabulary)
-
-    def _canvas(self, rows: int) -> Canvas:
-        return Canvas.blank(rows, self.length, self.objective.student.spec.mask_id)
-
-    @torch.no_grad()
-    def rollout(self, name: str, rows: int) -> PassMemory:
-        """A pass of a rollout: all rows at once, and a token drawn at each position."""
-        network, live = self.networks[name], self._live()
-        with live:
-            canvas = self.objective.as_read(replace(self._canvas(rows), time=torch.ones(rows)))
-            if isinstance(network, Denoiser):
-                self._draw(network, canvas)
-            else:
-                network(canvas)
-        return live.memory
-
-    def _draw(self, denoiser: Denoiser, canvas: Canvas) -> None:
-        chunks = chunk_count(canvas.tokens.numel(), denoiser.spec.vocabulary)
-        uniforms = torch.zeros(canvas.tokens.numel(), dtype=torch.float64)
-        features = denoiser.features_at(canvas, canvas.open)
-        AtOnce().tokens(denoiser.head, chunks, uniforms, torch.Generator(), features)
-
-    def loss(self, phase: str, rows: int) -> PassMemory:
-        """A loss and its backward pass."""
-        network, live = self.networks[phase], self._live()
-        live.follow_gradients(network, _blocks(network))
-        with live:
-            rollout = self.objective.outline(self._canvas(rows))
-            self.objective.loss(phase, rollout).sum.backward()
-        return live.memory
-
-    def held(self, rows: int) -> float:
-        """Bytes of a rollout of so many rows."""
-        tensors = _tensors(self.objective.outline(self._canvas(rows)))
-        storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
-        return sum(storages.values())
-
-
-def _tensors(held: object) -> Iterator[Tensor]:
-    """All tensors in the fields of a rollout, and in those of its canvases."""
-    if isinstance(held, Tensor):
-        yield held
-    elif is_dataclass(held):
-        for part in fields(held):
-            yield from _tensors(getattr(held, part.name))
-
-
-def _blocks(network: nn.Module) -> list[nn.Module]:
-    """The transformer blocks that a network's parameters lie in, or those below its adapters."""
-    inner = next(module for module in network.modules() if isinstance(module, Denoiser) and not _delegates(module))
-    return list(inner.base.blocks() if isinstance(inner, AdaptedDenoiser) else inner.blocks())
-
-
-def _delegates(module: nn.Module) -> bool:
-    return isinstance(module, DelegatingDenoiser)
-
-
-def _fill(networks: list[nn.Module]) -> list[Tensor]:
-    """Put parameters and buffers that count as the CPU's in place of those of the meta device; returns all."""
-    made: dict[int, Tensor] = {}  # two names of one parameter stay one
-    for module in (m for network in networks for m in network.modules()):
-        tables: list[dict[str, Any]] = [module._parameters, module._buffers]
-        for tensors in tables:
-            for name, old in tensors.items():
-                if old is None:
-                    continue
-                if id(old) not in made:
-                    new = torch.empty(old.shape, dtype=old.dtype, device="cpu")
-                    made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-                    made[id(made[id(old)])] = made[id(old)]
-                tensors[name] = made[id(old)]
-    return list({id(t): t for t in made.values()}.values())

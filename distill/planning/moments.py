@@ -3,7 +3,7 @@
 A run passes through a few moments: the start, the rollout, each phase's passes and its optimiser step, a checkpoint.
 What is alive at each is known: networks and their training state from their shapes and DeepSpeed's ZeRO stage (here,
 with the place in DeepSpeed 0.19 that allocates it), activations and logits from a run on tensors without data
-(`distill.planning.live_memory`). The peak is the largest of the moments. Bytes, for rank 0, which keeps the average as
+(`distill.planning.passes`). The peak is the largest of the moments. Bytes, for rank 0, which keeps the average as
 well.
 """
 
@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distill.planning.live_memory import Passes, PassMemory, Peak
+from distill.planning.live_memory import PassMemory, Peak
+from distill.planning.passes import Passes
 from distill.planning.setup import Setup
 from distill.planning.shapes import Network, Networks
 

@@ -14,7 +14,8 @@ from distill.config import DistillConfig
 from distill.config.blocks import in_own_blocks
 from distill.config.deepspeed import zero_section
 from distill.models import as_distillation, check_adapter_blocks, options_of
-from distill.planning.live_memory import GroupedProducts, Passes, pass_memory
+from distill.planning.live_memory import GroupedProducts
+from distill.planning.passes import Passes, pass_memory
 from distill.planning.setup import Setup
 from distill.training.wiring import has_other_blocks, wired
 from objectives.objective import Objective

@@ -17,6 +17,7 @@ from distill.models import load_teacher
 from distill.planning import alike
 from distill.planning.live_memory import GroupedProducts
 from distill.planning.moments import moments, peak
+from distill.planning.passes import _fill, _Tracer
 from distill.planning.propose import largest_micro_batch, with_adapters
 from distill.planning.report import heading
 from distill.planning.results import Plan
@@ -242,6 +243,45 @@ def test_blocks_are_said():
     told = Plan(shapes.networks().by_name(), shapes.vocabulary, 1, 1e9, 0.9, (), None, shapes.block_size)
     assert "rows of 32 tokens in blocks of 8;" in heading(told, planned, False)
     assert "rows of 32 tokens;" in heading(replace(told, block_size=None), planned, False)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["objective={name: didi_instruct}"],
+        ["objective={name: sdtt}", "train.critic=null"],
+        ["objective={name: step_reduction, steps: 4}", "train.critic=null", "sampler=planner", "evaluate.steps=[4]"],
+    ],
+    ids=["didi_instruct", "sdtt", "step_reduction"],
+)
+def test_passes_over_blocks_take_more_than_those_of_whole_rows(words):
+    whole, blocks = (config("length=32", "train.batch=8", *words, *more) for more in ([], ["blocks.size=8"]))
+    told = [Shapes(each).passes(setup_of(each, 1)) for each in (whole, blocks)]
+    assert all(passes.held > 0 for passes in told)
+    for phase in whole.objective.phases:
+        less, more = (passes.phases[phase].forward.activations for passes in told)
+        assert more > less, phase  # clean text beside the blocks
+
+
+def test_texts_that_a_student_writes_before_its_blocks_are_kept_as_keys_and_values():
+    planned = config("length=64", "blocks.size=8", "blocks.prefix=student")
+    shapes, told = Shapes(planned), []
+    for layers in (4, 3):
+        teacher, objective = shapes._objective(planned, layers)
+        assert objective.writes
+        with FakeTensorMode(), alike.planned("cpu"):
+            tracer = _Tracer(objective, objective.networks, _fill([teacher, *objective.networks.values()]), 64)
+            told.append(tracer.written(8).forward)
+    keys_and_values = 8 * 64 * 2 * 64 * 4  # rows, tokens, both, one head of 64, bytes
+    assert told[0].total - told[1].total == keys_and_values
+
+
+def test_a_student_with_blocks_of_its_own_is_no_adapter():
+    adapted = with_adapters(config("blocks.size=8"), own_blocks=True)
+    assert (adapted.student.adapter, adapted.objective.adapters) == (None, True)
+    assert Shapes(adapted).own_blocks
+    with pytest.raises(UserError, match="is an adapter on a teacher with full attention"):
+        Shapes(with_adapters(config("blocks.size=8")))
 
 
 def test_llada_has_the_parameters_it_has():
