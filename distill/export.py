@@ -83,13 +83,14 @@ def _steps(student: Student, steps: int | None) -> int:
     """Those that were asked for, or the default.
 
     Raises:
-        UserError: more than there are tokens.
+        UserError: none, or more than the sampler can make.
     """
     sampler = student.sampler.fitted(student.denoiser)
-    most = sampler.steps_between(student.canvas_length)[1]
     if steps is None:
-        return min(STEPS, most)
+        return min(STEPS, sampler.one_a_token(student.canvas_length))
+    most = sampler.steps_between(student.canvas_length)[1]
     if not 1 <= steps <= most:
         whole = "a block" if sampler.budget == "block" else "a canvas"
-        raise UserError(f"steps {steps} is outside 1 to {most}, the tokens of {whole}; give fewer")
+        counted = f", the tokens of {whole}" if sampler.bounded else ""
+        raise UserError(f"steps {steps} is outside 1 to {most}{counted}; give a number within")
     return steps

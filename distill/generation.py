@@ -98,10 +98,10 @@ def generate(
         prompts = [_turn(student.tokenizer, prompt) for prompt in prompts]
     canvas = build_canvas(student.tokenizer, student.denoiser.spec, prompts, length or student.canvas_length)
     to_write = canvas.open.sum(1)
-    steps = _steps(student, rule, canvas, steps, sampler)
+    taken = _steps(student, rule, canvas, steps, sampler)
     seed = secrets.randbits(32) if seed is None else seed
     row, start = torch.arange(len(prompts)).repeat_interleave(num), clock()
-    filled = write(student, track([canvas.rows(rows) for rows in row.split(ROWS)]), steps, rule, seed)
+    filled = write(student, track([canvas.rows(rows) for rows in row.split(ROWS)]), taken, rule, seed, steps is None)
     seconds = clock() - start
     continued = [prompts[i] for i in row.tolist()]
     read = partial(_answer, student) if chat else partial(text_of, student.tokenizer)
@@ -116,7 +116,7 @@ def generate(
         written=int(to_write[row].sum()),
         seconds=seconds,
         sampler=rule,
-        steps=steps,
+        steps=taken,
         seed=seed,
     )
 
@@ -127,32 +127,41 @@ def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat(present) if present else None
 
 
-def write(student: Student, canvases: Iterable[Canvas], steps: int, sampler: Sampler, seed: int) -> list[Filled]:
-    """Fill batches of canvases one after another, each row in at most as many steps as it has open positions."""
+def write(
+    student: Student, canvases: Iterable[Canvas], steps: int, sampler: Sampler, seed: int, capped: bool = False
+) -> list[Filled]:
+    """Fill batches of canvases one after another. Arguments as of `steps_of_rows`."""
     device, process, critic = student.denoiser.device, MaskedProcess(student.schedule), student.critic(sampler)
     filled, first = [], 0
     for canvas in (canvas.to(device) for canvas in canvases):
         randomness = sampler.randomness(seed, (), range(first, first := first + len(canvas)), device)
-        most = steps_of_rows(canvas, sampler, steps)
+        most = steps_of_rows(canvas, sampler, steps, capped)
         filled.append(
             fill_to_length(student.denoiser, canvas, sampler, most, randomness, process=process, critic=critic)
         )
     return filled
 
 
-def steps_of_rows(canvas: Canvas, sampler: Sampler, steps: int) -> int | Tensor:
+def steps_of_rows(canvas: Canvas, sampler: Sampler, steps: int, capped: bool = False) -> int | Tensor:
     """The steps of each row: no more than it has open positions, unless steps are of blocks or more can do more; rows
     that a critic guides take the same.
+
+    Args:
+        capped: no row shall have more steps than open positions, even if these could do more.
     """
-    alike = sampler.needs_critic or sampler.budget == "block" or not sampler.bounded
+    alike = sampler.needs_critic or sampler.budget == "block" or not (capped or sampler.bounded)
     return steps if alike else canvas.open.sum(1).clamp(max=steps)
 
 
 def _steps(student: Student, rule: Sampler, canvas: Canvas, steps: int | None, sampler: Sampler | str | None) -> int:
     """The steps that were asked for; or what the student was made for, within what its sampler can."""
-    most = rule.steps_between(int(canvas.open.sum(1).max()))[1]
+    longest = int(canvas.open.sum(1).max())
+    if steps is not None:
+        check_most(steps, rule.steps_between(longest)[1], rule)
+        return steps
+    most = rule.one_a_token(longest)
     own = most if isinstance(sampler, str) and sampler in SERVED else student.steps
-    return capped(steps, max(own, rule.fewest_steps(canvas, student.denoiser)), most)
+    return min(max(own, rule.fewest_steps(canvas, student.denoiser)), most)
 
 
 def check_counts(**counts: int | None) -> None:
@@ -162,18 +171,20 @@ def check_counts(**counts: int | None) -> None:
             raise UserError(f"{name} {value} is too small; give at least 1")
 
 
-def capped(steps: int | None, default: int, most: int) -> int:
-    """The steps to make where at most ``most`` tokens are to be written: the default is a cap, a number is meant.
+def check_most(steps: int, most: int, sampler: Sampler) -> None:
+    """Refuse more steps than a sampler can make.
 
-    Raises:
-        UserError: more steps were asked for than there are tokens.
+    Args:
+        most: of `Sampler.steps_between`, of what is to be written.
     """
-    if steps is not None and steps > most:
-        raise UserError(
-            f"steps {steps} is more steps than tokens: {most} are to be written; give steps {most} or fewer, or a "
-            "larger length"
-        )
-    return min(default, most) if steps is None else steps
+    if steps <= most:
+        return
+    if not sampler.bounded:
+        raise UserError(f"steps {steps} is more than {most}, the most there may be; give fewer")
+    raise UserError(
+        f"steps {steps} is more steps than tokens: {most} are to be written, and {sampler.name} writes one or more in "
+        f"each step; give steps {most} or fewer, a larger length, or another sampler, such as ancestral"
+    )
 
 
 def chosen_sampler(

@@ -78,7 +78,8 @@ class Model:
         (4, torch.Size([4, 64]), [8, 8, 8, 8])
 
         Args:
-            steps: by default what the model was made for, or one a token where that is fewer.
+            steps: by default what the model was made for, or one a token where that is fewer. Ancestral sampling can
+                take more steps than there are tokens: the more, the fewer tokens are drawn at once.
             sampler: such as ``fewstep.Dilated()``, or its name, or that of a family for the sampler it was released
                 with; by default what the model was made for.
             temperature: 1 is the model's own law; by default the sampler's. A greedy sampler draws where it is given.

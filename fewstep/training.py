@@ -242,7 +242,7 @@ def finished(
             teacher.tokenizer,
             config.sequence_length,
             config.teacher.process,
-            min(distill.finished.STEPS, config.sampler.steps_between(config.sequence_length)[1]),
+            min(distill.finished.STEPS, config.sampler.one_a_token(config.sequence_length)),
             config.sampler,
             f"{made}; teacher `{config.teacher.path}`.",
             training=cost,

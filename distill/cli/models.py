@@ -45,7 +45,10 @@ def generate(
     folder: Annotated[str, typer.Argument(help="An exported folder, a run, or bundled:teacher.")],
     steps: Annotated[
         int | None,
-        typer.Option(help="How many steps to write in [default: the folder's own, or fewer for fewer tokens]."),
+        typer.Option(
+            help="How many steps to write in; of ancestral more than tokens, too [default: the folder's own, or fewer for "
+            "fewer tokens]."
+        ),
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A text to continue; may be given several times.")] = None,
     chat: Annotated[

@@ -8,7 +8,7 @@ but a row of L tokens takes at most L passes, whatever the number of steps.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,8 +20,9 @@ from teachers.randomness import Randomness, uniform
 
 
 class Ancestral(PlannedSampler):
-    """The reverse process itself."""
+    """The reverse process itself: the more steps, the fewer positions of a step, also where many steps reveal none."""
 
+    bounded: ClassVar[bool] = False
     name: Literal["ancestral"] = "ancestral"
 
     def transitions(self, canvas: Canvas, steps: Tensor, process: MaskedProcess, randomness: Randomness) -> Tensor:

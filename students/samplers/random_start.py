@@ -8,7 +8,7 @@ the canvas is drawn once, whatever it started as; prompts are kept.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -25,6 +25,7 @@ from teachers.randomness import Randomness, uniform
 class RandomStart(PlannedSampler):
     """``random_share`` as in training: the part of the masks that random tokens replace; with 0, ancestral sampling."""
 
+    bounded: ClassVar[bool] = False
     name: Literal["random_start"] = "random_start"
     random_share: float = Field(default=0.0, ge=0, le=1)  # [own] as `objectives.redi.RediConfig`; [code] 0.7 for images
 

@@ -54,6 +54,7 @@ class Rgas(Sampler):
     """
 
     needs_critic: ClassVar[bool] = True
+    bounded: ClassVar[bool] = False
     whole: ClassVar[bool] = True
     name: Literal["rgas"] = "rgas"
     guided: float = Field(default=0.5, ge=0, le=1)  # [paper]

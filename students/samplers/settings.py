@@ -28,7 +28,7 @@ class SamplerSettings(Drawing):
             plain ancestral sampling.
         adaptive: how many passes a row takes depends on what the network says; ``steps`` is then only a cap.
         edits: whether what is committed may be changed again, so that a row may take more passes than it has tokens.
-        bounded: whether more steps than there are tokens can do no more.
+        bounded: whether each step commits a token, so that more steps than there are tokens can do no more.
         whole: whether it reads whole texts, and so does not write in blocks.
         inserts: whether texts may become longer while they are written, into the padding behind them.
         block_length: tokens of the blocks that a canvas is written in, one after the other
@@ -163,8 +163,13 @@ class SamplerSettings(Drawing):
     def steps_between(self, length: int) -> tuple[int, int]:
         """With how many steps rows of ``length`` tokens can be filled, and with how many more is not gained."""
         tokens = length if self.block_tokens is None else self.block_tokens
-        fewest, most = (1, min(length, tokens)) if self.budget == "block" else (-(-length // tokens), length)
-        return fewest, most if self.bounded else UNBOUNDED
+        fewest = 1 if self.budget == "block" else -(-length // tokens)
+        return fewest, self.one_a_token(length) if self.bounded else UNBOUNDED
+
+    def one_a_token(self, length: int) -> int:
+        """How many steps give each token of a row, or where they count so of a block, a step of its own."""
+        tokens = self.block_tokens if self.budget == "block" else None
+        return length if tokens is None else min(length, tokens)
 
     def most_transitions(self, length: int, steps: int) -> int:
         """How many transitions a row of ``length`` tokens has, its blocks' together, at most."""

@@ -39,10 +39,11 @@ def make_denoiser(attention="full"):
     return create_denoiser("qwen3", dict(SHAPE), spec), tokenizer
 
 
-def make_run(path: Path, checkpoint: bool = True) -> Path:
+def make_run(path: Path, checkpoint: bool = True, sampler: str = "ancestral") -> Path:
     config = {
         "teacher": {"path": "somebody/teacher", "revision": "0" * 40, "process": "cosine"},
         "objective": {"name": "integral_kl"},
+        "sampler": sampler,
         "length": LENGTH,
     }
     run = RunFolder(path)
@@ -186,8 +187,8 @@ def test_an_export_that_does_not_reload_leaves_no_folder(tmp_path, monkeypatch):
     ("change", "message"),
     [
         (dict(compress="int9"), r"compress 'int9' is unknown; did you mean 'int8'\?; allowed are int8, int4,"),
-        (dict(steps=0), "steps 0 is outside 1 to 12"),
-        (dict(steps=13), "steps 13 is outside 1 to 12"),
+        (dict(steps=0), "steps 0 is outside 1 to 1048576; give a number within"),
+        (dict(run="dilated", steps=13), "steps 13 is outside 1 to 12, the tokens of a canvas"),
         (dict(run="nowhere"), "nowhere is not a folder"),
         (dict(run="."), "neither a run folder"),
         (dict(run="young"), "no checkpoint yet"),
@@ -196,6 +197,7 @@ def test_an_export_that_does_not_reload_leaves_no_folder(tmp_path, monkeypatch):
 )
 def test_mistakes_are_named_and_nothing_is_written(tmp_path, change, message):
     make_run(tmp_path / "run")
+    make_run(tmp_path / "dilated", sampler="dilated")
     make_run(tmp_path / "young", checkpoint=False)
     judge, tokenizer = make_denoiser("causal")
     judge.save(tmp_path / "judge")

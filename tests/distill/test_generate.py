@@ -15,15 +15,18 @@ from distill.config import DataConfig, TokenizerConfig
 from distill.data.tokenizers import train_tokenizer
 from distill.evaluation.subject import named_subject
 from distill.finished import open_student
-from distill.generation import generate, text_of
+from distill.generation import decoded, generate, text_of
 from distill.runtime.world import ALONE
 from students.export import export_student
+from students.fill import fill
 from students.samplers import Ancestral, Sampler, TopK
 from students.samplers.length import Predicted
 from students.samplers.threshold import Threshold
+from teachers.canvas import Canvas
 from teachers.denoiser import DenoiserSpec
 from teachers.errors import UserError
 from teachers.families.stock.loading import create_denoiser
+from teachers.randomness import RowStreams
 from tests.golden.places import COPIES
 from tests.networks import shape
 
@@ -167,6 +170,17 @@ def test_the_default_of_steps_is_a_cap(tmp_path, capsys):
     assert "2 steps" in capsys.readouterr().err
 
 
+def test_ancestral_steps_may_outnumber_the_tokens(folder, capsys):
+    """As in `fewstep evaluate`: what is meant by many steps is hardly two tokens in one of them."""
+    texts = generate_command(folder, num=8, steps=1024, seed=0)
+    assert "ancestral, 1024 steps" in capsys.readouterr().err
+    student = open_student(folder)
+    canvas = Canvas.blank(8, 12, student.denoiser.spec.mask_id)
+    filled = fill(student.denoiser, canvas, Ancestral(), 1024, RowStreams(0, (), range(8)))
+    assert texts == [decoded(student.tokenizer, row) for row in filled.tokens.tolist()]
+    assert 11.5 < filled.nfe.double().mean() <= 12
+
+
 def test_temperature_sharpens_and_is_said(folder, capsys):
     def entropy(temperature):
         texts = generate_command(folder, num=64, seed=1, temperature=temperature)
@@ -222,8 +236,12 @@ def test_a_student_that_writes_in_blocks_takes_a_step_for_each_by_default(tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(steps=13), "steps 13 is more steps than tokens: 12 are to be written"),
-        (dict(steps=5, prompts=["12345678"]), "steps 5 is more steps than tokens: 4 are to be written"),
+        (dict(steps=13, sampler="dilated"), "steps 13 is more steps than tokens: 12 are to be written, and dilated"),
+        (
+            dict(steps=5, prompts=["12345678"], sampler="top_k"),
+            "steps 5 is more steps than tokens: 4 are to be written.*, such as ancestral",
+        ),
+        (dict(steps=2**21), "steps 2097152 is more than 1048576, the most there may be"),
         (dict(steps=0), "steps 0 is too small"),
         (dict(num=0), "num 0 is too small"),
         (dict(length=0), "length 0 is too small"),

@@ -243,7 +243,13 @@ def test_unfair_and_mistaken_comparisons_are_refused_before_anything_is_made(mad
     refused(r"would be called 'slow'.*rename", slow, slow)
     refused(r"broken.yaml: unknown key train.bach", made.configs["broken"], "train.bach=3")
     refused(r"name configs, such as", "train.batch=3")
-    refused(r"evaluate.steps has 99, more steps than the 16 tokens", slow, fast, "evaluate.steps=[99]")
+    refused(
+        r"evaluate.steps has 99, more steps than the 16 tokens",
+        slow,
+        fast,
+        "evaluate.steps=[99]",
+        "evaluate.sampler=dilated",
+    )
     refused(r"samples=100000|evaluate.samples is 100000", slow, "evaluate.samples=100000")
 
 

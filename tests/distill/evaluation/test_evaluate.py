@@ -212,7 +212,7 @@ def test_a_student_of_blocks_is_measured_as_engines_sample_from_it(made, judge):
     ("rule", "settings", "said"),
     [
         (
-            {"block_length": 4, "budget": "block"},
+            {"name": "top_k", "block_length": 4, "budget": "block"},
             {"steps": [8]},
             "has 8, more steps than the 4 tokens of a block",
         ),
@@ -292,7 +292,8 @@ def test_two_processes_measure_what_one_does(made, tmp_path, samples):
 def test_a_mistake_leaves_no_process_waiting(made, tmp_path):
     taken = tmp_path / "taken"
     taken.write_text("")
-    for words, match in (([], "is not an empty folder"), (["steps=[99]"], "more steps than the 16 tokens")):
+    many = ["steps=[99]", "sampler=dilated"]
+    for words, match in (([], "is not an empty folder"), (many, "more steps than the 16 tokens")):
         command = Command(["evaluate", made.run, "--out", tmp_path / "new" if words else taken, *words], processes=2)
         _, said = command.communicate(60)
         assert [process.exitcode for process in command.processes] == [2, 2], said[-3000:]
@@ -307,7 +308,9 @@ def test_mistakes_are_one_line_with_a_remedy(made, tmp_path):
             evaluate_command(*arguments, overrides=list(overrides))
         assert "\n" not in str(caught.value)
 
-    refused(r"has 32, more steps than the 16 tokens.*leave out", made.run, overrides=["steps=[4,32]"])
+    refused(
+        r"has 32, more steps than the 16 tokens.*leave out", made.run, overrides=["steps=[4,32]", "sampler=dilated"]
+    )
     refused(r"unknown key evaluate.sample.*'samples'", made.run, overrides=["sample=4"])
     refused(r"evaluate.length is 17 but the model takes at most 16", made.run, overrides=["length=17"])
     refused(r"leave out --student", made.run, "student")

@@ -340,7 +340,10 @@ REFUSED = [
     (["--task", "seven.jsonl", "task.checker=python"], "checker 'python' needs a function; set function"),
     (["--task", "seven.jsonl", "task.checker=python", "task.function=check.py:fails"], "raised ZeroDivisionError"),
     (["--task", "seven.jsonl", "task.checker=python", "task.function=none.py:f"], "there is no file none.py"),
-    (["--task", "seven.jsonl", "steps=[13]"], "evaluate.steps has 13, more steps than the 12 tokens"),
+    (
+        ["--task", "seven.jsonl", "sampler=dilated", "steps=[13]"],
+        "evaluate.steps has 13, more steps than the 12 tokens",
+    ),
     (["--task", "seven.jsonl", "length=64"], "evaluate.length is 64 but the model takes at most 16 tokens"),
     (["--task", "seven.jsonl", "sampler={name: top_k, block_length: 4}", "steps=[1]"], "needs at least 3"),
     (
