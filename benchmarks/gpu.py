@@ -78,7 +78,7 @@ def other_sections(size: str) -> list[Planned]:
         Planned(f"compiled, {smaller}", partial(compiled.compiled, smaller), 90),
         Planned("fused heads", fused.fused, 30),
         Planned(f"compiled, {larger}", partial(compiled.compiled, larger), 120),
-        Planned("memory", memory.memory, 60),
+        Planned("memory", memory.memory, 300),
     ]
 
 
