@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from teachers.errors import UserError
-from teachers.host import part_of, tell
+from teachers.host import learned, part_of, tell
 from teachers.positions import positions, sent
 
 
@@ -91,8 +91,16 @@ class Prefix(Rows):
     texts: int | None = None
 
     def rows(self, part: Tensor | slice, whole: bool = False) -> Prefix:
-        """See `Rows.rows`."""
-        return replace(super().rows(part, whole), texts=self.texts if whole else None)
+        """See `Rows.rows`; of whole texts side by side, a slice of some is of whole ones too."""
+        cut = super().rows(part, whole)
+        if whole or self.texts is None:
+            return cut
+        return replace(cut, texts=cut._whole_texts(len(self.owner) // self.texts) if isinstance(part, slice) else None)
+
+    def _whole_texts(self, each: int) -> int | None:
+        """How many texts there are, where each has so many rows side by side; else None."""
+        _, counts = learned(self.owner)[0].unique_consecutive(return_counts=True)
+        return len(counts) if bool((counts == each).all()) else None
 
 
 @dataclass(frozen=True)

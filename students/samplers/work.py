@@ -106,7 +106,7 @@ class Work:
 
     def rows(self, asked: Asked) -> Canvas:
         """The rows that are asked, as they are now."""
-        return replace(self.canvas.rows(asked.rows), time=asked.time)
+        return replace(self.canvas.rows(asked.rows, whole=len(asked.rows) == len(self.canvas)), time=asked.time)
 
     def write(self, asked: Asked, before: Canvas, tokens: Tensor, commit: Tensor) -> None:
         """Put the (N,) tokens of the asked positions where (R, L) ``commit`` says, and close these positions."""

@@ -81,6 +81,21 @@ def test_only_the_asked_blocks_are_read():
     assert model.log_probs(blocks, torch.zeros_like(select)).shape == (0, V)
 
 
+def test_a_slice_of_whole_texts_is_whole():
+    clean = text()
+    blocks = split(Canvas.of(noise(clean), MASK), clean, SIZE)
+    index = torch.arange(len(blocks))
+    each = blocks.rows(index.repeat_interleave(2), whole=True)
+    for canvas, rows in ((blocks, BLOCKS), (each, 2 * BLOCKS)):
+        assert canvas.rows(slice(0, None)).prefix.texts == ROWS
+        assert canvas.rows(slice(rows, 3 * rows)).prefix.texts == 2
+        assert canvas.rows(slice(1, rows)).prefix.texts is None
+        assert canvas.rows(slice(1, rows + 1)).prefix.texts is None
+    stacked = blocks.rows(index.repeat(2), whole=True)
+    assert stacked.prefix.texts == ROWS
+    assert stacked.rows(slice(0, 2 * BLOCKS)).prefix.texts is None  # half of two texts
+
+
 @pytest.mark.parametrize("order", ["as split", "each twice", "all twice"])
 def test_a_pass_is_laid_out_from_shapes_alone_where_texts_are_whole(order):
     """What is known without a look at the values is what the values say."""
