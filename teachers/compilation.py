@@ -26,26 +26,32 @@ VARIANTS = 64
 
 
 class CompileTime:
-    """How long this process has been in calls that compiled something, or recorded a CUDA graph.
+    """How long this process has compiled, or recorded CUDA graphs.
 
     Attributes:
         seconds: so far.
     """
 
     def __init__(self) -> None:
-        self.seconds, self._compiles = 0.0, False
+        self.seconds, self._calls, self._compiles, self._since = 0.0, False, False, 0.0
 
     def begin(self, _: Any) -> None:
         """What torch calls before it compiles or records."""
-        self._compiles = True
+        self._compiles, self._since = True, time.perf_counter()
+
+    def end(self, _: Any) -> None:
+        """What it calls afterwards."""
+        if not self._calls:
+            self.seconds += time.perf_counter() - self._since
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Within, a compiled function is called once. The whole call counts: kernels are also chosen in it."""
-        self._compiles, start = False, time.perf_counter()
+        """Within, a compiled function is called once. If it compiles, the whole call counts: kernels are chosen in it."""
+        self._calls, self._compiles, start = True, False, time.perf_counter()
         try:
             yield
         finally:
+            self._calls = False
             if self._compiles:
                 self.seconds += time.perf_counter() - start
 
@@ -129,6 +135,7 @@ def prepare_compiling() -> None:
 
     if COMPILING.begin not in callback_handler.start_callbacks:
         callback_handler.register_start_callback(COMPILING.begin)
+        callback_handler.register_end_callback(COMPILING.end)
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
 
 

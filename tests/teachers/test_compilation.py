@@ -109,6 +109,9 @@ def test_the_clock_stands_still_while_something_is_compiled(captured):
     assert counted == pytest.approx(whole - took, abs=0.01)
     features(network, 2)
     assert COMPILING.seconds == before + took  # nothing was compiled
+    before = COMPILING.seconds
+    torch.compile(lambda x: x + 1)(torch.ones(2))  # nor by a block
+    assert COMPILING.seconds > before
 
 
 def test_a_pass_with_a_gradient_is_not_compiled(captured):
