@@ -130,9 +130,9 @@ class InBlocks(Objective[BlocksRollout]):
         """The objective's, on the blocks of the texts."""
         count, device = batch.canvas.length // self.size, batch.canvas.device
         # 1. a text for each group
-        first = torch.arange(0, len(batch), self.group, device=device)
-        texts = batch.rows(first)
+        texts = batch.rows(slice(None, None, self.group))
         if self.writes:
+            first = torch.arange(0, len(batch), self.group, device=device)
             texts = replace(texts, labels=self._written(texts.canvas, randomness.take(first)))
         # 2. its blocks, and of each block as many rows as the group has, (B · N,)
         blocks = self._blocks(texts)
@@ -164,10 +164,10 @@ class InBlocks(Objective[BlocksRollout]):
         canvas = split(replace(texts.canvas, open=texts.canvas.open & ~ended), labels, self.size)
         order = texts.order
         if order is not None:
-            order = order.view(-1, self.size)
+            order = order.reshape(-1, self.size)
             first = order.masked_fill(order < 0, torch.iinfo(order.dtype).max).amin(1, keepdim=True)
             order = torch.where(order < 0, order, order - first)  # a block's passes are counted from its first
-        return Batch(canvas, labels.view(-1, self.size), order)
+        return Batch(canvas, labels.reshape(-1, self.size), order)
 
     def as_read(self, canvas: Canvas) -> Canvas:
         """The blocks of each group's first text, as often as the group has rows."""

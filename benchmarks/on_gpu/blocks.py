@@ -47,7 +47,7 @@ def attended(job: Job) -> Iterator[tuple[str, Figures]]:
     network.use_flex_attention()
     for name, canvas in canvases(size, network).items():
         seen = doubled(canvas, shift=False).seen.dense()
-        tiles, masks = (partial(gradient, network, canvas, flex) for flex in (True, False))
+        tiles, masks = partial(gradient, network, canvas, True), partial(gradient, network, canvas, False)
         apart = (tiles() - masks()).abs().max() / masks().abs().max()
         figures = compared({"flex": tiles, "dense": masks}, job)
         yield f"attention, {name}", figures | {"mask, MB": seen.numel() * dtype.itemsize / 2**20, "apart": float(apart)}
