@@ -219,6 +219,11 @@ def _named_sampler(own: Sampler, name: str, spec: DenoiserSpec) -> Sampler:
     if name in SAMPLERS:
         return own if name == own.name else SAMPLERS[name](name=name)
     sampler, allowed = released_sampler(name, spec), [*SAMPLERS, *PRESETS]
+    if name in SERVED and spec.block_size is None:
+        raise UserError(
+            f"sampler {name!r} is that of an engine, which serves models with attention in blocks, and this model's is "
+            f"{spec.attention}; give another one, such as threshold or top_k"
+        )
     if sampler is None:
         raise UserError(f"sampler {name!r} is unknown{nearest(name, allowed)}; allowed are {', '.join(allowed)}")
     return sampler
@@ -267,6 +272,8 @@ def _turn(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """What a user says, in the chat template's words, and those in which the answer begins."""
     if not prompt:
         raise UserError("chat answers what a user says; give a prompt")
+    if tokenizer.chat_template is None:
+        raise UserError("this model's tokenizer has no chat template, so it answers no chat; leave chat out")
     return opened(tokenizer, [{"role": "user", "content": prompt}], f"prompt {prompt[:40]!r}")
 
 

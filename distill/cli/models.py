@@ -42,12 +42,14 @@ def unpickle(
 
 
 def generate(
-    folder: Annotated[str, typer.Argument(help="An exported folder, a run, or bundled:teacher.")],
+    folder: Annotated[
+        str, typer.Argument(help="An exported folder, a run, or a bundled model, such as bundled:words.")
+    ],
     steps: Annotated[
         int | None,
         typer.Option(
-            help="How many steps to write in; of ancestral more than tokens, too [default: the folder's own, or fewer for "
-            "fewer tokens]."
+            help="How many steps to write in; ancestral takes more than there are tokens, too [default: the folder's "
+            "own, or fewer for fewer tokens]."
         ),
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A text to continue; may be given several times.")] = None,
@@ -64,8 +66,9 @@ def generate(
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="ancestral, daedal, dilated, edit, entropy_bound, factor, planner, remdm, rgas, threshold, top_k, or "
-            "the name of a family for the sampler that it was released with [default: the folder's own]."
+            help="ancestral, daedal, dilated, edit, entropy_bound, factor, joint, planner, random_start, remdm, rgas, "
+            "threshold, top_k, or the name of a family for the sampler that it was released with [default: the "
+            "folder's own]."
         ),
     ] = None,
     temperature: Annotated[

@@ -253,6 +253,7 @@ def test_a_student_that_writes_in_blocks_takes_a_step_for_each_by_default(tmp_pa
         (dict(temperature=float("nan")), "temperature nan is not a positive number"),
         (dict(sampler="ancestrel"), "did you mean 'ancestral'"),
         (dict(sampler="lada"), "did you mean 'llada'"),
+        (dict(sampler="sglang"), "serves models with attention in blocks, and this model's is full; give another one"),
         (dict(folder="nowhere"), "nowhere is not a folder"),
     ],
 )
@@ -264,7 +265,7 @@ def test_mistakes_are_named(folder, options, message, capsys):
 
 def test_a_chat_is_the_answer_alone(tmp_path, capsys):
     folder = write_student(tmp_path / "student", only="x")
-    with pytest.raises(UserError, match="prompt 'a' holds messages, but the tokenizer has no chat template"):
+    with pytest.raises(UserError, match=r"this model's tokenizer has no chat template, .* leave chat out"):
         generate_command(folder, prompts=["a"], chat=True)
     student = open_student(folder)
     student.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}:{% endfor %}"
