@@ -39,7 +39,7 @@ from students.adapters import AdapterConfig
 from students.rollout import Trajectory, redrawn
 from teachers.canvas import Batch, Canvas
 from teachers.capability import Capability
-from teachers.chunks import chunk_count, in_chunks, row_sums
+from teachers.chunks import chunk_count, in_chunks, row_sums, scatter
 from teachers.host import columns_of
 from teachers.positions import at
 from teachers.randomness import RowStreams
@@ -178,6 +178,7 @@ class IntegralKLRollout(Rollout):
         labels: (B, L) the real row as it is, where ``real`` is given.
         weight: (B,) ω(t), over π(t) where importance is asked for.
         real_weights: (B, L) `weights` of the real row; those are the sample's.
+        features: (B, L, H) what the student's head read where its last move drew, 0 elsewhere; for soft labels.
     """
 
     canvas: Canvas
@@ -191,6 +192,7 @@ class IntegralKLRollout(Rollout):
     weight: Tensor
     labels: Tensor | None = None
     real_weights: Tensor | None = None
+    features: Tensor | None = None
 
     @property
     def trajectory(self) -> Trajectory:
@@ -264,9 +266,13 @@ class IntegralKL(Objective[IntegralKLRollout]):
             real_weights = self.tail.weights(labels, canvas.open)
         # 3. how much each counts
         weight = config.weight.at(t, config.time, self.process).float()
+        # 4. of what law the sample is
+        features = trajectory.features if config.ratio.soft else None
+        features = None if features is None else scatter(features, trajectory.revealed[:, -1])
         return IntegralKLRollout(
             canvas, trajectory.states, trajectory.revealed, trajectory.time, trajectory.next_time, trajectory.sample,
-            fake, real, weight, labels, real_weights, weights=self.tail.weights(trajectory.sample, canvas.open),
+            fake, real, weight, labels, real_weights, features,
+            weights=self.tail.weights(trajectory.sample, canvas.open),
         )  # fmt: skip
 
     def _masked(self, canvas: Canvas, tokens: Tensor, hidden: Tensor, t: Tensor) -> Canvas:
@@ -277,7 +283,11 @@ class IntegralKL(Objective[IntegralKLRollout]):
         moves, time = self.config.rollout.moves, torch.ones(len(canvas), dtype=torch.float64, device=canvas.device)
         states, revealed = (x[:, None].repeat(1, moves, 1) for x in (canvas.tokens, canvas.open))
         real = canvas if self.config.ratio.needs_data else None
-        return IntegralKLRollout(canvas, states, revealed, time, time, canvas.tokens, canvas, real, time.float())
+        with torch.no_grad():
+            features = self.student.features(canvas) if self.config.ratio.soft else None
+        return IntegralKLRollout(
+            canvas, states, revealed, time, time, canvas.tokens, canvas, real, time.float(), features=features
+        )
 
     def count(self, phase: str, rollout: IntegralKLRollout) -> Tensor:
         """Masked tokens for the critic, rows for the student."""
@@ -288,9 +298,9 @@ class IntegralKL(Objective[IntegralKLRollout]):
         return self._critic_loss(rollout) if phase == "critic" else self._student_loss(rollout)
 
     def _critic_loss(self, rollout: IntegralKLRollout) -> LossOutput:
-        soft, ratio = None, self.config.ratio
-        if isinstance(ratio, Auxiliary) and ratio.labels == "soft":
-            soft = SoftLabels(self.student, rollout.moves()[-1].state)
+        soft = None
+        if rollout.features is not None:
+            soft = SoftLabels(self.student, rollout.revealed[:, -1], rollout.features)
         loss, sums = self.ratio.loss(
             rollout.fake, rollout.sample, rollout.real, soft, rollout.weights, rollout.real_weights
         )

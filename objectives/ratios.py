@@ -61,11 +61,12 @@ class SoftLabels:
 
     Attributes:
         student: the network that drew.
-        state: the canvas that it drew from, everywhere that is open.
+        drawn: (B, L) where it drew. features: (B, L, H) what its head read there, 0 elsewhere.
     """
 
     student: Denoiser
-    state: Canvas
+    drawn: Tensor
+    features: Tensor
 
 
 class Ratio(ABC):
@@ -127,14 +128,12 @@ class AuxiliaryRatio(Ratio):
             assert drawn is not None
             with torch.no_grad():
                 law = soft.student.head(own)
-            # a token that the state showed is known, and has no law
+            # what was not drawn was shown: it is known, and has no law
             return torch.where(drawn, -expectation(law, log_probs), cross_entropy(log_probs, targets)), plain
 
         own, drawn = None, None
         if soft is not None:
-            drawn = at(soft.state.open, masked)
-            with torch.no_grad():
-                own = soft.student.features(soft.state, masked)
+            own, drawn = at(soft.features, masked), at(soft.drawn, masked)
         features = self.network.features(fake, masked)
         chunks = chunk_count(masked.numel(), self.network.spec.vocabulary)
         terms = in_chunks(nats, chunks, features, at(sample, masked), own, drawn)
@@ -252,6 +251,11 @@ class RatioPart(Part, ABC):
         """How many of the critic's last blocks train; None for all."""
         return None
 
+    @property
+    def soft(self) -> bool:
+        """Whether the critic learns the law that tokens were drawn from."""
+        return False
+
     @abstractmethod
     def build(self, teacher: Denoiser, start: Denoiser) -> Ratio:
         """The ratio, whose network starts as ``start``."""
@@ -277,6 +281,11 @@ class Auxiliary(RatioPart):
                 "labels 'soft' are the student's own probabilities; set label_smoothing to 0, or labels to 'sampled'"
             )
         return self
+
+    @property
+    def soft(self) -> bool:
+        """As ``labels`` say."""
+        return self.labels == "soft"
 
     def build(self, teacher: Denoiser, start: Denoiser) -> AuxiliaryRatio:
         """See `RatioPart.build`."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from students.fill import Filled, Pass, fill
+from students.fill import Pass, fill
 from students.samplers.at_once import AtOnce
 from students.samplers.planned import PlannedSampler
 from students.samplers.random_start import random_tokens
@@ -35,6 +35,7 @@ class Trajectory:
         sample: (B, L) clean tokens; a revealed position holds the token that its move drew.
         time: (B,) t of the last recorded state.
         next_time: (B,) t after the step that the sampler would make from it.
+        features: (N, H) what the student's head read where the last move revealed, None where it revealed nothing.
     """
 
     states: Tensor
@@ -42,11 +43,18 @@ class Trajectory:
     sample: Tensor
     time: Tensor
     next_time: Tensor
+    features: Tensor | None = None
 
 
-def complete(denoiser: Denoiser, canvas: Canvas, randomness: RowStreams) -> Filled:
-    """A token from p(x₀ | z) for every open position, in one pass; drawn exactly."""
-    return fill(denoiser, canvas, AtOnce(), 1, randomness)
+def complete(denoiser: Denoiser, canvas: Canvas, randomness: RowStreams) -> tuple[Tensor, Tensor | None]:
+    """A token from p(x₀ | z) for every open position, in one pass; drawn exactly.
+
+    Returns:
+        (B, L) tokens; (N, H) what the head read at the open positions, None where there are none.
+    """
+    passes: list[Pass] = []
+    tokens = fill(denoiser, canvas, AtOnce(), 1, randomness, record=passes.append).tokens
+    return tokens, passes[0].features if passes else None
 
 
 def one_move(student: Denoiser, canvas: Canvas, randomness: RowStreams, random_share: float = 0.0) -> Trajectory:
@@ -60,8 +68,8 @@ def one_move(student: Denoiser, canvas: Canvas, randomness: RowStreams, random_s
     start = replace(canvas, time=time)
     if random_share > 0:
         start = replace(start, tokens=random_start(start, random_share, student.spec, randomness))
-    sample = complete(student, start, randomness).tokens
-    return Trajectory(start.tokens[:, None], start.open[:, None], sample, time, torch.zeros_like(time))
+    sample, features = complete(student, start, randomness)
+    return Trajectory(start.tokens[:, None], start.open[:, None], sample, time, torch.zeros_like(time), features)
 
 
 def random_start(canvas: Canvas, share: float, spec: DenoiserSpec, randomness: RowStreams) -> Tensor:
@@ -83,8 +91,8 @@ def from_data(
         labels: (B, L) clean tokens. canvas: what of them is open. t: (B,).
     """
     state = process.corrupt(labels, canvas, t, student.spec.mask_id, randomness)
-    sample = complete(student, state, randomness).tokens
-    return Trajectory(state.tokens[:, None], state.open[:, None], sample, t, torch.zeros_like(t))
+    sample, features = complete(student, state, randomness)
+    return Trajectory(state.tokens[:, None], state.open[:, None], sample, t, torch.zeros_like(t), features)
 
 
 def two_moves(
@@ -98,10 +106,10 @@ def two_moves(
     first = canvas.open & (uniform(randomness, *canvas.tokens.shape, real=canvas.real) < process.alpha(tau)[:, None])
     rest = canvas.open & ~first
     learned(first, rest)  # at once, before the passes that ask for them
-    middle = complete(student, replace(canvas, open=first, time=torch.ones_like(tau)), randomness).tokens
-    sample = complete(student, replace(canvas, tokens=middle, open=rest, time=tau), randomness).tokens
+    middle, _ = complete(student, replace(canvas, open=first, time=torch.ones_like(tau)), randomness)
+    sample, features = complete(student, replace(canvas, tokens=middle, open=rest, time=tau), randomness)
     states, revealed = torch.stack([canvas.tokens, middle], 1), torch.stack([first, rest], 1)
-    return Trajectory(states, revealed, sample, tau, torch.zeros_like(tau))
+    return Trajectory(states, revealed, sample, tau, torch.zeros_like(tau), features)
 
 
 def k_step(
@@ -131,8 +139,8 @@ def k_step(
         most = max(steps) - 1 if sampler.budget == "text" else max(steps)
         states = fill(student, canvas, sampler, budget, randomness, process=process, until=made, passes=most).canvas
     time, next_time = 1 - made / total.double(), 1 - (made + 1) / total.double()
-    sample = complete(student, replace(states, time=time), randomness).tokens
-    return Trajectory(states.tokens[:, None], states.open[:, None], sample, time, next_time)
+    sample, features = complete(student, replace(states, time=time), randomness)
+    return Trajectory(states.tokens[:, None], states.open[:, None], sample, time, next_time, features)
 
 
 def redrawn(student: Denoiser, canvas: Canvas, trajectory: Trajectory, randomness: RowStreams) -> Trajectory:
@@ -143,7 +151,8 @@ def redrawn(student: Denoiser, canvas: Canvas, trajectory: Trajectory, randomnes
     """
     (tokens,), (open_,) = trajectory.states.unbind(1), trajectory.revealed.unbind(1)
     state = replace(canvas, tokens=tokens, open=open_, time=trajectory.time)
-    return replace(trajectory, sample=complete(student, state, randomness).tokens)
+    sample, features = complete(student, state, randomness)
+    return replace(trajectory, sample=sample, features=features)
 
 
 def on_the_way(

@@ -174,7 +174,8 @@ def test_passes_that_a_stopped_row_did_not_make_are_not_trained():
     """A text that has ended takes no pass any more, though its tail was never written: nor has it a loss there."""
     sampler = Threshold(threshold=0.9, block_length=2, stop=True)
     objective = objective_of("step_reduction, all", Tail(0.5, (0,)), sampler)
-    objective.config = objective.verifier.config = objective.config.model_copy(update={"steps": 8})
+    config = objective.config.model_copy(update={"steps": 8})
+    objective.config = objective.verifier.config = objective.policy.config = config
     for network in (objective.student, objective.first):
         network.spec = replace(network.spec, eos_id=0)
     objective.begin(3, 4)

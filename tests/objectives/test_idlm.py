@@ -178,6 +178,14 @@ def test_soft_labels_by_hand():
     torch.testing.assert_close(torch.autograd.grad(out, table)[0], torch.autograd.grad(total, table)[0])
 
 
+def test_soft_labels_ask_the_student_no_second_time():
+    objective = small_objective(IdlmConfig())
+    before = objective.student.tally.passes
+    rollout = objective.rollout(batch_of(objective, real_rows(8), 8), RowStreams(0, (0,), range(8)))
+    objective.loss("critic", rollout)
+    assert objective.student.tally.passes - before == 8
+
+
 def test_soft_labels_are_the_sampled_ones_in_expectation():
     """Over the token drawn at one masked position of z̃, the rest as it is: the same loss."""
     student, f = TabularDenoiser(V + 1, L, 1), TabularDenoiser(V + 1, L, 2)
@@ -192,6 +200,8 @@ def test_soft_labels_are_the_sampled_ones_in_expectation():
         rollout.revealed = torch.ones(V, 1, L, dtype=torch.bool)
         rollout.sample = torch.tensor([[0, token, 2] for token in range(V)])
         rollout.fake = Canvas.of(torch.tensor([[0, V, 2]] * V), V)
+        if targets == "soft":
+            rollout.features = student.features(Canvas.blank(V, L, V)).detach()
         chance = says(student, torch.full((1, L), V))[0, 1, :V].exp()
         each = torch.stack([objective.loss("critic", rollout.rows(slice(i, i + 1))).sum for i in range(V)])
         losses[targets] = (chance * each).sum()
