@@ -7,10 +7,12 @@ names are untouched, and a copy of a network is not compiled.
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -46,7 +48,7 @@ class CompileTime:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Within, a compiled function is called once. If it compiles, the whole call counts: kernels are chosen in it."""
+        """Within, a compiled function is called once. A call that compiles counts whole: it chooses kernels, too."""
         self._calls, self._compiles, start = True, False, time.perf_counter()
         try:
             yield
@@ -99,13 +101,21 @@ class CompiledBlock:
             torch.compiler.cudagraph_mark_step_begin()
         try:
             with COMPILING.call():
-                out = self.compiled(self.block, *args, **kwargs)
+                out = self._compute(*args, **kwargs)
         except compiler_errors() as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
                 f"{type(self.block).__name__} can not be compiled ({reason[:200]}); leave compile out"
             ) from error
         return tree_map_only(Tensor, Tensor.clone, out) if self.last else out
+
+    def _compute(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.compiled(self.block, *args, **kwargs)
+        except compiler_errors() as error:
+            if not remove_torn_library(error):
+                raise
+        return self._compute(*args, **kwargs)
 
 
 def compile_blocks(blocks: nn.ModuleList, compilation: Compilation) -> None:
@@ -137,6 +147,21 @@ def prepare_compiling() -> None:
         callback_handler.register_start_callback(COMPILING.begin)
         callback_handler.register_end_callback(COMPILING.end)
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
+
+
+def remove_torn_library(error: Exception) -> bool:
+    """Whether a library on disk was why nothing could be compiled; it is gone now.
+
+    Inductor's compiler writes them where it looks for them, so one that is killed leaves half a library, which no later
+    process could read.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    named = re.search(r"(/\S+\.so): ", str(error))
+    if named is None or not Path(named[1]).is_relative_to(cache_dir()):
+        return False
+    Path(named[1]).unlink(missing_ok=True)
+    return True
 
 
 def _computed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:

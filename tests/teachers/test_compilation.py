@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import time
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.utils import counters
 
 from students.adapters import AdaptedDenoiser, AdapterConfig
@@ -178,6 +180,32 @@ class Reading(nn.Module):
 
     def forward(self, x):
         return x + 1 if x.sum().item() > 0 else x
+
+
+def test_a_library_that_a_killed_process_left_half_written_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    libraries = [tmp_path / place / "torn.main.so" for place in ("cache", "elsewhere")]
+    for library in libraries:
+        library.parent.mkdir()
+        library.touch()
+
+    def compiled(library):
+        """Stands for a function whose library on disk is read before it computes."""
+
+        def compute(block, x):
+            if library.exists():
+                raise BackendCompilerFailed(print, ImportError(f"{library}: file too short"), None)
+            return x + 1
+
+        return compute
+
+    for library, named in zip(libraries, (None, "file too short"), strict=True):
+        monkeypatch.setattr(torch, "compile", lambda *_, library=library, **options: compiled(library))
+        blocks = nn.ModuleList([nn.Identity()])
+        compile_blocks(blocks, True)
+        with torch.no_grad(), nullcontext() if named is None else pytest.raises(UserError, match=named):
+            assert blocks[0](torch.zeros(1)).tolist() == [1]
+    assert [library.exists() for library in libraries] == [False, True]
 
 
 class NoNetwork(Denoiser):
