@@ -62,6 +62,12 @@ CASES = {
         ["train.batch=4", "train.micro_batch=2", "train.precision=bfloat16", "train.gradient_checkpointing=true",
          "length=256", "blocks.size=32", "objective.ratio.adapter={rank: 16}", f"{BUCKET}=5000000", *WRITTEN],
     ),
+    # 8 M parameters; the student writes what is before its blocks, and keeps keys and values of 12 layers for 32 texts
+    "blocks: float32, texts of the student": (
+        {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 12, "num_attention_heads": 4},
+        {"vocabulary": 1000, "type": "llama", "attention": "block", "block_size": 32},
+        ["train.batch=32", "train.micro_batch=1", "length=256", f"{BUCKET}=1000000", "blocks.prefix=student"],
+    ),
     # 44 M parameters, of which adapters of student and critic train
     "blocks: bfloat16, LoRA": (
         {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8},

@@ -36,24 +36,28 @@ class Passes:
     """The passes of an update.
 
     Attributes:
-        rollout: of the network that a rollout asks and that takes most; None where it asks none.
+        rollouts: of each network that a rollout asks, one after the other.
         asked: names of those that it asks.
         phases: a loss's, by phase.
         held: bytes that a rollout keeps until the update is over, for the rows of a process.
     """
 
-    rollout: PassMemory | None
+    rollouts: tuple[PassMemory, ...]
     asked: tuple[str, ...]
     phases: dict[str, PassMemory]
     held: float
 
+    @property
+    def rollout(self) -> PassMemory | None:
+        """The pass of a rollout that takes most; None where it asks no network."""
+        return max(self.rollouts, key=lambda memory: memory.forward.total, default=None)
+
     def grown(self, other: Passes, times: float) -> Passes:
         """See `Peak.grown`."""
-        rollout = None
-        if self.rollout is not None and other.rollout is not None:
-            rollout = self.rollout.grown(other.rollout, times)
+        pairs = zip(self.rollouts, other.rollouts, strict=True)
+        rollouts = tuple(memory.grown(shallow, times) for memory, shallow in pairs)
         phases = {name: memory.grown(other.phases[name], times) for name, memory in self.phases.items()}
-        return Passes(rollout, self.asked, phases, self.held)
+        return Passes(rollouts, self.asked, phases, self.held)
 
 
 def pass_memory(
@@ -86,8 +90,7 @@ def pass_memory(
             asked.append(tracer.written(rows))
         phases = {phase: tracer.loss(phase, micro) for phase in objective.phases}
         held = tracer.held(micro) * rows / micro
-    largest = max(asked, key=lambda memory: memory.forward.total, default=None)
-    return Passes(largest, objective.asks, phases, held)
+    return Passes(tuple(asked), objective.asks, phases, held)
 
 
 @dataclass

@@ -15,9 +15,9 @@ from distill.cli import app
 from distill.config import DistillConfig, load_config
 from distill.models import load_teacher
 from distill.planning import alike
-from distill.planning.live_memory import GroupedProducts
+from distill.planning.live_memory import GroupedProducts, PassMemory, Peak
 from distill.planning.moments import moments, peak
-from distill.planning.passes import _fill, _Tracer
+from distill.planning.passes import Passes, _fill, _Tracer
 from distill.planning.propose import largest_micro_batch, with_adapters
 from distill.planning.report import heading
 from distill.planning.results import Plan
@@ -150,6 +150,15 @@ def test_two_depths_give_any(tmp_path):
         for from_two, of_run in passes:
             for point in vars(of_run):
                 assert getattr(from_two, point).total == pytest.approx(getattr(of_run, point).total, rel=1e-3), point
+
+
+def test_of_a_deep_network_another_pass_takes_most_than_of_a_shallow_one():
+    def passes(kept, drawn):
+        return Passes(tuple(PassMemory(forward=Peak(total)) for total in (kept, drawn)), (), {}, 0)
+
+    deep = passes(30.0, 100.0).grown(passes(20.0, 100.0), 12)
+    assert deep.rollout is not None
+    assert deep.rollout.forward.total == 30 + 12 * 10
 
 
 def of_all_chunks(monkeypatch, shapes, *arguments):
