@@ -308,7 +308,12 @@ CASES = {
     "didi_instruct, 4 layers": case(4, {"name": "didi_instruct"}, **CRITIC),
     "integral_kl, 32 layers, LoRA": case(32, KL | {"ratio": ADAPTER}, ADAPTER, gradient_checkpointing=True, **CRITIC),
 }
+IN_BLOCKS = {
+    f"{name}, blocks of 16": replace(CASES[name], block=16)
+    for name in ("integral_kl, 4 layers", "sdtt, 4 layers", "didi_instruct, 4 layers")
+}
 CASES |= {f"{name}, compiled": replace(size, train={**size.train, "compile": True}) for name, size in CASES.items()}
+CASES |= IN_BLOCKS
 
 
 def case_config(size: Size, folder: Path, updates: int = 4) -> DistillConfig:

@@ -58,7 +58,7 @@ def canvases(size: Size, network: Denoiser) -> dict[str, Canvas]:
     assert size.block is not None
     text = torch.randint(0, size.vocabulary, (size.batch, size.length), generator=torch.Generator().manual_seed(0))
     text = text.to(network.device)
-    blank = Canvas.blank(*text.shape, network.spec.mask_id, network.device)
+    blank = Canvas.blank(size.batch, size.length, network.spec.mask_id, network.device)
     whole = split(blank, text, size.block)
     return {"whole texts": whole, "a block less": whole.rows(slice(1, None))}
 
