@@ -110,12 +110,17 @@ class CompiledBlock:
         return tree_map_only(Tensor, Tensor.clone, out) if self.last else out
 
     def _compute(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return self.compiled(self.block, *args, **kwargs)
-        except compiler_errors() as error:
-            if not remove_torn_library(error):
-                raise
-        return self._compute(*args, **kwargs)
+        """What the compiled function gives; libraries that killed processes have left half written are made again."""
+        removed = set[Path]()
+        while True:
+            try:
+                return self.compiled(self.block, *args, **kwargs)
+            except compiler_errors() as error:
+                library = unreadable_library(error)
+                if library is None or library in removed:
+                    raise
+                library.unlink(missing_ok=True)
+                removed.add(library)
 
 
 def compile_blocks(blocks: nn.ModuleList, compilation: Compilation) -> None:
@@ -149,19 +154,17 @@ def prepare_compiling() -> None:
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
 
 
-def remove_torn_library(error: Exception) -> bool:
-    """Whether a library on disk was why nothing could be compiled; it is gone now.
+def unreadable_library(error: Exception) -> Path | None:
+    """The library in inductor's cache that could not be read, if that was why nothing could be compiled.
 
-    Inductor's compiler writes them where it looks for them, so one that is killed leaves half a library, which no later
-    process could read.
+    Libraries are written where they are looked for, so a process that is killed leaves half of one, which no later
+    process can read or replaces.
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     named = re.search(r"(/\S+\.so): ", str(error))
-    if named is None or not Path(named[1]).is_relative_to(cache_dir()):
-        return False
-    Path(named[1]).unlink(missing_ok=True)
-    return True
+    library = None if named is None else Path(named[1])
+    return library if library is not None and library.is_relative_to(cache_dir()) else None
 
 
 def _computed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
