@@ -39,7 +39,7 @@ from students.adapters import AdapterConfig
 from students.rollout import Trajectory, redrawn
 from teachers.canvas import Batch, Canvas
 from teachers.capability import Capability
-from teachers.chunks import chunk_count, in_chunks, row_sums, scatter
+from teachers.chunks import chunk_count, in_chunks, row_sums
 from teachers.host import columns_of
 from teachers.positions import at
 from teachers.randomness import RowStreams
@@ -268,7 +268,7 @@ class IntegralKL(Objective[IntegralKLRollout]):
         weight = config.weight.at(t, config.time, self.process).float()
         # 4. of what law the sample is
         features = trajectory.features if config.ratio.soft else None
-        features = None if features is None else scatter(features, trajectory.revealed[:, -1])
+        features = None if features is None else _spread(features, trajectory.revealed[:, -1])
         return IntegralKLRollout(
             canvas, trajectory.states, trajectory.revealed, trajectory.time, trajectory.next_time, trajectory.sample,
             fake, real, weight, labels, real_weights, features,
@@ -379,6 +379,12 @@ class IntegralKL(Objective[IntegralKLRollout]):
         chunks = chunk_count(open_.numel(), self.student.spec.vocabulary)
         tokens = at(rollout.sample, open_)
         return in_chunks(at_positions, chunks, student, teacher, theirs, auxiliary, at(move.used, open_), tokens)
+
+
+def _spread(values: Tensor, where: Tensor) -> Tensor:
+    """(N, H) values at the N True positions of (B, L) ``where``, zeros elsewhere: (B, L, H); the host does not wait."""
+    number = where.flatten().cumsum(0).view(where.shape) - 1  # of the True positions, in order
+    return values[number.clamp(min=0)].masked_fill_(~where[..., None], 0.0)
 
 
 def _sum_count(values: Tensor) -> tuple[Tensor, Tensor]:
