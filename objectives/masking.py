@@ -15,7 +15,9 @@ from torch import Tensor
 
 from teachers.canvas import Context, places
 from teachers.denoiser import DenoiserSpec
+from teachers.host import tell
 from teachers.masks import block_numbers
+from teachers.positions import sent
 from teachers.randomness import RowStreams, uniform
 from teachers.section import Section
 
@@ -85,7 +87,7 @@ class Masking:
         """What the tokens of rows (B, L) look at; None for what `DenoiserSpec.attention` says: everything."""
         documents = self._documents(x0)
         if self.block_size is not None:
-            blocks = block_numbers(_places(x0, documents), self.block_size)
+            blocks = _blocks(x0, documents, self.block_size)
             # a row that is one block has none before it to read
             return Context(documents, None, blocks, x0 if self.block_size < x0.shape[1] else None)
         opened = None
@@ -109,8 +111,14 @@ class Masking:
         return ends.cumsum(1) - ends
 
 
-def _places(x0: Tensor, documents: Tensor | None) -> Tensor:
-    return places(torch.zeros_like(x0) if documents is None else documents)
+def _blocks(x0: Tensor, documents: Tensor | None, size: int) -> Tensor:
+    """(B, L) the number of each token's block; the host knows those of rows that are one document, and so alike."""
+    if documents is not None:
+        return block_numbers(places(documents), size)
+    row = block_numbers(torch.arange(x0.shape[1])[None], size)
+    blocks = sent(row, x0.device).expand(len(x0), -1)
+    tell(blocks, row.expand(len(x0), -1))
+    return blocks
 
 
 def stratified_times(uniforms: Tensor, low: float = LOW, high: float = 1.0) -> Tensor:

@@ -13,7 +13,7 @@ from objectives.masking import LOW, Masking, MasksConfig
 from teachers.canvas import Canvas, Context, places
 from teachers.denoiser import DenoiserSpec
 from teachers.families.stock.loading import create_denoiser
-from teachers.masks import block_numbers
+from teachers.masks import block_numbers, visible_in_context
 from teachers.process import MaskedProcess
 from teachers.randomness import RowStreams
 from tests.batches import batch_of
@@ -189,6 +189,17 @@ def test_blocks_grow_and_shrink_with_the_updates():
 def test_stages_begin_at_the_start_and_in_order(stages):
     with pytest.raises(ValidationError, match=r"block_sizes begin at .* must begin at 0"):
         MasksConfig(block_sizes=stages)
+
+
+def test_rows_of_one_document_share_a_mask():
+    x0 = torch.randint(0, 2, (3, 4), generator=torch.Generator().manual_seed(0))
+    context = MaskedElbo(tiny(2), MaskedProcess()).masking.context(x0, RowStreams(0, (0,), range(3)))
+    assert torch.equal(context.blocks, blocks_of(x0, 2))
+    for part in (context, context.rows(slice(1, 3))):
+        seen = visible_in_context(part, 4, x0.device)
+        each = visible_in_context(Context(blocks=part.blocks.clone(), clean=part.clean), 4, x0.device)
+        assert (len(seen.dense()), len(each.dense())) == (1, len(part.blocks))
+        assert torch.equal(seen.dense().expand_as(each.dense()), each.dense())
 
 
 def test_documents_end_with_their_end_of_text():

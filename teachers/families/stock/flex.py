@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -39,7 +40,8 @@ def _takes_tiles(model: PreTrainedModel) -> bool:
     canvas = Canvas(tokens, tokens < 0, context=Context(tokens // 2))
     seen = Visibility(tokens // 2, tokens // 2, tokens // 2)
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is not compiled
             dense, tiled = (
                 states_in_context(model, canvas, mask, shift=False)
                 for mask in (additive(seen.dense(), model.dtype), seen.tiled())
