@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Generator
 
 import pytest
+from torch.nn import functional
 
 from teachers.errors import UserError
 
@@ -19,8 +20,16 @@ if "FEWSTEP_CACHE" not in os.environ:
     os.environ["FEWSTEP_CACHE"] = cache
     atexit.register(lambda: os.getpid() == maker and shutil.rmtree(cache, ignore_errors=True))
 
+LINEAR = functional.linear
+
 OLDER = re.compile(r"which transformers \S+ does not have; install transformers \S+ or later")
 """What a teacher says whose stock class came after the oldest transformers that fewstep runs with."""
+
+
+@pytest.fixture
+def torchs_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linear layers as torch computes them, whatever DeepSpeed's stage 3 has left behind in this process."""
+    monkeypatch.setattr(functional, "linear", LINEAR)
 
 
 @pytest.hookimpl(wrapper=True)

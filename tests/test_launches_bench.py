@@ -77,7 +77,7 @@ def test_views_launch_nothing_and_whole_tensors_of_both_memories_are_told():
     assert watcher.counts.mixes.total() == 0
 
 
-def test_an_update_launches_in_proportion_to_the_depth_and_stops_as_often(tmp_path):
+def test_an_update_launches_in_proportion_to_the_depth_and_stops_as_often(tmp_path, torchs_linear):
     counts = []
     for layers in (1, 2, 3):
         config = case_config(replace(CASES["integral_kl, 4 layers"], layers=layers), tmp_path / str(layers), updates=1)

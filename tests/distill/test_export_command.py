@@ -39,13 +39,12 @@ def make_denoiser(attention="full"):
     return create_denoiser("qwen3", dict(SHAPE), spec), tokenizer
 
 
-def make_run(path: Path, checkpoint: bool = True, sampler: str = "ancestral") -> Path:
+def make_run(path: Path, checkpoint: bool = True, sampler: str | None = None) -> Path:
     config = {
         "teacher": {"path": "somebody/teacher", "revision": "0" * 40, "process": "cosine"},
         "objective": {"name": "integral_kl"},
-        "sampler": sampler,
         "length": LENGTH,
-    }
+    } | ({} if sampler is None else {"sampler": sampler})
     run = RunFolder(path)
     run.create(yaml.safe_dump(config))
     denoiser, tokenizer = make_denoiser()

@@ -30,7 +30,7 @@ LENGTH = 6
 
 
 @pytest.fixture
-def captured(monkeypatch):
+def captured(monkeypatch, torchs_linear):
     return capturing(monkeypatch)
 
 

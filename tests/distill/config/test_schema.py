@@ -90,7 +90,7 @@ def test_missing_keys_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        (["objective.rollout.steps=[4,32]"], ("32", "16")),
+        (["sampler=dilated", "objective.rollout.steps=[4,32]"], ("32", "16")),
         (["train.critic=null"], ("train.critic",)),
         (["length=null"], ("length",)),
         (["data.path=x.txt", "data.length=12"], ("16", "12")),
@@ -105,7 +105,7 @@ def test_missing_keys_are_named(tmp_path):
         (["sampler={name: ancestral, block_length: 32, budget: block}"], ("sampler.block_length is 32", "16 tokens")),
         (["evaluate.sampler={name: top_k, block_length: 0}"], ("0 is no length of a block", "attention")),
         (
-            ["sampler={name: ancestral, block_length: 4, budget: block}", "objective.rollout.steps=[2,8]"],
+            ["sampler={name: dilated, block_length: 4, budget: block}", "objective.rollout.steps=[2,8]"],
             ("objective.rollout.steps has 8", "4 tokens of a block"),
         ),
         (["sampler={name: dilated, budget: block}"], ("budget 'block'", "block_length")),
