@@ -102,12 +102,12 @@ def doubled(canvas: Canvas, shift: bool) -> Doubled:
     noised[text, place], number[text, place] = canvas.tokens, prefix.block
     clean[text] = prefix.text[:, :length]
     before = torch.arange(length, device=device)
-    at = (number[..., None] * size + inside).flatten(1)
-    positions = torch.cat([at, before.expand(texts, length)], 1)
+    noised_at = (number[..., None] * size + inside).flatten(1)
+    read_at = torch.cat([noised_at, before.expand(texts, length)], 1)
     # 3. what sees what, (T, S): noised blocks themselves and clean ones before, clean blocks those up to their own; the
     # numbers of noised blocks are beyond those of clean ones
     slot, block = torch.arange(most * size, device=device) // size + length // size, before // size
-    end = torch.cat([at // size, (block + 1).expand(texts, -1)], 1)
+    end = torch.cat([noised_at // size, (block + 1).expand(texts, -1)], 1)
     if prefix.texts is not None:  # which have the same blocks in the same order
         end = end[:1]
     seen = Visibility(torch.cat([slot, block])[None], torch.zeros_like(end[:1]), end)
@@ -116,7 +116,7 @@ def doubled(canvas: Canvas, shift: bool) -> Doubled:
     if shift:
         begin = torch.where(prefix.block > 0, most * size + prefix.block * size - 1, source[:, 0])
         source = torch.cat([begin[:, None], source[:, :-1]], 1)
-    return Doubled(torch.cat([noised.flatten(1), clean], 1), positions, seen, text, source)
+    return Doubled(torch.cat([noised.flatten(1), clean], 1), read_at, seen, text, source)
 
 
 def _places(prefix: Prefix) -> tuple[Tensor, Tensor, int, int]:

@@ -21,6 +21,13 @@ AllowChanges = Annotated[
 ]
 
 
+def folder_of(config: Path) -> Path:
+    """The folder of a run of a config that is given none."""
+    from distill.config.bundled import config_file
+
+    return Path("runs") / config_file(config).stem
+
+
 def pretrain(
     config: Config,
     overrides: Overrides = None,
@@ -31,14 +38,8 @@ def pretrain(
     """Train a masked diffusion teacher, or an autoregressive judge, from text."""
     from distill.commands.pretrain import pretrain as command
     from distill.config import PretrainConfig, load_config
-    from distill.config.bundled import config_file
 
-    command(
-        load_config(PretrainConfig, config, overrides or []),
-        run or Path("runs") / config_file(config).stem,
-        resume,
-        allow_changes,
-    )
+    command(load_config(PretrainConfig, config, overrides or []), run or folder_of(config), resume, allow_changes)
 
 
 def convert(
@@ -54,14 +55,8 @@ def convert(
     """Make a diffusion model of an autoregressive one: pretrain, with the model as its start."""
     from distill.commands.pretrain import config_of_conversion
     from distill.commands.pretrain import convert as command
-    from distill.config.bundled import config_file
 
-    command(
-        config_of_conversion(model, config, overrides or []),
-        run or Path("runs") / config_file(config).stem,
-        resume,
-        allow_changes,
-    )
+    command(config_of_conversion(model, config, overrides or []), run or folder_of(config), resume, allow_changes)
 
 
 def distill(
@@ -74,14 +69,8 @@ def distill(
     """Train a student that needs few passes from a teacher that needs many."""
     from distill.commands.distil import distil as command
     from distill.config import DistillConfig, load_config
-    from distill.config.bundled import config_file
 
-    command(
-        load_config(DistillConfig, config, overrides or []),
-        run or Path("runs") / config_file(config).stem,
-        resume,
-        allow_changes,
-    )
+    command(load_config(DistillConfig, config, overrides or []), run or folder_of(config), resume, allow_changes)
 
 
 def plan(
