@@ -73,7 +73,8 @@ def evaluate_command(
         subject = named_subject(student, teacher, words, world)
     measure = _text if subject.config.task is None else _task
     path = measure(subject.on(world.device), target, out is not None, world)
-    say_compile_time()
+    if world.is_main:
+        say_compile_time()
     world.finish()
     return path
 

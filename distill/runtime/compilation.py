@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-import torch.distributed as dist
 from torch import nn
 
 from distill.runtime.messages import say
+from distill.runtime.world import first_to_say
 from students.student import compile_passes
 from teachers.compilation import COMPILING, Compilation
 
@@ -25,16 +25,12 @@ def compile_network(network: nn.Module, compilation: Compilation) -> None:
 
 def say_compile_time() -> None:
     """Say how long compiling took, if anything was compiled: what is told of single texts and rows leaves it out."""
-    if COMPILING.seconds and _speaks():
+    if COMPILING.seconds:
         say(f"compiling took {COMPILING.seconds:.1f} s, which no text's or row's seconds have in them")
 
 
 @cache
 def _say_once() -> None:
-    if _speaks():
-        say("passes without a gradient are compiled; the first one of each kind takes some seconds to a minute")
-
-
-def _speaks() -> bool:
-    """Whether this is the one of several processes that says what all do."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    message = "passes without a gradient are compiled; the first one of each kind takes some seconds to a minute"
+    if first_to_say(message):
+        say(message)
